@@ -1,0 +1,117 @@
+"""The ONNX graph of a model, traced from the training module itself.
+
+`kiara.ops` puts the fused operators of ONNX Runtime in the place of its eager bodies while the exporter
+traces, so this module only wraps the model in the names and shapes that every runtime expects:
+
+inputs   input_ids, attention_mask (int64, `[batch_size, ...]`), past_key_values.{i}.key|value
+outputs  logits (float32), present.{i}.key|value
+
+The cache is `[batch_size, kv_heads, past, head_size]` with static heads and head size: transformers.js
+reads them off the graph. Lengths are computed in the graph, so there are no further inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+from kiara.model import GPT
+from kiara.ops import Lengths
+from kiara_runtime.bundle import io_names
+from torch import Tensor, nn
+
+OPSET = 21
+CONTRIB_DOMAIN = "com.microsoft"
+
+
+class _Traced(nn.Module):
+    """The model with flat inputs and outputs, and the lengths read off the attention mask."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, *flat_past: Tensor) -> tuple[Tensor, ...]:
+        lengths = Lengths(
+            last=(attention_mask.sum(dim=1) - 1).to(torch.int32),
+            total=torch.scalar_tensor(attention_mask.shape[1], dtype=torch.int32),
+        )
+        past = list(zip(flat_past[::2], flat_past[1::2], strict=True))
+        logits, present = self.model(input_ids, past, lengths)
+        return (logits.float(), *(tensor for pair in present for tensor in pair))
+
+
+def trace(model: GPT) -> ir.Model:
+    """The float32 graph of `model`, its weights inside."""
+    config = model.config
+    inputs, outputs = io_names(config.num_hidden_layers)
+    batch, new, past = 2, 3, 5  # any sizes above 1 will do: the axes are named below
+    cache = (batch, config.num_key_value_heads, past, config.head_dim)
+    arguments = (
+        torch.zeros(batch, new, dtype=torch.int64),
+        torch.ones(batch, past + new, dtype=torch.int64),
+        *(torch.zeros(cache) for _ in inputs[2:]),
+    )
+    axes = (
+        {0: "batch_size", 1: "sequence_length"},
+        {0: "batch_size", 1: "total_sequence_length"},
+        tuple({0: "batch_size", 2: "past_sequence_length"} for _ in inputs[2:]),
+    )
+    with _quiet():
+        program = torch.onnx.export(
+            _Traced(model).eval(),
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=axes,
+            verbose=False,
+        )
+    assert program is not None
+    _tidy(program.model)
+    return program.model
+
+
+def _tidy(model: ir.Model) -> None:
+    """What the exporter cannot know of ONNX Runtime's operators, and what a bundle need not carry."""
+    for node in model.graph:
+        node.metadata_props.clear()  # stack traces, with the paths of the machine that exported
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.domain = ""  # an operator of ONNX Runtime's that lives in the default domain
+        if node.op_type == "SkipSimplifiedLayerNormalization":
+            for output in node.outputs[1:]:
+                if not output.uses() and not output.is_graph_output():
+                    output.name = ""  # an output that is not asked for, and so not computed
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    _name_presents(model)
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name, model.producer_version, model.graph.name = "kiara", None, "kiara"
+
+
+def _name_presents(model: ir.Model) -> None:
+    """Give the cache's outputs the axes of its inputs; the exporter leaves sums such as `s1 + s3`."""
+    cache = model.graph.inputs[2].shape
+    assert cache is not None
+    for value in model.graph.outputs[1:]:
+        value.shape = ir.Shape(["batch_size", cache[1], "total_sequence_length", cache[3]])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's remarks are for those who write exporters."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

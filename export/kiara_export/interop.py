@@ -1,0 +1,84 @@
+"""The files that let other runtimes open a bundle: transformers.js and onnxruntime-genai.
+
+Both know a model by its architecture's name. `llama` stands here for the names and shapes of inputs and
+outputs only; the operators are in the graph, and the true architecture is in `kiara.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kiara.model import GPT
+from kiara_runtime.bundle import io_names
+from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
+
+
+def write_interop(folder: Path, model: GPT, tokenizer: Tokenizer, graph_file: str) -> None:
+    """Write config.json, generation_config.json and genai_config.json; `graph_file` is what genai opens."""
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    _write(folder / "config.json", {**_transformers_config(model), **ids})
+    _write(folder / "generation_config.json", ids)
+    _write(folder / "genai_config.json", _genai_config(model, ids, graph_file))
+
+
+def _transformers_config(model: GPT) -> dict[str, Any]:
+    config = model.config
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.context_length,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps,
+        "vocab_size": model.vocab_size,
+        "tie_word_embeddings": True,
+    }
+
+
+def _genai_config(model: GPT, ids: dict[str, int], graph_file: str) -> dict[str, Any]:
+    """No further key: onnxruntime-genai refuses a file with one that it does not know."""
+    config = model.config
+    inputs, outputs = io_names(1)
+    past_key, past_value = (name.replace(".0.", ".%d.") for name in inputs[2:])
+    present_key, present_value = (name.replace(".0.", ".%d.") for name in outputs[1:])
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": graph_file,
+        "head_size": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "inputs": {
+            "input_ids": inputs[0],
+            "attention_mask": inputs[1],
+            "past_key_names": past_key,
+            "past_value_names": past_value,
+        },
+        "outputs": {
+            "logits": outputs[0],
+            "present_key_names": present_key,
+            "present_value_names": present_value,
+        },
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads,
+    }
+    model_section = {
+        **ids,
+        "context_length": config.context_length,
+        "decoder": decoder,
+        "type": "llama",
+        "vocab_size": model.vocab_size,
+    }
+    search = {"max_length": config.context_length, "past_present_share_buffer": True, "do_sample": False}
+    return {"model": model_section, "search": search}
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

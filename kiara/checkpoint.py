@@ -1,0 +1,200 @@
+"""Checkpoints on disk: safetensors and JSON, nothing pickled, each folder whole or not there.
+
+    RUN/checkpoints/epoch-0001-step-000400/
+        config.json, generation_config.json, model.safetensors, tokenizer.json ...   a Hugging Face folder
+        optimizer.safetensors, trainer_state.json                                    what --resume needs besides
+
+The weights carry the names of the Hugging Face Arcee class, so `transformers` opens the folder as it is;
+q, k and v, packed in one matrix here, are stored as the three that it expects.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import END_OF_TEXT, TOKENIZER_FILES, Tokenizer
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kiara.config import ModelConfig
+from kiara.files import new_folder
+from kiara.model import GPT
+from kiara.ops import rope_tables
+
+STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
+MAX_JSON_BYTES = 4 << 20
+_FOLDER_NAME = re.compile(r"epoch-(\d+)-step-(\d+)\Z")
+
+# Hugging Face's name of each field of ModelConfig where it differs.
+_HF_NAMES = {"context_length": "max_position_embeddings"}
+_FIXED = {
+    "architectures": ["ArceeForCausalLM"],
+    "model_type": "arcee",
+    "hidden_act": "relu2",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": True,
+    "dtype": "float32",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint folder; epoch counts from 1, as in its name."""
+
+    folder: Path
+    epoch: int
+    step: int
+
+    def state(self) -> dict[str, Any]:
+        return read_json(self.folder / STATE_FILE)
+
+
+def save_checkpoint(
+    run: Path, model: GPT, tokenizer: Tokenizer, optimizer_state: dict[str, Tensor], state: dict[str, Any]
+) -> Checkpoint:
+    """Write one checkpoint of a run. state: JSON values, `epoch` (from 0) and `step` among them."""
+    epoch, step = state["epoch"] + 1, state["step"]
+    folder = run / "checkpoints" / f"epoch-{epoch:04}-step-{step:06}"
+    with new_folder(folder) as new:
+        save_file(to_hugging_face(model), new / WEIGHTS_FILE, {"format": "pt"})
+        save_file(optimizer_state, new / OPTIMIZER_FILE)
+        tokenizer.save(new)
+        end = tokenizer.special_tokens[END_OF_TEXT]
+        _write_json(new / "config.json", hugging_face_config(model, end))
+        _write_json(new / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
+        _write_json(new / STATE_FILE, state)
+    return Checkpoint(folder, epoch, step)
+
+
+def list_checkpoints(run: Path) -> list[Checkpoint]:
+    """The checkpoints of a run, oldest first."""
+    named = [(path, _FOLDER_NAME.match(path.name)) for path in (run / "checkpoints").glob("epoch-*")]
+    found = [Checkpoint(path, int(name[1]), int(name[2])) for path, name in named if name]
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
+    """The one with the lowest validation loss, the latest of equals."""
+    return min(reversed(checkpoints), key=lambda checkpoint: float(checkpoint.state()["val_loss"]))
+
+
+def prune_checkpoints(run: Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` and the best."""
+    found = list_checkpoints(run)
+    best = best_checkpoint(found)
+    for checkpoint in found[:-keep_last]:
+        if checkpoint != best:
+            shutil.rmtree(checkpoint.folder)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint folder: `path` itself, or the best one of the run at `path`."""
+    if (path / WEIGHTS_FILE).is_file():
+        return path
+    if found := list_checkpoints(path):
+        return best_checkpoint(found).folder
+    raise UserError(f"{path}: neither a run with checkpoints nor a checkpoint; `kiara train --out {path}` makes a run")
+
+
+def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
+    """The model, float32 and ready to evaluate, and its tokenizer."""
+    values = read_json(folder / "config.json")
+    tokenizer = Tokenizer.load(folder)
+    with torch.device("meta"):
+        model = GPT(_model_config(folder, values), int(values["vocab_size"]))
+    if tokenizer.vocab_size != model.vocab_size:
+        raise UserError(
+            f"{folder}: config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}"
+        )
+    model.load_state_dict(_from_hugging_face(model, read_tensors(folder / WEIGHTS_FILE)), assign=True)
+    model.cos, model.sin = rope_tables(model.config.context_length, model.config.head_dim, model.config.rope_theta)
+    return model.eval(), tokenizer
+
+
+def to_hugging_face(model: GPT) -> dict[str, Tensor]:
+    """The weights under the names of `transformers`' Arcee class; they share the model's memory."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if "qkv_proj" in name:
+            for part, piece in zip("qkv", tensor.split(_qkv_rows(model.config)), strict=True):
+                tensors["model." + name.replace("qkv_proj", f"{part}_proj")] = piece
+        else:
+            tensors["model." + name] = tensor
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _from_hugging_face(model: GPT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, like in model.state_dict().items():
+        parts = [name.replace("qkv_proj", f"{part}_proj") for part in "qkv"] if "qkv_proj" in name else [name]
+        missing = [part for part in parts if "model." + part not in tensors]
+        if missing:
+            raise UserError(f"{WEIGHTS_FILE}: the weight model.{missing[0]} is missing")
+        packed = torch.cat([tensors["model." + part] for part in parts]) if len(parts) > 1 else tensors["model." + name]
+        if packed.shape != like.shape:
+            raise UserError(
+                f"{WEIGHTS_FILE}: {name} is {list(packed.shape)} where config.json asks for {list(like.shape)}"
+            )
+        state[name] = packed.float()
+    return state
+
+
+def _qkv_rows(config: ModelConfig) -> list[int]:
+    return [heads * config.head_dim for heads in (config.num_attention_heads, *[config.num_key_value_heads] * 2)]
+
+
+def hugging_face_config(model: GPT, end_of_text: int) -> dict[str, Any]:
+    fields = {_HF_NAMES.get(name, name): value for name, value in model.config.model_dump().items()}
+    rope = {"rope_type": "default", "rope_theta": model.config.rope_theta}
+    ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
+    return {**_FIXED, **fields, "rope_parameters": rope, "vocab_size": model.vocab_size, **ids}
+
+
+def _model_config(folder: Path, values: dict[str, Any]) -> ModelConfig:
+    differing = [name for name in ("model_type", "hidden_act", "tie_word_embeddings") if values.get(name) != _FIXED[name]]
+    if differing:
+        raise UserError(f"{folder}/config.json: {differing[0]} {values.get(differing[0])!r} is no Kiara checkpoint's")
+    try:
+        return ModelConfig(**{name: values[_HF_NAMES.get(name, name)] for name in ModelConfig.model_fields})
+    except KeyError as error:
+        raise UserError(f"{folder}/config.json: the field {error} is missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{folder}/config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; the checkpoint is not complete")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise UserError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object")
+    return values
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; the checkpoint is not complete")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error})") from None

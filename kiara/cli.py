@@ -1,0 +1,139 @@
+"""`kiara`: text to tokens to weights to a bundle, a command each. Heavy imports wait for their command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from kiara_runtime.cli import INTERRUPTED, Commands, generate_options, run_generate
+from kiara_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from kiara.config import Config
+
+CONFIG = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings.")
+SETTINGS = click.option(
+    "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."
+)
+SOURCE = click.argument("source", metavar="RUN_OR_CHECKPOINT", type=click.Path(path_type=Path))
+TEXT = click.option("--text", help="Source of held-out text; by default the validation split of the run's data.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kiara-slm")
+def main() -> None:
+    """Train a small language model for the device it will run on, and ship it as one folder."""
+    from kiara.console import log_to_console
+
+    log_to_console()
+
+
+@main.command()
+@CONFIG
+@SETTINGS
+def config(config_file: Path | None, settings: tuple[str, ...]) -> None:
+    """Print every setting with its value and what it means, as YAML."""
+    from kiara.config import config_yaml, load_config
+
+    click.echo(config_yaml(load_config(config_file, settings)), nl=False)
+
+
+@main.command()
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@CONFIG
+@SETTINGS
+def prepare(source: str, out: Path, config_file: Path | None, settings: tuple[str, ...]) -> None:
+    """Turn SOURCE into token files: a text file, a folder, a quoted glob, a .jsonl file, or `stdlib`."""
+    from kiara.config import load_config
+    from kiara.prepare import prepare_folder
+
+    settings = (*settings, f"data.train={json.dumps(source)}")
+    prepare_folder(load_config(config_file, settings), out)
+
+
+@main.command()
+@CONFIG
+@SETTINGS
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default a new one below runs/.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --out, if it has one.")
+@click.pass_context
+def train(
+    ctx: click.Context, config_file: Path | None, settings: tuple[str, ...], out: Path | None, resume: bool
+) -> None:
+    """Train a model; with no options, the default one on the Python standard library."""
+    from kiara.config import load_config
+    from kiara.prepare import dataset_of
+    from kiara.run import CONFIG_FILE
+
+    if resume and out is None:
+        raise click.UsageError("--resume: name the run to go on with, --out RUN")
+    folder = out or _new_run(config_file)
+    if resume and config_file is None and (folder / CONFIG_FILE).is_file():
+        config_file = folder / CONFIG_FILE
+    loaded = load_config(config_file, settings)
+    from kiara.train import train
+
+    if not train(loaded, dataset_of(loaded), folder, resume):
+        ctx.exit(INTERRUPTED)
+
+
+@main.command()
+@SOURCE
+@TEXT
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(source: Path, text: str | None, as_json: bool) -> None:
+    """Judge a checkpoint, or the best one of a run, on held-out text, in PyTorch at float32."""
+    from kiara.evaluate import evaluate_checkpoint
+
+    metrics = evaluate_checkpoint(source, text)
+    if as_json:
+        click.echo(json.dumps(metrics.named("")))
+        return
+    click.echo(
+        f"loss {metrics.loss:.4f}  perplexity {metrics.perplexity:.2f}  next-token accuracy {metrics.accuracy:.1%}  "
+        f"{metrics.bits_per_byte:.4f} bits per byte  ({metrics.tokens:,} tokens)"
+    )
+
+
+@main.command()
+@SOURCE
+@generate_options
+def generate(source: Path, **options: Any) -> None:
+    """Continue a prompt with a checkpoint, or the best one of a run, in PyTorch: the reference."""
+    from kiara.checkpoint import find_checkpoint, load_model
+    from kiara.reference import reference_model
+
+    run_generate(reference_model(*load_model(find_checkpoint(source))), **options)
+
+
+@main.command()
+@SOURCE
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
+@click.option(
+    "--quantize", type=click.Choice(["int8", "none"]), multiple=True, default=["int8"], show_default=True,
+    help="Variant to put in; repeat it for several. `none` is float32.",
+)  # fmt: skip
+@TEXT
+def export(source: Path, out: Path, quantize: tuple[str, ...], text: str | None) -> None:
+    """Export a checkpoint, or the best one of a run, to a verified bundle."""
+    from kiara_export.pipeline import export
+
+    receipt = export(source, out, ["fp32" if name == "none" else name for name in quantize], text)
+    for name, figures in receipt.figures().items():
+        click.echo(
+            f"{out} {name}: {figures['size_bytes'] / 1e6:.2f} MB ({figures['bytes_per_parameter']:.3f} bytes a "
+            f"parameter), {figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against "
+            f"fp32), {figures['top1_agreement']:.2%} of choices as fp32"
+        )
+
+
+def _new_run(config_file: Path | None) -> Path:
+    stem = config_file.stem if config_file else "default"
+    for number in range(1, 10_000):
+        folder = Path("runs", stem if number == 1 else f"{stem}-{number}")
+        if not folder.exists():
+            return folder
+    raise UserError("runs: ten thousand runs are there already; name one with --out")

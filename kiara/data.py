@@ -1,0 +1,113 @@
+"""Token shards on disk, and batches of them.
+
+A prepared folder holds `dataset.json`, the tokenizer, and for each split memory-mapped token files
+(`train-00000.bin`, little-endian uint16 or uint32) with the offsets at which documents start
+(`train-documents.npy`, int64). Writing it is `kiara.prepare`'s.
+
+A batch is a pure function of (seed, step, row): an interrupted run goes on with the same data, and so
+would any number of processes that share the rows among them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import Tokenizer
+
+MANIFEST = "dataset.json"
+SHARD_TOKENS = 1 << 27
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a prepared folder. `shards`: memory-mapped token arrays."""
+
+    name: str
+    shards: list[np.ndarray]
+
+    @cached_property
+    def tokens(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+    def windows(self, length: int) -> int:
+        """How many whole windows of `length` inputs, each with its targets, an epoch has."""
+        count = sum(max(0, (len(shard) - 1) // length) for shard in self.shards)
+        if not count:
+            raise UserError(
+                f"the {self.name} split has {self.tokens} tokens, too few for one window of model.context_length "
+                f"({length}) and its target; give more text or set a shorter model.context_length"
+            )
+        return count
+
+    def window(self, index: int, length: int) -> np.ndarray:
+        """Window `index` in reading order: `length` inputs and one more target, int64 (length + 1,)."""
+        for shard in self.shards:
+            here = max(0, (len(shard) - 1) // length)
+            if index < here:
+                return shard[index * length : (index + 1) * length + 1].astype(np.int64)
+            index -= here
+        raise IndexError(index)
+
+    def batch(self, seed: int, step: int, rows: int, length: int) -> np.ndarray:
+        """Windows `step * rows` onward of the shuffled epochs, int64 (rows, length + 1)."""
+        count = self.windows(length)
+        picked: list[np.ndarray] = []
+        for position in range(step * rows, (step + 1) * rows):
+            epoch, index = divmod(position, count)
+            picked.append(self.window(int(_order(seed, epoch, count)[index]), length))
+        return np.stack(picked)
+
+    def epoch(self, step: int, rows: int, length: int) -> int:
+        """The epoch, from 0, in which `step` begins."""
+        return step * rows // self.windows(length)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class Dataset:
+    """A prepared folder, opened."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> None:
+        self.folder, self.manifest, self.tokenizer = folder, manifest, tokenizer
+        self.train, self.val = (self._open(name) for name in ("train", "val"))
+
+    @classmethod
+    def open(cls, folder: Path) -> Dataset:
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise UserError(f"{folder}: no prepared folder ({MANIFEST} is missing); make one with `kiara prepare`")
+        tokenizer = Tokenizer.load(folder)
+        if tokenizer.vocab_size != manifest["vocab_size"]:
+            raise UserError(f"{folder}: the tokenizer is not the one of the token files; prepare the folder again")
+        return cls(folder, manifest, tokenizer)
+
+    def _open(self, name: str) -> Split:
+        return Split(name, [self._map(shard) for shard in self.manifest["splits"][name]["shards"]])
+
+    def _map(self, shard: dict[str, Any]) -> np.ndarray:
+        path, dtype = self.folder / Path(shard["file"]).name, np.dtype(self.manifest["dtype"])
+        if not path.is_file() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
+            raise UserError(f"{path}: missing or not of {shard['tokens']} tokens; prepare the folder again")
+        return np.memmap(path, dtype, mode="r")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """`dataset.json` of a prepared folder, None where there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        _ = manifest["fingerprint"], manifest["splits"]["train"], manifest["splits"]["val"], manifest["vocab_size"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; delete the folder and prepare it again") from None
+    return manifest

@@ -1,0 +1,116 @@
+"""How well a model predicts text: loss, perplexity, next-token accuracy, bits per byte.
+
+Bits per byte compares models of different vocabularies: the text's total information under the model,
+divided by its UTF-8 bytes. Every window of the split is read once, in order, without overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
+from torch import Tensor
+
+from kiara.checkpoint import STATE_FILE, find_checkpoint, load_model, read_json
+from kiara.console import progress
+from kiara.data import Dataset, Split
+from kiara.sources import read_documents, resolve_source
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """loss: mean nats a token. accuracy: part of the tokens that were the likeliest. tokens: how many."""
+
+    loss: float
+    perplexity: float
+    accuracy: float
+    bits_per_byte: float
+    tokens: int
+
+    def named(self, prefix: str) -> dict[str, float]:
+        return {f"{prefix}{name}": value for name, value in asdict(self).items()}
+
+
+class Tally:
+    """Sums up predictions, from whichever engine, into Metrics."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._token_bytes = torch.tensor([len(token) for token in tokenizer.token_bytes])
+        self._nats = 0.0
+        self._right = self._tokens = self._bytes = 0
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """logits (..., V), targets (...)."""
+        logits, targets = logits.flatten(0, -2).float().cpu(), targets.flatten().cpu()
+        self._nats += F.cross_entropy(logits, targets, reduction="sum").item()
+        self._right += int((logits.argmax(-1) == targets).sum())
+        self._bytes += int(self._token_bytes[targets].sum())
+        self._tokens += len(targets)
+
+    def metrics(self) -> Metrics:
+        loss = self._nats / self._tokens
+        return Metrics(
+            loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),
+            accuracy=self._right / self._tokens,
+            bits_per_byte=self._nats / math.log(2) / max(1, self._bytes),
+            tokens=self._tokens,
+        )
+
+
+def windows(split: Split, length: int, max_tokens: int | None = None, rows: int = 16) -> Iterator[Tensor]:
+    """The split in order as batches of windows, int64 (rows at most, length + 1)."""
+    count = split.windows(length)
+    if max_tokens is not None:
+        count = min(count, max(1, max_tokens // length))
+    for first in range(0, count, rows):
+        yield torch.from_numpy(np.stack([split.window(i, length) for i in range(first, min(first + rows, count))]))
+
+
+@torch.inference_mode()
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    tokenizer: Tokenizer,
+    batches: Iterator[Tensor],
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Metrics:
+    """predict: ids (B, S) to logits (B, S, V). advance: told of the tokens of each finished batch."""
+    tally = Tally(tokenizer)
+    for batch in batches:
+        tally.add(predict(batch[:, :-1]), batch[:, 1:])
+        advance(batch[:, 1:].numel())
+    return tally.metrics()
+
+
+def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None, text_field: str = "text") -> Split:
+    """The validation split that a checkpoint was trained against, or the text of `source`."""
+    if source is not None:
+        end = tokenizer.special_tokens[END_OF_TEXT]
+        documents = read_documents(resolve_source(source), text_field)
+        ids = [token for document in documents for token in (end, *tokenizer.encode(document.text))]
+        if not ids:
+            raise UserError(f"{source}: no text at all")
+        return Split("given", [np.array(ids, dtype=np.uint32)])
+    folder = (checkpoint / read_json(checkpoint / STATE_FILE)["dataset"]).resolve()
+    if not folder.is_dir():
+        raise UserError(f"{checkpoint}: its data, {folder}, is gone; name held-out text with --text")
+    dataset = Dataset.open(folder)
+    if dataset.tokenizer.tokens != tokenizer.tokens:
+        raise UserError(f"{folder}: prepared anew with another tokenizer since; name held-out text with --text")
+    return dataset.val
+
+
+def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:
+    """Metrics of a checkpoint, or of a run's best one, on its validation split or on the source `text`."""
+    folder = find_checkpoint(source)
+    model, tokenizer = load_model(folder)
+    split, length = held_out_text(folder, tokenizer, text), model.config.context_length
+    with progress("Evaluating", split.windows(length) * length) as advance:
+        return evaluate(lambda ids: model(ids)[0], tokenizer, windows(split, length), advance)

@@ -1,0 +1,74 @@
+"""The files of a run besides its checkpoints: configuration, log, metrics, samples, plot.
+
+    RUN/config.yaml  train.log  metrics.jsonl  samples.txt  loss.png  checkpoints/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kiara_runtime.errors import UserError
+
+from kiara.checkpoint import Checkpoint, list_checkpoints
+from kiara.config import Config, config_yaml, load_config
+
+CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "config.yaml", "metrics.jsonl", "samples.txt", "loss.png"
+
+# What a resumed run may change: how long, how often and where, not what is learned from what.
+_MAY_CHANGE = frozenset(
+    f"training.{name}"
+    for name in (
+        "max_steps eval_every eval_tokens checkpoint_every keep_last sample_prompt sample_tokens device compile".split()
+    )
+)
+
+
+class Run:
+    """A run folder, opened for training; `last` is the checkpoint to go on from, if any."""
+
+    def __init__(self, folder: Path, config: Config, resume: bool) -> None:
+        self.folder, self.config = folder, config
+        found = list_checkpoints(folder)
+        if (folder / CONFIG_FILE).exists() or found:
+            if not resume:
+                raise UserError(f"--out {folder}: holds a run already; add --resume to go on with it, or name another")
+            self._compare(load_config(folder / CONFIG_FILE, environ={}))
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--out {folder}: exists and is no run; name another or move it away")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.last: Checkpoint | None = found[-1] if found else None
+        (folder / CONFIG_FILE).write_text(config_yaml(config), "utf-8")
+        self._forget_after(self.last.step if self.last else 0)
+
+    def record(self, **values: Any) -> None:
+        """Append a line to the metrics."""
+        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.folder / METRICS_FILE
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+    def sample(self, step: int, text: str) -> None:
+        with (self.folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            file.write(f"--- step {step}\n{text}\n")
+
+    def _compare(self, saved: Config) -> None:
+        for path, value in _flat(self.config):
+            before = dict(_flat(saved))[path]
+            if value != before and path not in _MAY_CHANGE:
+                raise UserError(f"{path}: {value!r} where the run at {self.folder} has {before!r}; name another --out")
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that will be run again."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        (self.folder / METRICS_FILE).write_text(text, "utf-8")
+
+
+def _flat(config: Config) -> Iterable[tuple[str, Any]]:
+    for section, values in config.model_dump().items():
+        yield from ((f"{section}.{name}", value) for name, value in values.items())

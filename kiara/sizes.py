@@ -1,0 +1,47 @@
+"""What a configuration will weigh on the device, told before a step is trained."""
+
+from __future__ import annotations
+
+from kiara.config import ModelConfig
+
+SCALE_BYTES, CACHE_BYTES = 4, 4  # float32, for the scales of blocks and for keys and values
+INT8_BLOCK, INT4_BLOCK = 64, 32
+
+
+def matrix_parameters(config: ModelConfig) -> int:
+    """Weights of the matrices inside the blocks."""
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q and o, k and v
+    layer = config.hidden_size * (heads * config.head_dim + 2 * config.intermediate_size)
+    return layer * config.num_hidden_layers
+
+
+def table_parameters(config: ModelConfig, vocab_size: int) -> int:
+    return vocab_size * config.hidden_size
+
+
+def parameters(config: ModelConfig, vocab_size: int) -> int:
+    """All trained weights; the embedding and the LM head are one table."""
+    norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
+    return matrix_parameters(config) + table_parameters(config, vocab_size) + norms
+
+
+def bundle_bytes(config: ModelConfig, vocab_size: int, bits: int) -> int:
+    """Size of the graph file with its matrices at 8 or 4 bits; the table keeps 8."""
+    matrices, table = matrix_parameters(config), table_parameters(config, vocab_size)
+    rest = 4 * (parameters(config, vocab_size) - matrices - table)
+    rope = 4 * config.context_length * config.head_dim
+    block = INT8_BLOCK if bits == 8 else INT4_BLOCK
+    at_8 = table if bits == 4 else table + matrices
+    total = at_8 * (1 + SCALE_BYTES / INT8_BLOCK) + rest + rope
+    return round(total + (matrices * (bits / 8 + SCALE_BYTES / block) if bits == 4 else 0))
+
+
+def cache_bytes_per_token(config: ModelConfig) -> int:
+    """Keys and values of one token over all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * CACHE_BYTES
+
+
+def training_flops(config: ModelConfig, vocab_size: int, tokens: int) -> float:
+    """Forward and backward pass over `tokens`: 6 a parameter, and the attention (Kaplan et al. 2020)."""
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * config.context_length / 2
+    return tokens * (6.0 * parameters(config, vocab_size) + attention)

@@ -1,0 +1,44 @@
+"""Run Kiara bundles: numpy, ONNX Runtime, tiktoken and click, and nothing that trains.
+
+    import kiara_runtime
+
+    model = kiara_runtime.load("bundle")
+    print(model.generate("def main(", max_tokens=64).text)
+    for piece in model.stream("import ", temperature=0.8, seed=1):
+        print(piece.text, end="", flush=True)
+"""
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Recent ONNX Runtime builds report usage unless told otherwise before their first import.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+if TYPE_CHECKING:
+    from kiara_runtime.bundle import Bundle
+    from kiara_runtime.errors import UserError
+    from kiara_runtime.generate import Generation, Model, Piece, load
+    from kiara_runtime.sampling import SamplingParams
+    from kiara_runtime.tokenizer import Tokenizer
+
+__all__ = ["Bundle", "Generation", "Model", "Piece", "SamplingParams", "Tokenizer", "UserError", "load"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Generation": "generate",
+    "Model": "generate",
+    "Piece": "generate",
+    "SamplingParams": "sampling",
+    "Tokenizer": "tokenizer",
+    "UserError": "errors",
+    "load": "generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load their modules when first used, so that command lines answer `--help` at once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,179 @@
+"""The bundle on disk: its manifest `kiara.json`, and the checks that stand before any use of it.
+
+Everything in the folder is untrusted until its size and SHA-256 match the manifest, and the manifest
+itself carries a hash of its own bytes: a flipped or missing byte anywhere is refused with the file's
+name. The hashes prove integrity, not who made the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import Tokenizer
+
+MANIFEST = "kiara.json"
+FORMAT = (1, 0)  # a reader refuses a newer first number and ignores a newer second one
+MAX_MANIFEST_BYTES = 4 << 20
+VARIANT_FILES = {"int8": "onnx/model_quantized.onnx", "fp32": "onnx/model.onnx"}  # the default first
+GOLDEN_TEXTS = (
+    "def main(argv=None):\n    return 0\n",
+    "The quick brown fox, 12345 times; don't ask why…",
+    "  \t\n\r\n mixed   space \u00a0\u2003",
+    "naïve café — Ωμέγα, 東京, 한국어, नमस्ते, 👩🏽\u200d🚀🇨🇭 \u0000\ufffd",
+    "",
+)
+
+_SELF_HASH = re.compile(rb'"sha256": "([0-9a-f]{64})"\n}\n\Z')
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?\Z")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the runtime must know of the graph; the names are those of the training configuration."""
+
+    num_hidden_layers: int
+    num_key_value_heads: int
+    head_dim: int
+    context_length: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest has been read and checked; the other files are checked by `check`."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    architecture: Architecture
+    eos_token_ids: frozenset[int]
+    bos_token_id: int
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Bundle:
+        """Read the manifest; raises UserError where it is missing, damaged or of a newer format."""
+        path = Path(folder)
+        if not path.is_dir():
+            raise UserError(f"{path}: there is no such folder; name a bundle that `kiara export` wrote")
+        manifest = _read_manifest(path)
+        try:
+            names = Architecture.__dataclass_fields__
+            architecture = Architecture(**{name: int(manifest["architecture"][name]) for name in names})
+            eos = frozenset(int(i) for i in manifest["eos_token_ids"])
+            bos = int(manifest["bos_token_id"])
+            for name in (*manifest["files"], *(v["file"] for v in manifest["variants"].values())):
+                _check_name(name)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path / MANIFEST}: not a manifest of this format ({error!r}); export it again") from None
+        return cls(path, manifest, architecture, eos, bos)
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the variants inside, the default one first."""
+        return list(self.manifest["variants"])
+
+    def variant_file(self, variant: str | None) -> str:
+        if variant is not None and variant not in self.variants:
+            raise UserError(f"variant: {variant!r} is not in {self.folder}; it has {', '.join(self.variants)}")
+        return str(self.manifest["variants"][variant or self.variants[0]]["file"])
+
+    def check(self, names: Iterable[str] | None = None) -> None:
+        """Compare sizes and hashes of the named files, or of all, with the manifest."""
+        for name in self.manifest["files"] if names is None else names:
+            self._check_file(name)
+
+    def files_of(self, variant: str | None) -> list[str]:
+        """What a run of `variant` stands on: every file but the other variants' graphs."""
+        graphs = {self.variant_file(name) for name in self.variants} - {self.variant_file(variant)}
+        return [name for name in self.manifest["files"] if name not in graphs]
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, proven against the ids that the exporter recorded."""
+        tokenizer = Tokenizer.load(self.folder)
+        for golden in self.manifest["tokenizer"]["golden"]:
+            if tokenizer.encode(golden["text"]) != golden["ids"]:
+                raise UserError(f"{self.folder}: tokenizer.json does not give the recorded ids for {golden['text']!r}")
+        return tokenizer
+
+    def _check_file(self, name: str) -> None:
+        path, expected = self.folder / name, self.manifest["files"].get(name)
+        if expected is None:
+            raise UserError(f"{path}: not listed in {MANIFEST}; export the bundle again")
+        if path.is_symlink() or path.parent.is_symlink():
+            raise UserError(f"{path}: a symbolic link, which no bundle holds; export the bundle again")
+        if not path.is_file():
+            raise UserError(f"{path}: missing; copy the whole bundle again or export it again")
+        if path.stat().st_size != expected["size"]:
+            raise UserError(f"{path}: damaged, {path.stat().st_size} bytes where {expected['size']} are recorded")
+        if _hash_file(path) != expected["sha256"]:
+            raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; copy or export the bundle again")
+
+
+def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
+    """Record every file of `folder` with its size and hash, and write `kiara.json` with a hash of itself."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {
+        _check_name(name): {"size": (folder / name).stat().st_size, "sha256": _hash_file(folder / name)}
+        for name in names
+        if name != MANIFEST
+    }
+    version = ".".join(map(str, FORMAT))
+    manifest = {"format_version": version, **values, "files": files, "sha256": "0" * 64}
+    data = (json.dumps(manifest, indent=2) + "\n").encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (folder / MANIFEST).write_bytes(data.replace(b"0" * 64, digest.encode()))
+
+
+def golden_ids(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Texts with their ids, for the manifest."""
+    return [{"text": text, "ids": tokenizer.encode(text)} for text in GOLDEN_TEXTS]
+
+
+def io_names(layers: int) -> tuple[list[str], list[str]]:
+    """Names of the graph's inputs and outputs, in order, as every runtime of ONNX decoders expects them."""
+    cache = [f"{{}}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    inputs = ["input_ids", "attention_mask", *(name.format("past_key_values") for name in cache)]
+    return inputs, ["logits", *(name.format("present") for name in cache)]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if path.is_symlink() or not path.is_file():
+        raise UserError(f"{path}: missing, so {folder} is not a bundle; name one that `kiara export` wrote")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise UserError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB, which no manifest is")
+    data = path.read_bytes()
+    found = _SELF_HASH.search(data)
+    if not found:
+        raise UserError(f"{path}: damaged, its own hash is not where it belongs; copy or export the bundle again")
+    if hashlib.sha256(data[: found.start(1)] + b"0" * 64 + data[found.end(1) :]).digest() != bytes.fromhex(
+        found[1].decode()
+    ):
+        raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; copy or export the bundle again")
+    manifest = cast("dict[str, Any]", json.loads(data))
+    version = str(manifest.get("format_version"))
+    if int(version.split(".")[0]) > FORMAT[0]:
+        ours = ".".join(map(str, FORMAT))
+        raise UserError(f"{path}: bundle format {version} is newer than this runtime's {ours}; update kiara-runtime")
+    return manifest
+
+
+def _check_name(name: str) -> str:
+    """A plain relative name at most one folder deep, so that nothing outside the bundle is ever touched."""
+    if not _SAFE_NAME.match(name):
+        raise UserError(f"{MANIFEST}: {name!r} is no name of a file inside a bundle")
+    return name
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""`kiara-run`: thin over `kiara_runtime.load`. The training side's `kiara` builds on the same pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kiara_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from kiara_runtime.generate import Model
+
+INTERRUPTED = 130  # the shell's 128 + SIGINT
+
+
+class Commands(click.Group):
+    """A group whose commands end in one line, and no traceback, for whatever the user can mend."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            click.echo("Interrupted; run the same command again.", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except OSError as error:
+            if error.filename is None or error.strerror is None:
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}; check the path and your rights") from None
+
+
+def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The prompt, every field of SamplingParams and the form of the output, as options of a command."""
+    from kiara_runtime.sampling import SamplingParams
+
+    kinds: dict[str, dict[str, Any]] = {"stop": {"multiple": True}, "ignore_eos": {"is_flag": True}}
+    options = [
+        click.option("-p", "--prompt", help="Text to continue; read from standard input where it is not given."),
+        *(
+            click.option(
+                f"--{field.name.replace('_', '-')}",
+                default=field.default,
+                show_default=field.default not in (None, (), False),
+                help=field.metadata["help"],
+                **kinds.get(field.name, {"type": int if "int" in str(field.type) else float}),
+            )
+            for field in dataclasses.fields(SamplingParams)
+        ),
+        click.option("--echo", is_flag=True, help="Print the prompt before its continuation."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def run_generate(model: Model, prompt: str | None, echo: bool, as_json: bool, **sampling: Any) -> None:
+    """Continue the prompt on standard output; figures go to standard error, or into the JSON object."""
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise click.UsageError("no prompt: give one with -p, or pipe it in")
+        prompt = sys.stdin.read()
+    if as_json:
+        result = model.generate(prompt, **sampling)
+        values = {**dataclasses.asdict(result), "text": prompt + result.text if echo else result.text}
+        click.echo(json.dumps({**values, "completion_tokens": len(result.tokens)}, ensure_ascii=False))
+        return
+    pieces = model.stream(prompt, **sampling)
+    if echo:
+        click.echo(prompt, nl=False)
+    for piece in pieces:
+        if piece.text:
+            click.echo(piece.text, nl=False)
+    click.echo()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kiara-runtime")
+def main() -> None:
+    """Run a language model that `kiara export` wrote: no network, no PyTorch."""
+
+
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+VARIANT = click.option("--variant", help="Which graph of the bundle, such as int8; by default the first it lists.")
+
+
+@main.command()
+@BUNDLE
+@VARIANT
+@click.option("--threads", type=int, help="Threads of ONNX Runtime; by default one for every core.")
+@generate_options
+def generate(bundle: Path, variant: str | None, threads: int | None, **options: Any) -> None:
+    """Continue a prompt, streaming the text as it comes."""
+    from kiara_runtime.generate import load
+
+    run_generate(load(bundle, variant=variant, threads=threads), **options)
+
+
+@main.command()
+@BUNDLE
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is.")
+def info(bundle: Path, as_json: bool) -> None:
+    """What a bundle holds: architecture, variants with their figures, where the weights come from."""
+    from kiara_runtime.bundle import Bundle
+
+    manifest = Bundle.open(bundle).manifest
+    if as_json:
+        click.echo(json.dumps(manifest, indent=2))
+        return
+    shape = manifest["architecture"]
+    click.echo(f"{manifest['name']}: {manifest['parameters'] / 1e6:.2f}M parameters, format {manifest['format_version']}")
+    click.echo(
+        f"  {shape['num_hidden_layers']} layers of width {shape['hidden_size']}, vocabulary {shape['vocab_size']}, "
+        f"context {shape['context_length']} tokens"
+    )
+    for name, figures in manifest["receipt"].items():
+        click.echo(
+            f"  {name}: {figures['size_bytes'] / 1e6:.2f} MB, {figures['bytes_per_parameter']:.3f} bytes a parameter, "
+            f"{figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against fp32), "
+            f"{figures['top1_agreement']:.2%} of choices as fp32"
+        )
+    source = manifest["provenance"]
+    click.echo(f"  from {source['checkpoint']}, seed {source['seed']}, weights {source['model.safetensors_sha256'][:16]}")
+
+
+@main.command()
+@BUNDLE
+def verify(bundle: Path) -> None:
+    """Check every file against its recorded size and hash, the tokenizer, and that each graph opens."""
+    from kiara_runtime.bundle import Bundle
+    from kiara_runtime.session import Session
+
+    opened = Bundle.open(bundle)
+    opened.check()
+    opened.load_tokenizer()
+    for name in opened.variants:
+        decoder = Session(bundle / opened.variant_file(name), opened.architecture).decoder()
+        decoder([opened.bos_token_id])
+    files = opened.manifest["files"]
+    click.echo(f"{bundle}: {len(files)} files, {sum(f['size'] for f in files.values()) / 1e6:.2f} MB, all as recorded")
