@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer import END_OF_TEXT, TOKENIZER_FILES, Tokenizer
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,6 +27,8 @@ from kiara.config import ModelConfig
 from kiara.files import new_folder
 from kiara.model import GPT
 from kiara.ops import rope_tables
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 
 STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
 MAX_JSON_BYTES = 4 << 20
@@ -161,7 +161,8 @@ def hugging_face_config(model: GPT, end_of_text: int) -> dict[str, Any]:
 
 
 def _model_config(folder: Path, values: dict[str, Any]) -> ModelConfig:
-    differing = [name for name in ("model_type", "hidden_act", "tie_word_embeddings") if values.get(name) != _FIXED[name]]
+    names = ("model_type", "hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings")
+    differing = [name for name in names if values.get(name) != _FIXED[name]]
     if differing:
         raise UserError(f"{folder}/config.json: {differing[0]} {values.get(differing[0])!r} is no Kiara checkpoint's")
     try:

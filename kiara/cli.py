@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+
 from kiara_runtime.cli import INTERRUPTED, Commands, generate_options, run_generate
 from kiara_runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from kiara.config import Config
 
 CONFIG = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings.")
 SETTINGS = click.option(

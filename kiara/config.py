@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import yaml
 from dotenv import dotenv_values
-from kiara_runtime.errors import UserError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kiara_runtime.errors import UserError
 
 ENV_PREFIX = "KIARA_"
 MAX_CONFIG_BYTES = 1 << 20
@@ -30,23 +31,23 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Shape of the model. Widths are multiples of 64 and heads of 16, as the fused kernels want them."""
 
-    hidden_size: int = Field(256, ge=64, multiple_of=64)
+    hidden_size: int = Field(default=256, ge=64, multiple_of=64)
     """Width of the residual stream."""
-    num_hidden_layers: int = Field(6, ge=1, le=256)
+    num_hidden_layers: int = Field(default=6, ge=1, le=256)
     """Number of blocks."""
-    num_attention_heads: int = Field(4, ge=1)
+    num_attention_heads: int = Field(default=4, ge=1)
     """Query heads of a layer."""
-    num_key_value_heads: int = Field(2, ge=1)
+    num_key_value_heads: int = Field(default=2, ge=1)
     """Key/value heads of a layer; fewer than query heads make the cache smaller."""
-    head_dim: int = Field(64, ge=16, multiple_of=16)
+    head_dim: int = Field(default=64, ge=16, multiple_of=16)
     """Width of one head."""
-    intermediate_size: int = Field(1024, ge=64, multiple_of=64)
+    intermediate_size: int = Field(default=1024, ge=64, multiple_of=64)
     """Width inside the MLP."""
-    context_length: int = Field(512, ge=16, le=1 << 20)
+    context_length: int = Field(default=512, ge=16, le=1 << 20)
     """Tokens the model sees at most, in training and later."""
-    rope_theta: float = Field(10000.0, gt=1)
+    rope_theta: float = Field(default=10000.0, gt=1)
     """Base of the rotary position frequencies."""
-    rms_norm_eps: float = Field(1e-5, gt=0, lt=1)
+    rms_norm_eps: float = Field(default=1e-5, gt=0, lt=1)
     """Keeps the RMS norm from dividing by zero."""
 
     @model_validator(mode="after")
@@ -62,7 +63,7 @@ class ModelConfig(Section):
 class TokenizerConfig(Section):
     """The byte-level BPE that `kiara prepare` trains."""
 
-    vocab_size: int = Field(4096, ge=320, le=1 << 20, multiple_of=64)
+    vocab_size: int = Field(default=4096, ge=320, le=1 << 20, multiple_of=64)
     """Entries of the vocabulary: 256 bytes, merges, special tokens."""
 
 
@@ -70,12 +71,12 @@ class DataConfig(Section):
     """What is trained on and what is held out."""
 
     train: str = "stdlib"
-    """A prepared folder, or a source as `kiara prepare` takes it: a text file, a folder, a glob, a .jsonl file or `stdlib`."""
+    """A prepared folder, or a source as `kiara prepare` takes it: a file, a folder, a glob, JSON lines or `stdlib`."""
     val: str | None = None
     """Source of the validation text; null holds out whole documents of the training source."""
-    val_fraction: float = Field(0.05, gt=0, lt=0.5)
+    val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Part of the bytes to hold out where `val` is null."""
-    split_seed: int = Field(0, ge=0)
+    split_seed: int = Field(default=0, ge=0)
     """Seed of the choice of those documents, apart from `training.seed` so that runs share their validation."""
     text_field: str = "text"
     """Field of a JSON line that holds its text."""
@@ -86,31 +87,31 @@ class DataConfig(Section):
 class TrainingConfig(Section):
     """The recipe: Muon for the matrices inside the blocks, AdamW for the rest, a long linear decay."""
 
-    max_steps: int = Field(1200, ge=1)
+    max_steps: int = Field(default=1200, ge=1)
     """Optimizer steps in all."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Sequences a step."""
-    learning_rate: float = Field(3e-3, gt=0, lt=1)
+    learning_rate: float = Field(default=3e-3, gt=0, lt=1)
     """Peak learning rate, for both optimizers."""
-    warmup_steps: int = Field(20, ge=0)
+    warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
-    weight_decay: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.1, ge=0, lt=1)
     """Decoupled weight decay of the matrices inside the blocks."""
-    grad_clip: float = Field(1.0, gt=0)
+    grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
-    eval_every: int = Field(100, ge=1)
+    eval_every: int = Field(default=100, ge=1)
     """Steps between two validations."""
-    eval_tokens: int = Field(32768, ge=1)
+    eval_tokens: int = Field(default=32768, ge=1)
     """Validation tokens looked at each time; the end of a run looks at all of them."""
-    checkpoint_every: int = Field(200, ge=1)
+    checkpoint_every: int = Field(default=200, ge=1)
     """Steps between two checkpoints."""
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept besides."""
     sample_prompt: str = "def "
     """Prompt of the sample that each validation writes."""
-    sample_tokens: int = Field(64, ge=0)
+    sample_tokens: int = Field(default=64, ge=0)
     """Tokens of that sample; 0 writes none."""
-    seed: int = Field(1337, ge=0, lt=1 << 63)
+    seed: int = Field(default=1337, ge=0, lt=1 << 63)
     """Seed of the initial weights, the order of the data and the samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""
@@ -123,10 +124,10 @@ class TrainingConfig(Section):
 class Config(Section):
     """All of it; each section is a key of the YAML file."""
 
-    model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
-    tokenizer: TokenizerConfig = TokenizerConfig()  # pyright: ignore[reportCallIssue]
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
-    training: TrainingConfig = TrainingConfig()  # pyright: ignore[reportCallIssue]
+    training: TrainingConfig = TrainingConfig()
 
 
 class _Loader(yaml.SafeLoader):
@@ -198,7 +199,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise UserError(f"--config {path}: larger than 1 MiB, which no configuration is")
     try:
-        values = yaml.load(path.read_text("utf-8"), _Loader)
+        values = _yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
@@ -206,9 +207,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values or {}
 
 
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
 def _scalar(where: str, text: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return _yaml(text)
     except yaml.YAMLError:
         raise UserError(f"{where}: {text!r} is not a value that YAML can read; put text with signs in quotes") from None
 
@@ -257,6 +262,4 @@ def _nearest(where: list[str]) -> str:
 
 
 def _section_fields(section: str) -> list[str]:
-    annotation = Config.model_fields[section].annotation
-    assert annotation is not None and issubclass(annotation, Section)
-    return list(annotation.model_fields)
+    return list(type(getattr(Config(), section)).model_fields)

@@ -13,12 +13,12 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 logger = logging.getLogger("kiara")
+logger.setLevel(logging.DEBUG)  # the handlers choose; a program that embeds Kiara has none on the console
 console = Console(stderr=True, highlight=False)
 
 
 def log_to_console() -> None:
     """INFO and above to standard error. Bars and lines share one console, so that neither tears the other."""
-    logger.setLevel(logging.DEBUG)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     handler: logging.Handler = (
@@ -63,6 +63,8 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[.
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(amount: int, note: str = "") -> None:
-            bar.update(task, advance=amount, **({"note": note} if note else {}))
+            bar.advance(task, amount)
+            if note:
+                bar.update(task, note=note)
 
         yield advance

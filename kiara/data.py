@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
 

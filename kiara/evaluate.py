@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 from torch import Tensor
 
 from kiara.checkpoint import STATE_FILE, find_checkpoint, load_model, read_json
 from kiara.console import progress
 from kiara.data import Dataset, Split
 from kiara.sources import read_documents, resolve_source
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 
 
 @dataclass(frozen=True)

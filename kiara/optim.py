@@ -33,7 +33,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 def optimizer_tensors(model: nn.Module, optimizers: dict[str, optim.Optimizer]) -> dict[str, Tensor]:
     """The optimizers' memory as named tensors, `muon/layers.0.mlp.up_proj.weight/momentum_buffer`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{kind}/{names[parameter]}/{key}": value.detach().cpu().contiguous()
         for kind, optimizer in optimizers.items()

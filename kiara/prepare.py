@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 
 from kiara.config import Config
 from kiara.console import logger, progress
@@ -26,6 +24,8 @@ from kiara.data import MANIFEST, SHARD_TOKENS, Dataset, read_manifest
 from kiara.files import new_folder
 from kiara.sources import Document, read_documents, resolve_source
 from kiara.tokenizer import train_tokenizer
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 
 LEARN_BYTES = 1 << 28  # merges are learned from this much text at most: more hardly changes them
 BATCH_BYTES = 1 << 22

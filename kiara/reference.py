@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from kiara_runtime.generate import Advance, Model
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 from numpy.typing import NDArray
 
 from kiara.model import GPT
 from kiara.ops import KeyValue
+from kiara_runtime.generate import Advance, Model
+from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 
 
 def reference_model(model: GPT, tokenizer: Tokenizer) -> Model:

@@ -1,6 +1,6 @@
 """The files of a run besides its checkpoints: configuration, log, metrics, samples, plot.
 
-    RUN/config.yaml  train.log  metrics.jsonl  samples.txt  loss.png  checkpoints/
+RUN/config.yaml  train.log  metrics.jsonl  samples.txt  loss.png  checkpoints/
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kiara_runtime.errors import UserError
-
 from kiara.checkpoint import Checkpoint, list_checkpoints
 from kiara.config import Config, config_yaml, load_config
+from kiara_runtime.errors import UserError
 
 CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "config.yaml", "metrics.jsonl", "samples.txt", "loss.png"
 
@@ -32,11 +31,11 @@ class Run:
     def __init__(self, folder: Path, config: Config, resume: bool) -> None:
         self.folder, self.config = folder, config
         found = list_checkpoints(folder)
-        if (folder / CONFIG_FILE).exists() or found:
+        if found:
             if not resume:
                 raise UserError(f"--out {folder}: holds a run already; add --resume to go on with it, or name another")
             self._compare(load_config(folder / CONFIG_FILE, environ={}))
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and not (folder / CONFIG_FILE).exists() and (folder.is_file() or any(folder.iterdir())):
             raise UserError(f"--out {folder}: exists and is no run; name another or move it away")
         folder.mkdir(parents=True, exist_ok=True)
         self.last: Checkpoint | None = found[-1] if found else None

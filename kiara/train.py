@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from kiara_runtime.errors import UserError
 from torch import Tensor
 
 from kiara import sizes
@@ -30,6 +29,7 @@ from kiara.optim import learning_rate, load_optimizers, make_optimizers, optimiz
 from kiara.plot import plot_run
 from kiara.reference import reference_model
 from kiara.run import PLOT_FILE, Run
+from kiara_runtime.errors import UserError
 
 # FLOPs of a run from which compiling wins back its own time (about 20 s on 2 cores, 60 s with a GPU).
 COMPILE_FLOPS = {"cpu": 2e13, "cuda": 1e16}
@@ -58,6 +58,8 @@ class Trainer:
         self.run, self.config, self.dataset = run, run.config.training, dataset
         self.device = pick_device(self.config.device)
         self.length = run.config.model.context_length
+        for split in (dataset.train, dataset.val):
+            split.windows(self.length)  # refuses a split that has none, before any work
         self.step, self.seconds = 0, 0.0
         if run.last:
             self.model, tokenizer = load_model(run.last.folder)
@@ -68,6 +70,7 @@ class Trainer:
         else:
             self.model = GPT(run.config.model, dataset.tokenizer.vocab_size)
             self.model.initialise(self.config.seed)
+        self.saved = self.step
         self.model.to(self.device).train()
         self.optimizers = make_optimizers(self.model, self.config)
         if run.last:
@@ -129,7 +132,9 @@ class Trainer:
                     shown = time.monotonic()
                     eta = duration((config.max_steps - self.step) * self.seconds / self.step)
                     log_without_bar("step %d/%d  %s  ETA %s", self.step, config.max_steps, note, eta)
-                self._validate_and_save(stopping())
+                self._milestones()
+        if self.saved != self.step:  # interrupted between two checkpoints
+            self._save(self._validate())
         return self.step >= config.max_steps
 
     def finish(self, finished: bool) -> None:
@@ -171,17 +176,16 @@ class Trainer:
         loss.backward()
         return loss.detach()
 
-    def _validate_and_save(self, stopping: bool) -> None:
-        config, last = self.config, self.step == self.config.max_steps
-        saving = last or stopping or self.step % config.checkpoint_every == 0
-        metrics = None
+    def _milestones(self) -> None:
+        config = self.config
+        saving = self.step % config.checkpoint_every == 0 or self.step == config.max_steps
         if saving or self.step % config.eval_every == 0:
-            metrics = self._evaluate(config.eval_tokens)
-            self._report(metrics)
-        if saving and metrics:
-            self._save(metrics)
+            metrics = self._validate()
+            if saving:
+                self._save(metrics)
 
-    def _report(self, metrics: Metrics) -> None:
+    def _validate(self) -> Metrics:
+        metrics = self._evaluate(self.config.eval_tokens)
         self.run.record(step=self.step, **metrics.named("val_"))
         logger.info(
             "step %d/%d  validation loss %.4f  perplexity %.2f  accuracy %.1f %%  %.4f bits per byte",
@@ -194,6 +198,7 @@ class Trainer:
             sample = model.generate(prompt, max_tokens=self.config.sample_tokens, temperature=0.0)
             self.run.sample(self.step, prompt + sample.text)
             logger.debug("sample at step %d: %r", self.step, prompt + sample.text)
+        return metrics
 
     def _save(self, metrics: Metrics) -> None:
         split = self.dataset.train
@@ -209,6 +214,7 @@ class Trainer:
         tensors = optimizer_tensors(self.model, self.optimizers)
         saved = save_checkpoint(self.run.folder, self.model, self.dataset.tokenizer, tensors, state)
         prune_checkpoints(self.run.folder, self.config.keep_last)
+        self.saved = self.step
         logger.debug("saved %s", saved.folder)
 
     def _evaluate(self, tokens: int | None) -> Metrics:

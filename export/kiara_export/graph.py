@@ -19,10 +19,11 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
+from torch import Tensor, nn
+
 from kiara.model import GPT
 from kiara.ops import Lengths
 from kiara_runtime.bundle import io_names
-from torch import Tensor, nn
 
 OPSET = 21
 CONTRIB_DOMAIN = "com.microsoft"

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+
 from kiara import sizes
 from kiara.checkpoint import STATE_FILE, WEIGHTS_FILE, find_checkpoint, load_model, read_json
 from kiara.console import logger, progress
 from kiara.evaluate import held_out_text
 from kiara.files import new_folder
 from kiara.model import GPT
-from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, golden_ids, write_manifest
-from kiara_runtime.errors import UserError
-from kiara_runtime.session import Session
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
-
 from kiara_export.graph import trace
 from kiara_export.interop import write_interop
 from kiara_export.quantize import quantize_int8
 from kiara_export.receipt import Receipt
 from kiara_export.verify import Judge, verify_float32
+from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, golden_ids, write_manifest
+from kiara_runtime.errors import UserError
+from kiara_runtime.session import Session
+from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 
 
 def export(source: Path, out: Path, variants: list[str], text: str | None = None) -> Receipt:

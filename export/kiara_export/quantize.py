@@ -72,7 +72,7 @@ def _matmul(
 def _gather(model: ir.Model, node: ir.Node, data: ir.Value, scales: ir.Value) -> list[ir.Node]:
     """Rows of the table that MatMulNBits reads too; its three axes want a scale shape of their own."""
     assert data.const_value is not None
-    rows, blocks, _ = data.const_value.shape
+    rows, blocks, _ = data.const_value.numpy().shape
     reshaped = ir.node("Reshape", [scales, _initializer(model, "table_scales.shape", np.array([rows, blocks, 1]))])
     gathered = ir.node(
         "GatherBlockQuantized",
@@ -81,21 +81,19 @@ def _gather(model: ir.Model, node: ir.Node, data: ir.Value, scales: ir.Value) ->
         domain=CONTRIB_DOMAIN,
         name=node.name,
     )
-    flat = _initializer(model, "embedding.shape", np.array([0, 0, int(blocks) * BLOCK_SIZE]))
+    flat = _initializer(model, "embedding.shape", np.array([0, 0, blocks * BLOCK_SIZE]))
     return [reshaped, gathered, ir.node("Reshape", [gathered.outputs[0], flat])]
 
 
 def _initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
 
 
 def _replace(model: ir.Model, node: ir.Node, nodes: list[ir.Node]) -> None:
-    ir.convenience.replace_nodes_and_values(
-        model.graph, node, [node], nodes, [node.outputs[0]], [nodes[-1].outputs[0]]
-    )
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [node.outputs[0]], [nodes[-1].outputs[0]])
 
 
 def _drop_unused(model: ir.Model) -> None:

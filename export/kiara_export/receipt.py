@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kiara.evaluate import Metrics
-
 from kiara_export.verify import Agreement, Quality
 
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kiara.evaluate import Metrics, evaluate, windows
+from numpy.typing import NDArray
+from torch import Tensor
+
 from kiara.data import Split
+from kiara.evaluate import Metrics, evaluate, windows
 from kiara.model import GPT
 from kiara_runtime.errors import UserError
 from kiara_runtime.session import Session
 from kiara_runtime.tokenizer import Tokenizer
-from numpy.typing import NDArray
-from torch import Tensor
 
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order stay a hundred times below
 MAX_BITS_PER_BYTE_LOSS = 0.003

@@ -1,11 +1,11 @@
 """Run Kiara bundles: numpy, ONNX Runtime, tiktoken and click, and nothing that trains.
 
-    import kiara_runtime
+import kiara_runtime
 
-    model = kiara_runtime.load("bundle")
-    print(model.generate("def main(", max_tokens=64).text)
-    for piece in model.stream("import ", temperature=0.8, seed=1):
-        print(piece.text, end="", flush=True)
+model = kiara_runtime.load("bundle")
+print(model.generate("def main(", max_tokens=64).text)
+for piece in model.stream("import ", temperature=0.8, seed=1):
+    print(piece.text, end="", flush=True)
 """
 
 import os

@@ -67,8 +67,11 @@ class Bundle:
             architecture = Architecture(**{name: int(manifest["architecture"][name]) for name in names})
             eos = frozenset(int(i) for i in manifest["eos_token_ids"])
             bos = int(manifest["bos_token_id"])
-            for name in (*manifest["files"], *(v["file"] for v in manifest["variants"].values())):
+            for name in manifest["files"]:
                 _check_name(name)
+            for variant in manifest["variants"].values():
+                if _check_name(variant["file"]) not in manifest["files"]:
+                    raise UserError(f"{path / MANIFEST}: {variant['file']} is not listed in it; export it again")
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path / MANIFEST}: not a manifest of this format ({error!r}); export it again") from None
         return cls(path, manifest, architecture, eos, bos)
@@ -102,9 +105,7 @@ class Bundle:
         return tokenizer
 
     def _check_file(self, name: str) -> None:
-        path, expected = self.folder / name, self.manifest["files"].get(name)
-        if expected is None:
-            raise UserError(f"{path}: not listed in {MANIFEST}; export the bundle again")
+        path, expected = self.folder / name, self.manifest["files"][name]
         if path.is_symlink() or path.parent.is_symlink():
             raise UserError(f"{path}: a symbolic link, which no bundle holds; export the bundle again")
         if not path.is_file():

@@ -67,22 +67,29 @@ def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_generate(model: Model, prompt: str | None, echo: bool, as_json: bool, **sampling: Any) -> None:
     """Continue the prompt on standard output; figures go to standard error, or into the JSON object."""
-    if prompt is None:
-        if sys.stdin.isatty():
-            raise click.UsageError("no prompt: give one with -p, or pipe it in")
-        prompt = sys.stdin.read()
+    text = _piped() if prompt is None else prompt
     if as_json:
-        result = model.generate(prompt, **sampling)
-        values = {**dataclasses.asdict(result), "text": prompt + result.text if echo else result.text}
-        click.echo(json.dumps({**values, "completion_tokens": len(result.tokens)}, ensure_ascii=False))
+        result = model.generate(text, **sampling)
+        shown = {"text": text + result.text if echo else result.text, "completion_tokens": len(result.tokens)}
+        click.echo(json.dumps({**dataclasses.asdict(result), **shown}, ensure_ascii=False))
         return
-    pieces = model.stream(prompt, **sampling)
+    pieces = model.stream(text, **sampling)
     if echo:
-        click.echo(prompt, nl=False)
+        click.echo(text, nl=False)
     for piece in pieces:
         if piece.text:
             click.echo(piece.text, nl=False)
     click.echo()
+
+
+def _piped() -> str:
+    """The prompt from standard input, to its last byte."""
+    if sys.stdin.isatty():
+        raise click.UsageError("no prompt: give one with -p, or pipe it in")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt: standard input is not UTF-8 at byte {error.start}; convert it (iconv)") from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -119,7 +126,9 @@ def info(bundle: Path, as_json: bool) -> None:
         click.echo(json.dumps(manifest, indent=2))
         return
     shape = manifest["architecture"]
-    click.echo(f"{manifest['name']}: {manifest['parameters'] / 1e6:.2f}M parameters, format {manifest['format_version']}")
+    click.echo(
+        f"{manifest['name']}: {manifest['parameters'] / 1e6:.2f}M parameters, format {manifest['format_version']}"
+    )
     click.echo(
         f"  {shape['num_hidden_layers']} layers of width {shape['hidden_size']}, vocabulary {shape['vocab_size']}, "
         f"context {shape['context_length']} tokens"
@@ -131,7 +140,9 @@ def info(bundle: Path, as_json: bool) -> None:
             f"{figures['top1_agreement']:.2%} of choices as fp32"
         )
     source = manifest["provenance"]
-    click.echo(f"  from {source['checkpoint']}, seed {source['seed']}, weights {source['model.safetensors_sha256'][:16]}")
+    click.echo(
+        f"  from {source['checkpoint']}, seed {source['seed']}, weights {source['model.safetensors_sha256'][:16]}"
+    )
 
 
 @main.command()

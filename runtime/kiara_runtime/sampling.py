@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +49,7 @@ class SamplingParams:
             object.__setattr__(self, "seed", secrets.randbits(32))
         _integer("seed", self.seed, 0, (1 << 63) - 1)
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        if len(self.stop) > 16 or not all(isinstance(text, str) and text for text in self.stop):
+        if len(self.stop) > 16 or not all(_is_text(text) for text in self.stop):
             raise UserError(f"stop: give at most 16 texts, none of them empty, not {self.stop!r:.100}")
 
 
@@ -68,9 +67,9 @@ def make_sampler(params: SamplingParams) -> Sampler:
     return sample
 
 
-def penalise(logits: Logits, history: Collection[int], penalty: float) -> Logits:
+def penalise(logits: Logits, history: Sequence[int], penalty: float) -> Logits:
     """Divide positive and multiply negative logits of tokens seen before (Keskar et al. 2019). (V,) -> (V,)."""
-    seen = np.unique(np.fromiter(history, dtype=np.int64, count=len(history)))
+    seen = np.unique(np.asarray(history, dtype=np.int64))
     changed = logits.copy()
     changed[seen] = np.where(changed[seen] > 0, changed[seen] / penalty, changed[seen] * penalty)
     return changed
@@ -83,7 +82,8 @@ def pick(logits: Logits, params: SamplingParams, uniform: float) -> int:
     """
     order, probabilities = keep(logits, params)
     cumulated = probabilities.cumsum()
-    return int(order[min(int(np.searchsorted(cumulated, uniform * cumulated[-1], "right")), len(order) - 1)])
+    place = int(np.searchsorted(cumulated, uniform * float(cumulated[-1]), "right"))
+    return int(order.item(min(place, len(order) - 1)))
 
 
 def keep(logits: Logits, params: SamplingParams) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -113,12 +113,18 @@ def _likeliest(logits: Logits, top_k: int) -> NDArray[np.int64]:
     return order[:top_k] if top_k else order
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
 def _integer(name: str, value: Any, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise UserError(f"{name}: {value!r} will not do; give a whole number from {least} to {most}")
 
 
 def _number(name: str, value: Any, least: float, most: float, above: bool = False) -> None:
-    fits = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or not least <= value <= most or (above and value == least):
-        raise UserError(f"{name}: {value!r} will not do; give a number {'above' if above else 'from'} {least:g} to {most:g}")
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)  # NumPy's float64 is a float
+    if not fits or not least <= value <= most or (above and value == least):  # not a number compares as false
+        raise UserError(
+            f"{name}: {value!r} will not do; give a number {'above' if above else 'from'} {least:g} to {most:g}"
+        )

@@ -17,8 +17,8 @@ class TextStream:
     def __init__(self, token_bytes: Sequence[bytes], stop: Sequence[str] = ()) -> None:
         self._token_bytes, self._stop = token_bytes, stop
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-        self.stopped = False
+        self._held: str = ""
+        self.stopped: bool = False
 
     def feed(self, token: int) -> str:
         return self._release(self._utf8.decode(self._token_bytes[token]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import operator
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,9 +39,7 @@ class Tokenizer:
     following on the last ordinary one.
     """
 
-    def __init__(
-        self, tokens: Sequence[bytes], special_tokens: dict[str, int], pattern: str = SPLIT_PATTERN
-    ) -> None:
+    def __init__(self, tokens: Sequence[bytes], special_tokens: dict[str, int], pattern: str = SPLIT_PATTERN) -> None:
         expected = list(range(len(tokens), len(tokens) + len(special_tokens)))
         if sorted(special_tokens.values()) != expected:
             raise UserError(f"tokenizer: the ids of the special tokens must be {expected}, found {special_tokens}")
@@ -72,11 +71,16 @@ class Tokenizer:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD. Special tokens give nothing."""
         return b"".join(self.token_bytes[i] for i in self.check_ids(ids)).decode("utf-8", "replace")
 
-    def check_ids(self, ids: Sequence[int]) -> Sequence[int]:
-        for i in ids:
+    def check_ids(self, ids: Sequence[int]) -> list[int]:
+        """The ids as a list; raises UserError where one is no whole number or outside the vocabulary."""
+        try:
+            checked = [operator.index(i) for i in ids]
+        except TypeError:
+            raise UserError(f"token ids: give a list of whole numbers, not {ids!r:.60}") from None
+        for i in checked:
             if not 0 <= i < self.vocab_size:
-                raise UserError(f"token id {i} is outside the vocabulary (0 to {self.vocab_size - 1})")
-        return ids
+                raise UserError(f"token ids: {i} is outside the vocabulary (0 to {self.vocab_size - 1})")
+        return checked
 
     def save(self, folder: Path) -> None:
         """Write the three files that describe this tokenizer into `folder`."""

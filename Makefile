@@ -1,0 +1,57 @@
+# Every target makes and uses .venv by itself; `make help` lists them.
+PYTHON ?= python3
+RUN ?= runs/demo
+BUNDLE ?= bundles/demo
+CONFIG ?= configs/small.yaml
+PROMPT ?= def main(argv=None):
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format install install-dev train export clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: install ## Train a small model on Python's own sources, export it to int8 and let it write code
+	$(BIN)/kiara train --config $(CONFIG) --out $(RUN) --resume
+	$(BIN)/kiara export $(RUN) --quantize int8 --out $(BUNDLE)
+	$(BIN)/kiara-run generate $(BUNDLE) -p "$(PROMPT)" --echo --max-tokens 160 --temperature 0.6 --top-p 0.9 --seed 7
+	@echo; $(BIN)/kiara-run info $(BUNDLE)
+
+train: install ## Train with CONFIG=configs/small.yaml into RUN=runs/demo, going on where it stopped
+	$(BIN)/kiara train --config $(CONFIG) --out $(RUN) --resume
+
+export: install ## Export RUN=runs/demo to the int8 bundle BUNDLE=bundles/demo
+	$(BIN)/kiara export $(RUN) --quantize int8 --out $(BUNDLE)
+
+test: install-dev ## Run every test
+	$(BIN)/python -m pytest
+
+lint: install-dev ## Check style, types, import contracts and the shipped configuration
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: install-dev ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: .venv/installed ## Make .venv with the training side and the runtime
+install-dev: .venv/installed-dev ## The same with what tests and linters need
+
+.venv/installed: $(PROJECTS)
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv (PyTorch takes a minute) ..."
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e ./runtime -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) install -c constraints.txt -e ./runtime -e ".[dev]"
+	@touch $@
+
+clean: ## Delete the environment and caches; data, runs and bundles stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

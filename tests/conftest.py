@@ -1,0 +1,98 @@
+"""One small run and its bundle, made by the real pipeline once a session, and helpers to call the commands."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import click.testing
+import pytest
+
+from kiara.config import Config, load_config
+from kiara.data import Dataset
+from kiara.prepare import prepare_folder
+
+REPOSITORY = Path(__file__).parent.parent
+STDLIB_FILES = ("argparse", "ast", "bisect", "calendar", "cmd", "csv", "difflib", "heapq", "inspect", "shlex", "typing")
+SMALL = (
+    "model.hidden_size=64",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=4",
+    "model.num_key_value_heads=2",
+    "model.head_dim=16",
+    "model.intermediate_size=128",
+    "model.context_length=96",
+    "tokenizer.vocab_size=512",
+    "training.max_steps=40",
+    "training.batch_size=8",
+    "training.learning_rate=0.01",
+    "training.warmup_steps=4",
+    "training.eval_every=20",
+    "training.eval_tokens=2048",
+    "training.checkpoint_every=20",
+    "training.sample_tokens=4",
+)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real source files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for name in STDLIB_FILES:
+        source = Path(sysconfig.get_path("stdlib"), f"{name}.py")
+        (folder / source.name).write_text(source.read_text("utf-8"), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_config(corpus: Path) -> Config:
+    return load_config(assignments=(*SMALL, f"data.train={corpus}"), environ={})
+
+
+@pytest.fixture(scope="session")
+def dataset(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return prepare_folder(small_config, tmp_path_factory.mktemp("data") / "small")
+
+
+@pytest.fixture(scope="session")
+def run(small_config: Config, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run."""
+    from kiara.train import train
+
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    assert train(small_config, dataset, folder, resume=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, with the int8 and the fp32 variant."""
+    from kiara_export.pipeline import export
+
+    folder = tmp_path_factory.mktemp("bundles") / "small"
+    export(run, folder, ["int8", "fp32"])
+    return folder
+
+
+@pytest.fixture
+def kiara() -> Callable[..., click.testing.Result]:
+    """Call `kiara` with arguments, in this process."""
+    from kiara.cli import main
+
+    return lambda *arguments: _invoke(main, arguments)
+
+
+@pytest.fixture
+def kiara_run() -> Callable[..., click.testing.Result]:
+    """Call `kiara-run` with arguments, in this process."""
+    from kiara_runtime.cli import main
+
+    return lambda *arguments: _invoke(main, arguments)
+
+
+def _invoke(command: click.Command, arguments: tuple[object, ...]) -> click.testing.Result:
+    result = click.testing.CliRunner().invoke(command, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception  # a traceback, which no command may show
+    return result

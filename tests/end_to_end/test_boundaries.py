@@ -1,0 +1,91 @@
+"""What is imported when, what leaves the machine (nothing), and what an empty environment needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+MAX_INSTALL_BYTES = 170 << 20  # of everything but pip and its helpers, compiled bytecode included
+INSTALLERS = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
+
+# Runs a bundle under an audit hook and prints what it opened for writing, connected to and imported.
+WATCHED = """
+import json, sys
+events = []
+def watch(event, arguments):
+    if event.startswith("socket.") and event != "socket.gethostname":
+        events.append(event)
+    if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+        events.append(f"write {arguments[0]}")
+sys.addaudithook(watch)
+sys.dont_write_bytecode = True
+import os
+import kiara_runtime
+model = kiara_runtime.load(sys.argv[1])
+tokens = model.generate("def main(", max_tokens=8, temperature=0.0).tokens
+print(json.dumps({"events": events, "modules": sorted(sys.modules), "tokens": tokens,
+                  "telemetry": os.environ["ORT_DISABLE_TELEMETRY"]}))
+"""
+
+
+def _python(*arguments: object, python: str = sys.executable, **environ: str) -> str:
+    command = [python, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environ}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_loaded_bundle_opens_no_socket_writes_no_file_and_imports_nothing_heavy(bundle: Path) -> None:
+    seen = json.loads(_python("-c", WATCHED, bundle, ORT_DISABLE_TELEMETRY="0"))
+    assert seen["events"] == []
+    assert seen["telemetry"] == "1"
+    heavy = {"torch", "onnx", "kiara", "kiara_export", "flask", "requests", "tokenizers", "pydantic", "transformers"}
+    assert not heavy & set(seen["modules"])
+
+
+@pytest.mark.parametrize("module", ["kiara.cli", "kiara_runtime.cli"])
+def test_help_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module} as cli\ntry: cli.main(['--help'])\nfinally: print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    for heavy in ("torch", "onnxruntime", "tiktoken", "pydantic", "matplotlib", "kiara_export"):
+        assert f"'{heavy}'" not in done.stdout
+    assert "Usage:" in done.stdout
+
+
+def test_importing_the_model_does_not_import_the_export() -> None:
+    out = _python("-c", "import sys, kiara.train, kiara.evaluate; print('kiara_export' in sys.modules)")
+    assert out.strip() == "False"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty environment with nothing but the runtime's wheel and what it asks for."""
+    folder = tmp_path_factory.mktemp("alone") / "venv"
+    venv.create(folder, with_pip=True)
+    constraints = REPOSITORY / "constraints.txt"
+    _python("-m", "pip", "install", "-q", "-c", constraints, REPOSITORY / "runtime", python=str(folder / "bin/python"))
+    return folder
+
+
+def test_the_runtime_alone_runs_the_bundle_and_is_small(alone: Path, bundle: Path) -> None:
+    options = ("-p", "def main(", "--max-tokens", "8", "--temperature", "0", "--json")
+    done = subprocess.run(
+        [alone / "bin/kiara-run", "generate", bundle, *options], capture_output=True, text=True, check=True
+    )
+    seen = json.loads(_python("-c", WATCHED, bundle))
+    assert json.loads(done.stdout)["tokens"] == seen["tokens"]
+    site = next((alone / "lib").glob("python*/site-packages"))
+    packages = [path for path in site.iterdir() if not path.name.startswith(INSTALLERS)]
+    files = {file.stat().st_ino: file.stat() for path in packages for file in [path, *path.rglob("*")]}
+    on_disk = sum(status.st_blocks * 512 for status in files.values())
+    assert on_disk <= MAX_INSTALL_BYTES, f"{on_disk / 2**20:.0f} MiB"
+    assert not [path for path in packages if path.name in ("torch", "onnx", "kiara", "flask")]

@@ -1,0 +1,95 @@
+"""Ctrl-C in every command: one line, a non-zero exit, nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from kiara.checkpoint import list_checkpoints
+from kiara.data import Dataset
+
+BIN = Path(sys.executable).parent
+MODEL = (
+    "model.hidden_size=64", "model.num_hidden_layers=2", "model.head_dim=16", "model.intermediate_size=128",
+    "model.context_length=96", "training.batch_size=8", "training.eval_tokens=100", "training.sample_tokens=0",
+    "training.compile=never",
+)  # fmt: skip
+
+
+def _interrupt(command: Sequence[object], until: str, cwd: Path) -> tuple[int, str, str]:
+    """Run, send SIGINT once `until` has been printed to standard error or output, return how it ended."""
+    words = [str(part) for part in command]
+    with subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        seen = b""
+        while until.encode() not in seen:
+            byte = process.stdout.read(1)
+            assert byte, f"ended before {until!r}: {seen.decode()}"
+            seen += byte
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        return process.wait(60), (seen + rest).decode(), rest.decode()
+
+
+def test_training_saves_and_says_how_to_go_on(dataset: Dataset, tmp_path: Path) -> None:
+    settings = [part for value in (*MODEL, "training.max_steps=100000") for part in ("--set", value)]
+    command = [BIN / "kiara", "train", "--set", f"data.train={dataset.folder}", *settings, "--out", "run"]
+    code, output, _ = _interrupt([*command, "--set", "training.eval_every=5"], "step 5/", tmp_path)
+    assert code == 130
+    assert "Traceback" not in output and "--resume --out run goes on" in output
+    (saved,) = list_checkpoints(tmp_path / "run")
+    assert saved.step >= 5
+    assert not list((tmp_path / "run/checkpoints").glob(".*"))
+
+
+def test_generating_stops_with_one_line(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    script = "from kiara_runtime.cli import main\nimport kiara_runtime.generate as g, time\n"
+    slow = (
+        script
+        + "take = g.Session.decoder\n"
+        + (
+            "def decoder(session):\n"
+            "    inner = take(session)\n"
+            "    def step(ids):\n"
+            "        time.sleep(0.2)\n"
+            "        return inner(ids)\n"
+            "    return step\n"
+            "g.Session.decoder = decoder\n"
+            "main()\n"
+        )
+    )
+    options = ("generate", copy, "-p", "def", "--echo", "--ignore-eos", "--max-tokens", "90")
+    code, output, rest = _interrupt([sys.executable, "-c", slow, *options], "def", tmp_path)
+    assert code == 130
+    assert "Interrupted" in rest and "Traceback" not in output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+@pytest.mark.parametrize("what", ["prepare", "export"])
+def test_writing_commands_leave_nothing(what: str, run: Path, corpus: Path, tmp_path: Path) -> None:
+    """Interrupted as soon as their temporary folder stands."""
+    source = corpus if what == "prepare" else run
+    slow = "kiara.prepare.train_tokenizer" if what == "prepare" else "kiara_export.pipeline.trace"
+    module, _, name = slow.rpartition(".")
+    script = (
+        f"import sys, time, {module} as m\n"
+        "def wait(*arguments):\n"
+        "    print('working', flush=True)\n"
+        "    time.sleep(60)\n"
+        f"m.{name} = wait\n"
+        "from kiara.cli import main\n"
+        "main()\n"
+    )
+    started = time.monotonic()
+    code, _, rest = _interrupt([sys.executable, "-c", script, what, source, "--out", "out"], "working", tmp_path)
+    assert code == 130 and time.monotonic() - started < 50
+    assert rest == "Interrupted; run the same command again.\n"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+
+import kiara.train
+from kiara.checkpoint import best_checkpoint, list_checkpoints, load_model
+from kiara.config import Config, load_config, parse_config
+from kiara.data import Dataset
+from kiara.evaluate import Tally, evaluate_checkpoint
+from kiara.optim import learning_rate
+from kiara.run import Run
+from kiara.train import Trainer, train
+from kiara_runtime.errors import UserError
+
+
+def _changed(config: Config, **training: Any) -> Config:
+    values = config.model_dump()
+    return parse_config({**values, "training": {**values["training"], **training}})
+
+
+def _losses(run: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def test_training_learns_and_writes_a_complete_run(run: Path) -> None:
+    losses = [record["loss"] for record in _losses(run) if "loss" in record]
+    assert len(losses) == 40
+    assert losses[-1] < losses[0] - 1.5
+    for name in ("config.yaml", "train.log", "samples.txt", "loss.png"):
+        assert (run / name).stat().st_size > 0
+    assert [checkpoint.folder.name for checkpoint in list_checkpoints(run)] == [
+        "epoch-0001-step-000020",
+        "epoch-0001-step-000040",
+    ]
+    assert not [path for path in run.rglob("*") if path.suffix in (".pt", ".pkl", ".pth", ".bin")]
+
+
+def test_same_seed_same_curve_and_weights(run: Path, small_config: Config, dataset: Dataset, tmp_path: Path) -> None:
+    assert train(small_config, dataset, tmp_path / "again", resume=False)
+    assert _losses(tmp_path / "again") == _losses(run)
+    first, second = (load_model(list_checkpoints(folder)[-1].folder)[0] for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert train(_changed(small_config, seed=1, max_steps=2), dataset, tmp_path / "other", resume=False)
+    assert _losses(tmp_path / "other")[0] != _losses(run)[0]
+
+
+def test_interrupted_run_resumes_to_the_same_end(
+    run: Path, small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer._step
+
+    def interrupted_step(trainer: Trainer) -> float:
+        if trainer.step == 25:
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C would
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted_step)
+    out = tmp_path / "run"
+    assert threading.current_thread() is threading.main_thread()
+    assert not train(small_config, dataset, out, resume=False)
+    monkeypatch.undo()
+    assert list_checkpoints(out)[-1].step == 26
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:  # steps after the checkpoint are run again
+        file.write('{"step": 27, "loss": 99.0}\n')
+    assert train(small_config, dataset, out, resume=True)
+    steps = [record for record in _losses(out) if "loss" in record]
+    assert steps == [record for record in _losses(run) if "loss" in record]
+    assert train(small_config, dataset, out, resume=True)  # finished: nothing to do
+
+
+def test_kept_are_the_newest_and_the_best(
+    small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.5, 2.4, 2.3])
+    metrics = kiara.train.Trainer._evaluate
+
+    def scripted(trainer: Trainer, tokens: int | None) -> Any:
+        found = metrics(trainer, 1)
+        return found if tokens is None else type(found)(**{**found.__dict__, "loss": next(losses)})
+
+    monkeypatch.setattr(Trainer, "_evaluate", scripted)
+    config = _changed(small_config, max_steps=6, checkpoint_every=1, eval_every=6, keep_last=2)
+    assert train(config, dataset, tmp_path / "run", resume=False)
+    kept = list_checkpoints(tmp_path / "run")
+    assert [checkpoint.step for checkpoint in kept] == [2, 5, 6]
+    assert best_checkpoint(kept).step == 2
+
+
+def test_runs_are_not_overwritten_or_mixed(run: Path, small_config: Config, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="add --resume"):
+        Run(run, small_config, resume=False)
+    with pytest.raises(UserError, match=r"training.seed: 5 where the run at .* has 1337"):
+        Run(run, _changed(small_config, seed=5), resume=True)
+    (tmp_path / "notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(UserError, match="exists and is no run"):
+        Run(tmp_path, small_config, resume=False)
+    assert train(_changed(small_config, max_steps=42), dataset, run_copy(run, tmp_path), resume=True)
+
+
+def run_copy(run: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_diverging_training_says_what_to_lower(
+    small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_forward_backward", lambda trainer, step: torch.tensor(float("nan")))
+    with pytest.raises(UserError, match=r"training.learning_rate: 0.01 made the loss nan; lower it"):
+        train(small_config, dataset, tmp_path / "r", resume=False)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_training_follows_the_eager_curve(
+    run: Path, small_config: Config, dataset: Dataset, tmp_path: Path
+) -> None:
+    assert train(_changed(small_config, max_steps=40, compile="always"), dataset, tmp_path / "r", resume=False)
+    compiled, eager = ([r["loss"] for r in _losses(folder) if "loss" in r] for folder in (tmp_path / "r", run))
+    assert compiled[:10] == pytest.approx(eager[:10], rel=0.02)  # bfloat16 in another order
+    assert compiled[-1] == pytest.approx(eager[-1], rel=0.1)
+
+
+def test_a_split_too_short_for_a_window_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    config = load_config(assignments=["model.context_length=1000000"], environ={})
+    with pytest.raises(UserError, match=r"too few for one window of model.context_length"):
+        train(config, dataset, tmp_path / "r", resume=False)
+
+
+def test_learning_rate_rises_then_falls_to_nearly_zero(small_config: Config) -> None:
+    config = small_config.training
+    rates = [learning_rate(config, step) for step in range(config.max_steps)]
+    top = rates.index(max(rates))
+    assert 0 < top <= config.warmup_steps
+    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 0.05 * config.learning_rate
+
+
+def test_metrics_against_their_definitions(dataset: Dataset) -> None:
+    logits = torch.randn(2, 5, dataset.tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[65, 66, 300, 511, 256], [400, 401, 10, 32, 97]])
+    tally = Tally(dataset.tokenizer)
+    tally.add(logits, targets)
+    found = tally.metrics()
+    nats = -torch.log_softmax(logits, -1).gather(-1, targets[..., None]).double().sum().item()
+    written = len(dataset.tokenizer.decode(targets[0].tolist() + targets[1].tolist()).encode())
+    assert found.loss == pytest.approx(nats / 10, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / 0.6931471805599453 / written, rel=1e-5)
+    assert found.perplexity == pytest.approx(2.718281828459045 ** (nats / 10), rel=1e-4)
+
+
+def test_evaluate_reads_the_validation_split_or_given_text(
+    run: Path, corpus: Path, kiara: Callable[..., Result]
+) -> None:
+    final = next(record for record in _losses(run) if "final_val_loss" in record)
+    result = kiara("evaluate", run, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["loss"] == pytest.approx(final["final_val_loss"], rel=0.02)  # bfloat16 there
+    assert evaluate_checkpoint(run, str(corpus / "bisect.py")).tokens > 0
+    result = kiara("evaluate", run, "--text", corpus / "missing.py")
+    assert result.exit_code == 1 and "there is no such file" in result.stderr

@@ -1,0 +1,138 @@
+"""Nothing of a bundle is used before it is known to be whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from kiara_runtime.bundle import Bundle, write_manifest
+from kiara_runtime.errors import UserError
+from kiara_runtime.generate import load
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_any_flipped_byte_is_refused_by_name(copy: Path) -> None:
+    rng = random.Random(0)
+    for path in _files(copy):
+        data = path.read_bytes()
+        for position in {0, len(data) - 1, *(rng.randrange(len(data)) for _ in range(12))}:
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << rng.randrange(8)
+            path.write_bytes(flipped)
+            with pytest.raises(UserError, match=path.name):
+                Bundle.open(copy).check()
+        path.write_bytes(data)
+    Bundle.open(copy).check()
+
+
+def test_any_missing_cut_or_linked_file_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
+    for path in _files(copy):
+        data = path.read_bytes()
+        for change in ("missing", "cut", "empty", "longer", "link"):
+            path.unlink(missing_ok=True)
+            if change == "link":
+                target = tmp_path / "elsewhere"
+                target.write_bytes(data)
+                path.symlink_to(target)
+            elif change != "missing":
+                path.write_bytes({"cut": data[:-1], "empty": b"", "longer": data + b"\n"}[change])
+            with pytest.raises(UserError, match=path.name):
+                Bundle.open(copy).check()
+        path.unlink()
+        path.write_bytes(data)
+    load(copy)
+
+
+def test_a_linked_graph_folder_is_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "onnx").rename(tmp_path / "onnx")
+    (copy / "onnx").symlink_to(tmp_path / "onnx")
+    with pytest.raises(UserError, match="symbolic link"):
+        load(copy)
+
+
+def test_load_checks_what_it_uses_and_verify_checks_all(copy: Path, kiara_run: Callable[..., Result]) -> None:
+    (copy / "onnx/model.onnx").unlink()
+    load(copy)
+    with pytest.raises(UserError, match=r"model.onnx: missing"):
+        load(copy, variant="fp32")
+    result = kiara_run("verify", copy)
+    assert result.exit_code == 1 and "model.onnx: missing" in result.stderr
+
+
+def _rewrite(folder: Path, **changes: object) -> None:
+    """A manifest with a valid hash of its own but other contents."""
+    values = json.loads((folder / "kiara.json").read_text("utf-8"))
+    for key in ("files", "sha256"):
+        del values[key]
+    write_manifest(folder, {**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"format_version": "2.0"}, "bundle format 2.0 is newer than this runtime's 1.0"),
+        ({"variants": {"int8": {"file": "../outside.onnx"}}}, "no name of a file inside a bundle"),
+        ({"variants": {"int8": {"file": "/etc/passwd"}}}, "no name of a file inside a bundle"),
+        ({"architecture": {}}, "not a manifest of this format"),
+        ({"eos_token_ids": None}, "not a manifest of this format"),
+        ({"variants": {"int8": {"file": "onnx/other.onnx"}}}, "is not listed in it"),
+        ({"tokenizer": {"golden": [{"text": "a", "ids": [1, 2]}]}}, "does not give the recorded ids"),
+    ],
+)
+def test_manifests_that_lie_are_refused(changes: dict[str, object], expected: str, copy: Path) -> None:
+    _rewrite(copy, **changes)
+    with pytest.raises(UserError) as error:
+        load(copy)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_older_minor_format_and_extra_files_do_no_harm(copy: Path) -> None:
+    _rewrite(copy, format_version="1.7", later_key=1)
+    (copy / "notes.txt").write_text("mine", "utf-8")
+    load(copy)
+
+
+def test_a_graph_that_is_no_graph_is_one_line(copy: Path) -> None:
+    (copy / "onnx/model_quantized.onnx").write_bytes(b"not a graph")
+    _rewrite(copy)
+    with pytest.raises(UserError, match="ONNX Runtime cannot open it"):
+        load(copy)
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "generate"])
+def test_paths_that_are_no_bundle_are_refused(command: str, tmp_path: Path, kiara_run: Callable[..., Result]) -> None:
+    options = ("-p", "x") if command == "generate" else ()
+    for path, expected in ((tmp_path / "none", "there is no such folder"), (tmp_path, "kiara.json: missing")):
+        result = kiara_run(command, path, *options)
+        assert result.exit_code == 1
+        assert expected in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_info_and_verify_of_a_good_bundle(bundle: Path, kiara_run: Callable[..., Result]) -> None:
+    shown = kiara_run("info", bundle).stdout
+    assert "int8:" in shown and "fp32:" in shown and "context 96 tokens" in shown
+    assert json.loads(kiara_run("info", bundle, "--json").stdout)["format_version"] == "1.0"
+    result = kiara_run("verify", bundle)
+    assert result.exit_code == 0 and "all as recorded" in result.stdout
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_one_line(copy: Path, kiara_run: Callable[..., Result]) -> None:
+    (copy / "tokenizer.json").chmod(0)
+    result = kiara_run("verify", copy)
+    assert result.exit_code == 1 and "Permission denied" in result.stderr
