@@ -87,12 +87,14 @@ class DataConfig(Section):
 class TrainingConfig(Section):
     """The recipe: Muon for the matrices inside the blocks, AdamW for the rest, a long linear decay."""
 
-    max_steps: int = Field(default=1200, ge=1)
+    max_steps: int = Field(default=800, ge=1)
     """Optimizer steps in all."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences a step."""
-    learning_rate: float = Field(default=3e-3, gt=0, lt=1)
-    """Peak learning rate, for both optimizers."""
+    learning_rate: float = Field(default=0.012, gt=0, lt=1)
+    """Peak learning rate of Muon, for the matrices inside the blocks."""
+    embedding_learning_rate: float = Field(default=0.036, gt=0, lt=1)
+    """Peak learning rate of AdamW, for the embedding and the norms."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
     weight_decay: float = Field(default=0.1, ge=0, lt=1)

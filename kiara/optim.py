@@ -19,16 +19,26 @@ def make_optimizers(model: nn.Module, config: TrainingConfig) -> dict[str, optim
         "muon": optim.Muon(
             inner, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
         ),
-        "adamw": optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        "adamw": optim.AdamW(rest, lr=config.embedding_learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     }
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then linear decay to zero over the whole rest of the run. step counts from 0."""
+def set_learning_rates(optimizers: dict[str, optim.Optimizer], config: TrainingConfig, step: int) -> float:
+    """Give each optimizer its rate for `step`, counted from 0; returns the part of the peak that this is."""
+    part = schedule(config, step)
+    peaks = {"muon": config.learning_rate, "adamw": config.embedding_learning_rate}
+    for kind, optimizer in optimizers.items():
+        for group in optimizer.param_groups:
+            group["lr"] = part * peaks[kind]
+    return part
+
+
+def schedule(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then linear decay to zero over the whole rest of the run, in parts of the peak."""
     warmup = min(config.warmup_steps, config.max_steps // 4)
     rising = (step + 1) / (warmup + 1)
     falling = (config.max_steps - step) / max(1, config.max_steps - warmup)
-    return config.learning_rate * min(1.0, rising, falling)
+    return min(1.0, rising, falling)
 
 
 def optimizer_tensors(model: nn.Module, optimizers: dict[str, optim.Optimizer]) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,16 +22,15 @@ from kiara.checkpoint import OPTIMIZER_FILE, load_model, prune_checkpoints, read
 from kiara.config import Config
 from kiara.console import log_to_file, log_without_bar, logger, progress
 from kiara.data import Dataset
+from kiara.device import pick_device, use_bfloat16, use_compile
 from kiara.evaluate import Metrics, evaluate, windows
 from kiara.model import GPT
-from kiara.optim import learning_rate, load_optimizers, make_optimizers, optimizer_tensors
+from kiara.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
 from kiara.plot import plot_run
 from kiara.reference import reference_model
 from kiara.run import PLOT_FILE, Run
 from kiara_runtime.errors import UserError
 
-# FLOPs of a run from which compiling wins back its own time (about 20 s on 2 cores, 60 s with a GPU).
-COMPILE_FLOPS = {"cpu": 2e13, "cuda": 1e16}
 LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw a bar on
 
 
@@ -153,19 +151,17 @@ class Trainer:
         )  # fmt: skip
 
     def _step(self) -> float:
-        rate = learning_rate(self.config, self.step)
+        part = set_learning_rates(self.optimizers, self.config, self.step)
         loss = self._forward_backward(self.step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             optimizer.step()
         self.model.zero_grad()
         self.step += 1
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(f"training.learning_rate: {self.config.learning_rate} made the loss {value}; lower it")
-        self.run.record(step=self.step, loss=round(value, 6), learning_rate=rate)
+        self.run.record(step=self.step, loss=round(value, 6), learning_rate=part * self.config.learning_rate)
         return value
 
     def _forward_backward(self, step: int) -> Tensor:
@@ -251,27 +247,6 @@ def stop_request() -> Iterator[Callable[[], bool]]:
         yield lambda: asked
     finally:
         restore()
-
-
-def pick_device(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device: cuda is not to be had here; set it to auto or cpu")
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def use_bfloat16(dtype: str, device: str) -> bool:
-    if dtype != "auto":
-        return dtype == "bfloat16"
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def use_compile(setting: str, device: str, flops: float) -> bool:
-    """Decided by the work to be done, not by the clock, so that a run repeats bit for bit."""
-    if setting != "auto":
-        return setting == "always"
-    return flops >= COMPILE_FLOPS[device] and any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
 def duration(seconds: float) -> str:

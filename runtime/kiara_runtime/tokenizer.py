@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import json
 import operator
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,8 @@ SPLIT_PATTERN = (
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.tiktoken")
 MAX_TOKENIZER_BYTES = 64 << 20
+MAX_WHITE_SPACE = 200_000
+_LONG_WHITE_SPACE = re.compile(rf"\s{{{MAX_WHITE_SPACE}}}")
 
 
 class Tokenizer:
@@ -62,10 +65,10 @@ class Tokenizer:
         return self.tokens + [b""] * len(self.special_tokens)
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        return self._encoding.encode_ordinary(_splittable(text))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+        return self._encoding.encode_ordinary_batch([_splittable(text) for text in texts], num_threads=threads)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD. Special tokens give nothing."""
@@ -108,6 +111,13 @@ class Tokenizer:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path}: not a byte-level BPE tokenizer that this runtime reads ({error!r})") from None
+
+
+def _splittable(text: str) -> str:
+    """tiktoken's pattern engine keeps a place on its stack for every character of a run of white space."""
+    if len(text) > MAX_WHITE_SPACE and _LONG_WHITE_SPACE.search(text):
+        raise UserError(f"text: over {MAX_WHITE_SPACE} white-space characters on end; shorten that stretch")
+    return text
 
 
 def byte_characters() -> list[str]:

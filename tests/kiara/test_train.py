@@ -17,7 +17,7 @@ from kiara.checkpoint import best_checkpoint, list_checkpoints, load_model
 from kiara.config import Config, load_config, parse_config
 from kiara.data import Dataset
 from kiara.evaluate import Tally, evaluate_checkpoint
-from kiara.optim import learning_rate
+from kiara.optim import schedule
 from kiara.run import Run
 from kiara.train import Trainer, train
 from kiara_runtime.errors import UserError
@@ -140,11 +140,11 @@ def test_a_split_too_short_for_a_window_is_refused(dataset: Dataset, tmp_path: P
 
 def test_learning_rate_rises_then_falls_to_nearly_zero(small_config: Config) -> None:
     config = small_config.training
-    rates = [learning_rate(config, step) for step in range(config.max_steps)]
+    rates = [schedule(config, step) for step in range(config.max_steps)]
     top = rates.index(max(rates))
     assert 0 < top <= config.warmup_steps
     assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
-    assert 0 < rates[-1] < 0.05 * config.learning_rate
+    assert 0 < rates[-1] < 0.05 < 0.9 < rates[top] <= 1
 
 
 def test_metrics_against_their_definitions(dataset: Dataset) -> None:

@@ -54,6 +54,23 @@ def test_any_text_gives_the_oracles_ids_and_comes_back(pair: tuple[Tokenizer, Or
     assert ours.decode(ours.encode(text)) == text
 
 
+@pytest.mark.parametrize("letter", ["a", "\n", "1", "^", "日", " \n", " ."])
+def test_a_megabyte_of_one_letter_comes_back(letter: str, pair: tuple[Tokenizer, Oracle]) -> None:
+    text = letter * (1_000_000 // len(letter.encode()))
+    if letter == "\n" or not letter.strip():
+        text = text[:199_000]
+    assert pair[0].decode(pair[0].encode(text)) == text
+
+
+def test_white_space_without_end_is_refused_not_a_crash(pair: tuple[Tokenizer, Oracle]) -> None:
+    assert pair[0].encode(" " * 199_999)
+    for text in (" " * 1_000_000, "x" + "\n " * 500_000 + "x"):
+        with pytest.raises(UserError, match="white-space characters on end"):
+            pair[0].encode(text)
+        with pytest.raises(UserError, match="white-space characters on end"):
+            pair[0].encode_batch(["a", text], threads=2)
+
+
 def test_the_corpus_gives_the_oracles_ids(pair: tuple[Tokenizer, Oracle], corpus: Path) -> None:
     ours, oracle = pair
     for file in corpus.iterdir():

@@ -1,0 +1,33 @@
+"""What the machine offers: where to train, in which arithmetic, compiled or not."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+
+from kiara_runtime.errors import UserError
+
+# FLOPs of a run from which compiling wins back its own time (about 20 s on 2 cores, 60 s with a GPU).
+COMPILE_FLOPS = {"cpu": 2e13, "cuda": 1e16}
+
+
+def pick_device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device: cuda is not to be had here; set it to auto or cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def use_bfloat16(dtype: str, device: str) -> bool:
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def use_compile(setting: str, device: str, flops: float) -> bool:
+    """Decided by the work to be done, not by the clock, so that a run repeats bit for bit."""
+    if setting != "auto":
+        return setting == "always"
+    return flops >= COMPILE_FLOPS[device] and any(map(shutil.which, ("c++", "g++", "clang++")))
