@@ -66,8 +66,11 @@ def save_checkpoint(
     epoch, step = state["epoch"] + 1, state["step"]
     folder = run / "checkpoints" / f"epoch-{epoch:04}-step-{step:06}"
     with new_folder(folder) as new:
-        save_file(to_hugging_face(model), new / WEIGHTS_FILE, {"format": "pt"})
-        save_file(optimizer_state, new / OPTIMIZER_FILE)
+        try:
+            save_file(to_hugging_face(model), new / WEIGHTS_FILE, {"format": "pt"})
+            save_file(optimizer_state, new / OPTIMIZER_FILE)
+        except SafetensorError as error:  # its own class for a full disk, too
+            raise UserError(f"{folder}: the weights cannot be written ({error}); free some space") from None
         tokenizer.save(new)
         end = tokenizer.special_tokens[END_OF_TEXT]
         _write_json(new / "config.json", hugging_face_config(model, end))

@@ -120,7 +120,7 @@ def export(source: Path, out: Path, quantize: tuple[str, ...], text: str | None)
     from kiara_export.pipeline import export
 
     receipt = export(source, out, ["fp32" if name == "none" else name for name in quantize], text)
-    for name, figures in receipt.figures().items():
+    for name, figures in receipt.items():
         click.echo(
             f"{out} {name}: {figures['size_bytes'] / 1e6:.2f} MB ({figures['bytes_per_parameter']:.3f} bytes a "
             f"parameter), {figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against "

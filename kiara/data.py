@@ -10,6 +10,7 @@ would any number of processes that share the rows among them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -90,6 +91,12 @@ class Dataset:
         if tokenizer.vocab_size != manifest["vocab_size"]:
             raise UserError(f"{folder}: the tokenizer is not the one of the token files; prepare the folder again")
         return cls(folder, manifest, tokenizer)
+
+    @property
+    def sha256(self) -> str:
+        """Of all tokens of both splits, in hexadecimal: the data that a run was trained on."""
+        shards = [shard["sha256"] for split in self.manifest["splits"].values() for shard in split["shards"]]
+        return hashlib.sha256(" ".join(shards).encode()).hexdigest()
 
     def _open(self, name: str) -> Split:
         return Split(name, [self._map(shard) for shard in self.manifest["splits"][name]["shards"]])

@@ -6,6 +6,7 @@ RUN/config.yaml  train.log  metrics.jsonl  samples.txt  loss.png  checkpoints/
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Run:
         elif folder.exists() and not (folder / CONFIG_FILE).exists() and (folder.is_file() or any(folder.iterdir())):
             raise UserError(f"--out {folder}: exists and is no run; name another or move it away")
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob("checkpoints/.epoch-*"):  # of a process that was killed while it wrote
+            shutil.rmtree(unfinished)
         self.last: Checkpoint | None = found[-1] if found else None
         (folder / CONFIG_FILE).write_text(config_yaml(config), "utf-8")
         self._forget_after(self.last.step if self.last else 0)

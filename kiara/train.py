@@ -60,10 +60,10 @@ class Trainer:
             split.windows(self.length)  # refuses a split that has none, before any work
         self.step, self.seconds = 0, 0.0
         if run.last:
-            self.model, tokenizer = load_model(run.last.folder)
-            if tokenizer.tokens != dataset.tokenizer.tokens:
-                raise UserError(f"{dataset.folder}: prepared with another tokenizer than the run; restore it")
+            self.model, _ = load_model(run.last.folder)
             state = run.last.state()
+            if state["data_sha256"] != dataset.sha256:
+                raise UserError(f"{dataset.folder}: other text than the run began with; restore it or begin a new run")
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
         else:
             self.model = GPT(run.config.model, dataset.tokenizer.vocab_size)
@@ -203,7 +203,7 @@ class Trainer:
             "epoch": split.epoch(self.step, self.config.batch_size, self.length),
             "seconds": round(self.seconds, 3),
             "dataset": os.path.relpath(self.dataset.folder, self.run.folder / "checkpoints" / "any"),
-            "dataset_fingerprint": self.dataset.manifest["fingerprint"],
+            "data_sha256": self.dataset.sha256,
             "seed": self.config.seed,
             **metrics.named("val_"),
         }

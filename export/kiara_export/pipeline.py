@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,67 +11,102 @@ import onnx_ir as ir
 from kiara import sizes
 from kiara.checkpoint import STATE_FILE, WEIGHTS_FILE, find_checkpoint, load_model, read_json
 from kiara.console import logger, progress
-from kiara.evaluate import held_out_text
+from kiara.data import Split
+from kiara.evaluate import Metrics, held_out_text
 from kiara.files import new_folder
 from kiara.model import GPT
 from kiara_export.graph import trace
 from kiara_export.interop import write_interop
 from kiara_export.quantize import quantize_int8
 from kiara_export.receipt import Receipt
-from kiara_export.verify import Judge, verify_float32
-from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, golden_ids, write_manifest
+from kiara_export.verify import Agreement, Judge, Quality, verify_float32
+from kiara_runtime.bundle import (
+    MANIFEST,
+    VARIANT_FILES,
+    Architecture,
+    Bundle,
+    golden_ids,
+    hash_file,
+    write_manifest,
+)
 from kiara_runtime.errors import UserError
 from kiara_runtime.session import Session
 from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 
 
-def export(source: Path, out: Path, variants: list[str], text: str | None = None) -> Receipt:
-    """Write the bundle `out` from a checkpoint, or from the best one of a run.
+def export(source: Path, out: Path, variants: list[str], text: str | None = None) -> dict[str, Any]:
+    """Write the bundle `out` from a checkpoint, or from the best one of a run; returns its figures by variant.
 
     variants: names out of VARIANT_FILES. text: a source of held-out text; by default the validation split
-    that the checkpoint was trained against. Raises UserError, and writes nothing, where verification fails.
+    that the checkpoint was trained against. Does nothing where `out` is up to date. Raises UserError, and
+    writes nothing, where verification fails.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is no bundle; name another or move it away")
     checkpoint = find_checkpoint(source)
     model, tokenizer = load_model(checkpoint)
-    judge = Judge(model, tokenizer, split := held_out_text(checkpoint, tokenizer, text))
+    names = [name for name in VARIANT_FILES if name in variants]
+    provenance = _provenance(checkpoint, text)
+    if (known := _up_to_date(out, names, provenance)) is not None:
+        logger.info("Up to date with %s: %s", checkpoint, out)
+        return known
+    split = held_out_text(checkpoint, tokenizer, text)
     logger.info("Exporting %s", checkpoint)
     with new_folder(out) as folder:
-        graphs = {name: folder / file for name, file in VARIANT_FILES.items()}
-        (folder / "onnx").mkdir()
-        with progress("Tracing the graph", 2) as advance:
-            graph = trace(model)
-            ir.save(graph, graphs["fp32"])
-            advance(1)
-            if "int8" in variants:
-                quantize_int8(graph)
-                ir.save(graph, graphs["int8"])
-            advance(1)
-        shape = architecture(model)
-        float32 = Session(graphs["fp32"], shape)
-        agreements = verify_float32(float32, model, split)
-        with progress("Verifying", judge.tokens * (1 + ("int8" in variants))) as advance:
-            reference = judge.measure_float32(float32, advance)
-            qualities = {
-                name: judge.measure(name, Session(graphs[name], shape), reference, advance)
-                for name in variants
-                if name != "fp32"
-            }
-        if "fp32" not in variants:
+        graphs = _write_graphs(folder, model, names)
+        float32, agreements, qualities = _verify(graphs, model, tokenizer, split, names)
+        if "fp32" not in names:
             graphs["fp32"].unlink()
         receipt = Receipt(
             name=out.name,
             parameters=sizes.parameters(model.config, model.vocab_size),
             context_length=model.config.context_length,
-            sizes={name: graphs[name].stat().st_size for name in VARIANT_FILES if name in variants},
-            float32=reference,
+            sizes={name: graphs[name].stat().st_size for name in names},
+            float32=float32,
             agreements=agreements,
             qualities=qualities,
-            provenance=_provenance(checkpoint),
+            provenance=provenance,
         )
         _write_bundle(folder, model, tokenizer, receipt)
-    return receipt
+    return receipt.figures()
+
+
+def _up_to_date(out: Path, names: list[str], provenance: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of a whole bundle that was made from the same, None where there is none."""
+    try:
+        bundle = Bundle.open(out)
+        bundle.check()
+    except UserError:
+        return None
+    same = bundle.variants == names and bundle.manifest["provenance"] == provenance
+    return dict(bundle.manifest["receipt"]) if same else None
+
+
+def _write_graphs(folder: Path, model: GPT, names: list[str]) -> dict[str, Path]:
+    """Files of the graphs: float32 always, since every other is measured against it."""
+    graphs = {name: folder / file for name, file in VARIANT_FILES.items()}
+    (folder / "onnx").mkdir()
+    with progress("Tracing the graph", 1) as advance:
+        graph = trace(model)
+        ir.save(graph, graphs["fp32"])
+        advance(1)
+    if "int8" in names:
+        quantize_int8(graph)
+        ir.save(graph, graphs["int8"])
+    return graphs
+
+
+def _verify(
+    graphs: dict[str, Path], model: GPT, tokenizer: Tokenizer, split: Split, names: list[str]
+) -> tuple[Metrics, list[Agreement], dict[str, Quality]]:
+    shape, judge = architecture(model), Judge(model, tokenizer, split)
+    float32 = Session(graphs["fp32"], shape)
+    agreements = verify_float32(float32, model, split)
+    quantised = [name for name in names if name != "fp32"]
+    with progress("Verifying", judge.tokens * (1 + len(quantised))) as advance:
+        reference = judge.measure_float32(float32, advance)
+        qualities = {name: judge.measure(name, Session(graphs[name], shape), reference, advance) for name in quantised}
+    return reference, agreements, qualities
 
 
 def architecture(model: GPT) -> Architecture:
@@ -110,19 +144,15 @@ def _write_bundle(folder: Path, model: GPT, tokenizer: Tokenizer, receipt: Recei
     )
 
 
-def _provenance(checkpoint: Path) -> dict[str, Any]:
+def _provenance(checkpoint: Path, text: str | None) -> dict[str, Any]:
     """Where the weights come from: hashes and versions, no paths."""
     state = read_json(checkpoint / STATE_FILE)
     return {
         "checkpoint": checkpoint.name,
         "step": state["step"],
         "seed": state["seed"],
-        "data_fingerprint": state["dataset_fingerprint"],
-        **{f"{name}_sha256": _sha256(checkpoint / name) for name in ("config.json", "tokenizer.json", WEIGHTS_FILE)},
+        "data_sha256": state["data_sha256"],
+        "held_out": "validation split" if text is None else "given text",
+        **{f"{name}_sha256": hash_file(checkpoint / name) for name in ("config.json", "tokenizer.json", WEIGHTS_FILE)},
         "versions": {name: version(name) for name in ("kiara-slm", "torch", "onnx", "onnxruntime")},
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

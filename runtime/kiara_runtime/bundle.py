@@ -112,7 +112,7 @@ class Bundle:
             raise UserError(f"{path}: missing; copy the whole bundle again or export it again")
         if path.stat().st_size != expected["size"]:
             raise UserError(f"{path}: damaged, {path.stat().st_size} bytes where {expected['size']} are recorded")
-        if _hash_file(path) != expected["sha256"]:
+        if hash_file(path) != expected["sha256"]:
             raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; copy or export the bundle again")
 
 
@@ -120,7 +120,7 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     """Record every file of `folder` with its size and hash, and write `kiara.json` with a hash of itself."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {
-        _check_name(name): {"size": (folder / name).stat().st_size, "sha256": _hash_file(folder / name)}
+        _check_name(name): {"size": (folder / name).stat().st_size, "sha256": hash_file(folder / name)}
         for name in names
         if name != MANIFEST
     }
@@ -172,9 +172,7 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from kiara_runtime.generate import Model
@@ -35,15 +37,14 @@ class Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
         except OSError as error:
-            if error.filename is None or error.strerror is None:
+            if error.strerror is None:
                 raise
-            raise click.ClickException(f"{error.filename}: {error.strerror}; check the path and your rights") from None
+            where = error.filename or "writing"
+            raise click.ClickException(f"{where}: {error.strerror}; check the path, your rights and the disk") from None
 
 
 def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The prompt, every field of SamplingParams and the form of the output, as options of a command."""
-    from kiara_runtime.sampling import SamplingParams
-
     kinds: dict[str, dict[str, Any]] = {"stop": {"multiple": True}, "ignore_eos": {"is_flag": True}}
     options = [
         click.option("-p", "--prompt", help="Text to continue; read from standard input where it is not given."),
@@ -67,19 +68,28 @@ def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_generate(model: Model, prompt: str | None, echo: bool, as_json: bool, **sampling: Any) -> None:
     """Continue the prompt on standard output; figures go to standard error, or into the JSON object."""
+    sampling["seed"] = SamplingParams(seed=sampling["seed"]).seed  # one is drawn here, so that it can be told
     text = _piped() if prompt is None else prompt
     if as_json:
         result = model.generate(text, **sampling)
         shown = {"text": text + result.text if echo else result.text, "completion_tokens": len(result.tokens)}
         click.echo(json.dumps({**dataclasses.asdict(result), **shown}, ensure_ascii=False))
         return
+    started = time.perf_counter()
     pieces = model.stream(text, **sampling)
     if echo:
         click.echo(text, nl=False)
+    times: list[float] = []
     for piece in pieces:
-        if piece.text:
-            click.echo(piece.text, nl=False)
+        times.append(time.perf_counter())
+        click.echo(piece.text, nl=False)
     click.echo()
+    tokens = len(times) - 1  # the last piece ends the text and brings none
+    speed = f"{(tokens - 1) / (times[-2] - times[0]):,.0f} tokens/s" if tokens > 1 else "one token or none"
+    click.echo(
+        f"[{tokens} tokens, {speed}, first after {1000 * (times[0] - started):.0f} ms, seed {sampling['seed']}]",
+        err=True,
+    )
 
 
 def _piped() -> str:
@@ -126,9 +136,7 @@ def info(bundle: Path, as_json: bool) -> None:
         click.echo(json.dumps(manifest, indent=2))
         return
     shape = manifest["architecture"]
-    click.echo(
-        f"{manifest['name']}: {manifest['parameters'] / 1e6:.2f}M parameters, format {manifest['format_version']}"
-    )
+    click.echo(f"{bundle}: {manifest['parameters'] / 1e6:.2f}M parameters, format {manifest['format_version']}")
     click.echo(
         f"  {shape['num_hidden_layers']} layers of width {shape['hidden_size']}, vocabulary {shape['vocab_size']}, "
         f"context {shape['context_length']} tokens"

@@ -54,10 +54,11 @@ class Decoder:
         # Zeroed pages cost nothing until they are written to.
         size = (1, shape.num_key_value_heads, shape.context_length, shape.head_dim)
         inputs, outputs = io_names(shape.num_hidden_layers)
-        for past, present in zip(inputs[2:], outputs[1:], strict=True):
-            buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(size, dtype=np.float32))
-            self._binding.bind_ortvalue_input(past, buffer)
-            self._binding.bind_ortvalue_output(present, buffer)
+        self._cache = [np.zeros(size, dtype=np.float32) for _ in inputs[2:]]  # the binding only points to them
+        for past, present, buffer in zip(inputs[2:], outputs[1:], self._cache, strict=True):
+            shared = ort.OrtValue.ortvalue_from_numpy(buffer)
+            self._binding.bind_ortvalue_input(past, shared)
+            self._binding.bind_ortvalue_output(present, shared)
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.float32]:
         rest = np.asarray(ids, dtype=np.int64)

@@ -138,10 +138,15 @@ def test_export_again_replaces_the_bundle_and_only_a_bundle(
     run: Path, tmp_path: Path, corpus: Path, kiara: Callable[..., Result]
 ) -> None:
     out = tmp_path / "bundle"
-    for _ in range(2):
-        result = kiara("export", run, "--out", out, "--text", corpus / "bisect.py")
+    shown = []
+    for options in ((), (), ("--text", corpus / "bisect.py")):
+        result = kiara("export", run, "--out", out, *options)
         assert result.exit_code == 0, result.stderr
-        assert "bits per byte" in result.stdout
+        shown.append((result.stdout, (out / "kiara.json").stat().st_ino))
+    assert "bits per byte" in shown[0][0]
+    assert shown[0] == shown[1] != shown[2]  # the second time it was up to date
+    (out / "onnx/model_quantized.onnx").write_bytes(b"damaged")
+    assert kiara("export", run, "--out", out).exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert load(out).generate("import", max_tokens=3).tokens
     foreign = tmp_path / "mine"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -105,13 +106,15 @@ def test_runs_are_not_overwritten_or_mixed(run: Path, small_config: Config, data
     (tmp_path / "notes.txt").write_text("mine", "utf-8")
     with pytest.raises(UserError, match="exists and is no run"):
         Run(tmp_path, small_config, resume=False)
-    assert train(_changed(small_config, max_steps=42), dataset, run_copy(run, tmp_path), resume=True)
-
-
-def run_copy(run: Path, tmp_path: Path) -> Path:
-    import shutil
-
-    return Path(shutil.copytree(run, tmp_path / "copy"))
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    unfinished = copy / "checkpoints/.epoch-0001-step-000042-killed"
+    unfinished.mkdir()
+    assert train(_changed(small_config, max_steps=42), dataset, copy, resume=True)
+    assert list_checkpoints(copy)[-1].step == 42 and not unfinished.exists()
+    state = list_checkpoints(copy)[-1].folder / "trainer_state.json"
+    state.write_text(state.read_text("utf-8").replace(dataset.sha256, "0" * 64), "utf-8")
+    with pytest.raises(UserError, match="other text than the run began with"):
+        train(_changed(small_config, max_steps=43), dataset, copy, resume=True)
 
 
 def test_diverging_training_says_what_to_lower(
