@@ -91,9 +91,9 @@ class TrainingConfig(Section):
     """Optimizer steps in all."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences a step."""
-    learning_rate: float = Field(default=0.012, gt=0, lt=1)
+    learning_rate: float = Field(default=0.008, gt=0, lt=1)
     """Peak learning rate of Muon, for the matrices inside the blocks."""
-    embedding_learning_rate: float = Field(default=0.036, gt=0, lt=1)
+    embedding_learning_rate: float = Field(default=0.06, gt=0, lt=1)
     """Peak learning rate of AdamW, for the embedding and the norms."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
