@@ -3,8 +3,9 @@ PYTHON ?= python3
 RUN ?= runs/demo
 BUNDLE ?= bundles/demo
 CONFIG ?= configs/small.yaml
-PROMPT ?= def main(argv=None):
+PROMPT ?= class Stack:\n    def push
 BIN := .venv/bin
+SAMPLING := --max-tokens 160 --temperature 0.7 --top-p 0.9 --seed 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
@@ -17,7 +18,7 @@ help: ## Show this list
 demo: install ## Train a small model on Python's own sources, export it to int8 and let it write code
 	$(BIN)/kiara train --config $(CONFIG) --out $(RUN) --resume
 	$(BIN)/kiara export $(RUN) --quantize int8 --out $(BUNDLE)
-	$(BIN)/kiara-run generate $(BUNDLE) -p "$(PROMPT)" --echo --max-tokens 160 --temperature 0.6 --top-p 0.9 --seed 7
+	@echo; printf '%b' '$(PROMPT)' | $(BIN)/kiara-run generate $(BUNDLE) --echo $(SAMPLING)
 	@echo; $(BIN)/kiara-run info $(BUNDLE)
 
 train: install ## Train with CONFIG=configs/small.yaml into RUN=runs/demo, going on where it stopped

@@ -1,7 +1,7 @@
 """How well a model predicts text: loss, perplexity, next-token accuracy, bits per byte.
 
 Bits per byte compares models of different vocabularies: the text's total information under the model,
-divided by its UTF-8 bytes. Every window of the split is read once, in order, without overlap.
+divided by its UTF-8 bytes. Windows are read in order and do not overlap.
 """
 
 from __future__ import annotations
@@ -66,12 +66,15 @@ class Tally:
 
 
 def windows(split: Split, length: int, max_tokens: int | None = None, rows: int = 16) -> Iterator[Tensor]:
-    """The split in order as batches of windows, int64 (rows at most, length + 1)."""
+    """The split in order as batches of windows, int64 (rows at most, length + 1).
+
+    max_tokens: take only as many windows, spread evenly over the split, so that all its documents have a say.
+    """
     count = split.windows(length)
-    if max_tokens is not None:
-        count = min(count, max(1, max_tokens // length))
-    for first in range(0, count, rows):
-        yield torch.from_numpy(np.stack([split.window(i, length) for i in range(first, min(first + rows, count))]))
+    taken = count if max_tokens is None else min(count, max(1, max_tokens // length))
+    picked = [i * count // taken for i in range(taken)]
+    for first in range(0, taken, rows):
+        yield torch.from_numpy(np.stack([split.window(i, length) for i in picked[first : first + rows]]))
 
 
 @torch.inference_mode()
