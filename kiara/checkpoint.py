@@ -4,8 +4,8 @@
         config.json, generation_config.json, model.safetensors, tokenizer.json ...   a Hugging Face folder
         optimizer.safetensors, trainer_state.json                                    what --resume needs besides
 
-The weights carry the names of the Hugging Face Arcee class, so `transformers` opens the folder as it is;
-q, k and v, packed in one matrix here, are stored as the three that it expects.
+Configuration and weights carry the names of a Hugging Face family (`kiara.families`), so `transformers` opens
+the folder as it is; q, k and v, packed in one matrix here, are stored as the three that it expects.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kiara.config import ModelConfig
+from kiara.families import Family, family_of, is_transposed, part_rows, read_config, tensor_names, write_config
 from kiara.files import new_folder
 from kiara.model import GPT
 from kiara.ops import rope_tables
@@ -33,18 +32,6 @@ from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
 MAX_JSON_BYTES = 4 << 20
 _FOLDER_NAME = re.compile(r"epoch-(\d+)-step-(\d+)\Z")
-
-# Hugging Face's name of each field of ModelConfig where it differs.
-_HF_NAMES = {"context_length": "max_position_embeddings"}
-_FIXED = {
-    "architectures": ["ArceeForCausalLM"],
-    "model_type": "arcee",
-    "hidden_act": "relu2",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": True,
-    "dtype": "float32",
-}
 
 
 @dataclass(frozen=True)
@@ -73,8 +60,9 @@ def save_checkpoint(
             raise UserError(f"{folder}: the weights cannot be written ({error}); free some space") from None
         tokenizer.save(new)
         end = tokenizer.special_tokens[END_OF_TEXT]
-        _write_json(new / "config.json", hugging_face_config(model, end))
-        _write_json(new / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
+        ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+        _write_json(new / "config.json", write_config(model.config, model.vocab_size, ids))
+        _write_json(new / "generation_config.json", ids)
         _write_json(new / STATE_FILE, state)
     return Checkpoint(folder, epoch, step)
 
@@ -112,69 +100,50 @@ def find_checkpoint(path: Path) -> Path:
 def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
     """The model, float32 and ready to evaluate, and its tokenizer."""
     values = read_json(folder / "config.json")
+    try:
+        config, vocab_size = read_config(values)
+    except UserError as error:
+        raise UserError(f"{folder}/{error}") from None
     tokenizer = Tokenizer.load(folder)
     with torch.device("meta"):
-        model = GPT(_model_config(folder, values), int(values["vocab_size"]))
+        model = GPT(config, vocab_size)
     if tokenizer.vocab_size != model.vocab_size:
         raise UserError(
             f"{folder}: config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}"
         )
-    model.load_state_dict(_from_hugging_face(model, read_tensors(folder / WEIGHTS_FILE)), assign=True)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    model.load_state_dict(_from_hugging_face(model, family_of(values), tensors), assign=True)
     model.cos, model.sin = rope_tables(model.config.context_length, model.config.head_dim, model.config.rope_theta)
     return model.eval(), tokenizer
 
 
 def to_hugging_face(model: GPT) -> dict[str, Tensor]:
-    """The weights under the names of `transformers`' Arcee class; they share the model's memory."""
+    """The weights under the names of the family that `write_config` chooses; most share the model's memory."""
+    family = family_of(write_config(model.config, model.vocab_size, {}))
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if "qkv_proj" in name:
-            for part, piece in zip("qkv", tensor.split(_qkv_rows(model.config)), strict=True):
-                tensors["model." + name.replace("qkv_proj", f"{part}_proj")] = piece
-        else:
-            tensors["model." + name] = tensor
+        names = tensor_names(family, name)
+        parts = tensor.split(part_rows(model.config, name)) if len(names) > 1 else [tensor]
+        turned = [part.T if is_transposed(family, name) else part for part in parts]
+        tensors.update(zip(names, turned, strict=True))
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _from_hugging_face(model: GPT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, like in model.state_dict().items():
-        parts = [name.replace("qkv_proj", f"{part}_proj") for part in "qkv"] if "qkv_proj" in name else [name]
-        missing = [part for part in parts if "model." + part not in tensors]
+        names = tensor_names(family, name)
+        missing = [part for part in names if part not in tensors]
         if missing:
-            raise UserError(f"{WEIGHTS_FILE}: the weight model.{missing[0]} is missing")
-        packed = torch.cat([tensors["model." + part] for part in parts]) if len(parts) > 1 else tensors["model." + name]
+            raise UserError(f"{WEIGHTS_FILE}: the weight {missing[0]} is missing")
+        parts = [tensors[part].T if is_transposed(family, name) else tensors[part] for part in names]
+        packed = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
         if packed.shape != like.shape:
             raise UserError(
-                f"{WEIGHTS_FILE}: {name} is {list(packed.shape)} where config.json asks for {list(like.shape)}"
+                f"{WEIGHTS_FILE}: {names[0]} makes {list(packed.shape)} where config.json asks for {list(like.shape)}"
             )
         state[name] = packed.float()
     return state
-
-
-def _qkv_rows(config: ModelConfig) -> list[int]:
-    return [heads * config.head_dim for heads in (config.num_attention_heads, *[config.num_key_value_heads] * 2)]
-
-
-def hugging_face_config(model: GPT, end_of_text: int) -> dict[str, Any]:
-    fields = {_HF_NAMES.get(name, name): value for name, value in model.config.model_dump().items()}
-    rope = {"rope_type": "default", "rope_theta": model.config.rope_theta}
-    ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
-    return {**_FIXED, **fields, "rope_parameters": rope, "vocab_size": model.vocab_size, **ids}
-
-
-def _model_config(folder: Path, values: dict[str, Any]) -> ModelConfig:
-    names = ("model_type", "hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings")
-    differing = [name for name in names if values.get(name) != _FIXED[name]]
-    if differing:
-        raise UserError(f"{folder}/config.json: {differing[0]} {values.get(differing[0])!r} is no Kiara checkpoint's")
-    try:
-        return ModelConfig(**{name: values[_HF_NAMES.get(name, name)] for name in ModelConfig.model_fields})
-    except KeyError as error:
-        raise UserError(f"{folder}/config.json: the field {error} is missing") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{folder}/config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

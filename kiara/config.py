@@ -29,9 +29,9 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """Shape of the model. Widths are multiples of 64 and heads of 16, as the fused kernels want them."""
+    """Shape of the model. What is trained has widths of multiples of 64 and heads of 16, as the kernels want them."""
 
-    hidden_size: int = Field(default=256, ge=64, multiple_of=64)
+    hidden_size: int = Field(default=256, ge=2)
     """Width of the residual stream."""
     num_hidden_layers: int = Field(default=6, ge=1, le=256)
     """Number of blocks."""
@@ -39,16 +39,32 @@ class ModelConfig(Section):
     """Query heads of a layer."""
     num_key_value_heads: int = Field(default=2, ge=1)
     """Key/value heads of a layer; fewer than query heads make the cache smaller."""
-    head_dim: int = Field(default=64, ge=16, multiple_of=16)
+    head_dim: int = Field(default=64, ge=2, multiple_of=2)
     """Width of one head."""
-    intermediate_size: int = Field(default=1024, ge=64, multiple_of=64)
+    intermediate_size: int = Field(default=1024, ge=1)
     """Width inside the MLP."""
     context_length: int = Field(default=512, ge=16, le=1 << 20)
     """Tokens the model sees at most, in training and later."""
     rope_theta: float = Field(default=10000.0, gt=1)
     """Base of the rotary position frequencies."""
-    rms_norm_eps: float = Field(default=1e-5, gt=0, lt=1)
-    """Keeps the RMS norm from dividing by zero."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Root mean square norm, or layer norm with biases."""
+    norm_eps: float = Field(default=1e-5, gt=0, lt=1)
+    """Keeps the norm from dividing by zero."""
+    position: Literal["rope", "learned"] = "rope"
+    """Rotary positions, or a learned table added to the embedding."""
+    mlp: Literal["relu2", "swiglu", "gelu"] = "relu2"
+    """Squared ReLU, gated SiLU, or GELU in its tanh form."""
+    attention_bias: bool = False
+    """Biases on the query, key and value projections."""
+    attention_out_bias: bool = False
+    """A bias on the attention's output projection."""
+    mlp_bias: bool = False
+    """Biases on the MLP's projections."""
+    qk_norm: bool = False
+    """RMS norm of every query and key head; costs decode speed on a CPU, where nothing fuses it."""
+    tie_word_embeddings: bool = True
+    """One table for the embedding and the LM head."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
@@ -130,6 +146,13 @@ class Config(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _shape_suits_the_kernels(self) -> Config:
+        for name, multiple in (("hidden_size", 64), ("intermediate_size", 64), ("head_dim", 16)):
+            if (value := getattr(self.model, name)) % multiple:
+                raise ValueError(f"model.{name}: {value} will not do: give a multiple of {multiple}")
+        return self
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,9 +1,9 @@
 """The model: config, norm, attention, MLP, block, GPT, in that order.
 
-A decoder of the Arcee shape: RMS norm before each part, rotary positions, grouped-query attention,
-squared ReLU, no biases, embedding and LM head tied. Module names are those of the Hugging Face
-classes, so that a checkpoint needs no table of renamings (`kiara.checkpoint` only unpacks q, k, v).
-It is deliberately not a training loop and knows nothing of text.
+One decoder whose configuration spans the small families (GPT-2, Llama, Qwen, Arcee and their like), so
+that an imported model is a configuration and not new code. The default is the Arcee shape: RMS norm before
+each part, rotary positions, grouped-query attention, squared ReLU, no biases, embedding and LM head tied.
+It is deliberately not a training loop and knows nothing of text; `kiara.families` knows other people's names.
 
 Shape letters as in `kiara.ops`: B batch, S new tokens, D hidden size, V vocabulary.
 """
@@ -19,46 +19,86 @@ from kiara.config import ModelConfig
 from kiara.ops import KeyValue, Lengths
 
 
-class RMSNorm(nn.Module):
+class Norm(nn.Module):
     """Adds what the last part produced to the residual stream, then norms the sum."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.hidden_size))
-        self.eps = config.rms_norm_eps
+        self.bias = nn.Parameter(torch.empty(config.hidden_size)) if config.norm == "layer" else None
+        self.eps = config.norm_eps
 
     def forward(self, x_BSD: Tensor, delta_BSD: Tensor | None) -> tuple[Tensor, Tensor]:
         """-> (norm of the stream, the stream), both (B, S, D)."""
+        if self.bias is None:
+            if delta_BSD is None:
+                return ops.rms_norm(x_BSD, self.weight, self.eps), x_BSD
+            return ops.skip_rms_norm(x_BSD, delta_BSD, self.weight, self.eps)
         if delta_BSD is None:
-            return ops.rms_norm(x_BSD, self.weight, self.eps), x_BSD
-        return ops.skip_rms_norm(x_BSD, delta_BSD, self.weight, self.eps)
+            return ops.layer_norm(x_BSD, self.weight, self.bias, self.eps), x_BSD
+        return ops.skip_layer_norm(x_BSD, delta_BSD, self.weight, self.bias, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of each head by itself, one weight for all heads (Qwen3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.head_dim))
+        self.eps = config.norm_eps
+
+    def forward(self, x_BSE: Tensor) -> Tensor:
+        """(B, S, heads * E) -> the same."""
+        heads = x_BSE.unflatten(-1, (-1, self.weight.shape[0]))
+        return ops.rms_norm(heads, self.weight, self.eps).flatten(-2)
 
 
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        packed = (self.heads + 2 * self.kv_heads) * config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, packed, bias=False)
-        self.o_proj = nn.Linear(self.heads * config.head_dim, config.hidden_size, bias=False)
+        self.widths = [heads * config.head_dim for heads in (self.heads, self.kv_heads, self.kv_heads)]
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=config.attention_bias)
+        self.o_proj = nn.Linear(self.widths[0], config.hidden_size, bias=config.attention_out_bias)
+        self.q_norm = HeadNorm(config) if config.qk_norm else None
+        self.k_norm = HeadNorm(config) if config.qk_norm else None
 
     def forward(
-        self, x_BSD: Tensor, rope: KeyValue, past: KeyValue | None, lengths: Lengths | None
+        self, x_BSD: Tensor, rope: KeyValue | None, past: KeyValue | None, lengths: Lengths | None
     ) -> tuple[Tensor, KeyValue]:
-        mixed, present = ops.attention(self.qkv_proj(x_BSD), self.heads, self.kv_heads, rope, past, lengths)
+        q, k, v = self.qkv_proj(x_BSD), None, None
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = q.split(self.widths, dim=-1)
+            q, k = self.q_norm(q), self.k_norm(k)
+        mixed, present = ops.attention(q, k, v, self.heads, self.kv_heads, rope, past, lengths)
         return self.o_proj(mixed), present
 
 
 class MLP(nn.Module):
-    """Squared ReLU (So et al. 2021): as good as a gated unit at these sizes, with one matrix fewer to read."""
+    """Squared ReLU (So et al. 2021): as good as a gated unit at small sizes, with one matrix fewer to read."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gelu = config.mlp == "gelu"
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.down_proj(F.relu(self.up_proj(x_BSD)).square())
+        up = self.up_proj(x_BSD)
+        return self.down_proj(F.gelu(up, approximate="tanh") if self.gelu else F.relu(up).square())
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer 2020), gate and up projection in one matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x_BSD).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -66,16 +106,16 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config)
+        self.input_layernorm = Norm(config)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config)
-        self.mlp = MLP(config)
+        self.post_attention_layernorm = Norm(config)
+        self.mlp = GatedMLP(config) if config.mlp == "swiglu" else MLP(config)
 
     def forward(
         self,
         x_BSD: Tensor,
         delta_BSD: Tensor | None,
-        rope: KeyValue,
+        rope: KeyValue | None,
         past: KeyValue | None,
         lengths: Lengths | None,
     ) -> tuple[Tensor, Tensor, KeyValue]:
@@ -90,8 +130,12 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
+        learned = config.position == "learned"
+        self.embed_positions = nn.Embedding(config.context_length, config.hidden_size) if learned else None
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config)
+        self.norm = Norm(config)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else nn.Linear(config.hidden_size, vocab_size, bias=False)
         cos, sin = ops.rope_tables(config.context_length, config.head_dim, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -104,13 +148,27 @@ class GPT(nn.Module):
         ids_BS: int64 token ids. past: the cache so far, or None at the start of a sequence.
         """
         x_BSD, delta_BSD, present = self.embed_tokens(ids_BS), None, []
+        rope = (self.cos, self.sin)
+        if self.embed_positions is not None:
+            x_BSD, rope = x_BSD + self._positions(ids_BS, past, lengths), None
         for i, layer in enumerate(self.layers):
-            x_BSD, delta_BSD, layer_present = layer(
-                x_BSD, delta_BSD, (self.cos, self.sin), past[i] if past else None, lengths
-            )
+            x_BSD, delta_BSD, layer_present = layer(x_BSD, delta_BSD, rope, past[i] if past else None, lengths)
             present.append(layer_present)
         normed, _ = self.norm(x_BSD, delta_BSD)
-        return F.linear(normed, self.embed_tokens.weight), present
+        table = self.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(normed, table.weight), present
+
+    def _positions(self, ids_BS: Tensor, past: list[KeyValue] | None, lengths: Lengths | None) -> Tensor:
+        """Rows of the learned table for the new tokens, (1, S, D).
+
+        The buffers of a shared cache are longer than what is cached, so a graph takes the position from the
+        lengths; padding at the right leaves those of real tokens as they are.
+        """
+        assert self.embed_positions is not None
+        new = ids_BS.shape[1]
+        cached = past[0][0].shape[2] if past else 0
+        start = cached if lengths is None else lengths.total.to(torch.int64) - new
+        return self.embed_positions(start + torch.arange(new, device=ids_BS.device))[None]
 
     def loss(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
         """Mean cross-entropy in nats a token, computed in float32."""
@@ -123,18 +181,18 @@ class GPT(nn.Module):
 
         | parameter        | value                    | why                                             |
         |------------------|--------------------------|-------------------------------------------------|
-        | norms            | 1                        | the identity                                    |
-        | embedding = head | normal, std 0.02         | logits start near 0: the loss at ln(vocabulary) |
-        | qkv, up          | uniform, std 1/sqrt(fan) | keeps the variance of a normed input            |
-        | o, down          | 0                        | every block starts as the identity (muP)        |
+        | norms            | 1, their biases 0        | the identity                                    |
+        | tables, LM head  | normal, std 0.02         | logits start near 0: the loss at ln(vocabulary) |
+        | qkv, gate, up    | uniform, std 1/sqrt(fan) | keeps the variance of a normed input            |
+        | o, down, biases  | 0                        | every block starts as the identity (muP)        |
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(1.0)
-            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            if name.endswith(("bias", "o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
-            elif name == "embed_tokens.weight":
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            elif name.startswith(("embed_", "lm_head")):
                 parameter.normal_(0.0, 0.02, generator=generator)
             else:
                 bound = (3.0 / parameter.shape[1]) ** 0.5

@@ -45,6 +45,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     )
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last axis (Ba et al. 2016), an operator of ONNX itself. x (B, S, D) -> (B, S, D)."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
 def skip_rms_norm(x: Tensor, skip: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Add, then norm: (rms_norm(x + skip), x + skip), both (B, S, D)."""
     if not torch.compiler.is_exporting():
@@ -54,6 +59,21 @@ def skip_rms_norm(x: Tensor, skip: Tensor, weight: Tensor, eps: float) -> tuple[
     normed, _, _, total = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::SkipSimplifiedLayerNormalization",
         (x, skip, weight),
+        {"epsilon": eps},
+        dtypes=(x.dtype,) * 4,
+        shapes=(x.shape, x.shape[:-1], x.shape[:-1], x.shape),
+    )
+    return normed, total
+
+
+def skip_layer_norm(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Add, then norm: (layer_norm(x + skip), x + skip), both (B, S, D)."""
+    if not torch.compiler.is_exporting():
+        total = x + skip
+        return layer_norm(total, weight, bias, eps), total
+    normed, _, _, total = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::SkipLayerNormalization",
+        (x, skip, weight, bias),
         {"epsilon": eps},
         dtypes=(x.dtype,) * 4,
         shapes=(x.shape, x.shape[:-1], x.shape[:-1], x.shape),
@@ -75,41 +95,50 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(
-    qkv: Tensor, heads: int, kv_heads: int, rope: KeyValue, past: KeyValue | None, lengths: Lengths | None
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    rope: KeyValue | None,
+    past: KeyValue | None,
+    lengths: Lengths | None,
 ) -> tuple[Tensor, KeyValue]:
-    """Causal grouped-query attention with rotary positions over a key/value cache.
+    """Causal grouped-query attention over a key/value cache, with rotary positions where `rope` is given.
 
-    qkv: (B, S, (H + 2 K) * E), the packed projections. rope: cosines and sines (C, E / 2).
-    past: keys and values (B, K, P, E), already rotated, or None. Returns the mixed values
-    (B, S, H * E) and the cache with the new tokens appended, (B, K, T, E) each.
+    q: (B, S, (H + 2 K) * E), the three projections packed, with k and v None; or (B, S, H * E), with k and v
+    (B, S, K * E). rope: cosines and sines (C, E / 2). past: keys and values (B, K, P, E), already rotated, or
+    None. Returns the mixed values (B, S, H * E) and the cache with the new tokens appended, (B, K, T, E) each.
 
     The eager body takes sequences of equal length; only the operator handles padded batches.
-    Stands for com.microsoft GroupQueryAttention with `do_rotary`.
+    Stands for com.microsoft GroupQueryAttention.
     """
-    batch, new, width = qkv.shape
-    size = width // (heads + 2 * kv_heads)
+    batch, new, width = q.shape
+    size = width // (heads if k is not None else heads + 2 * kv_heads)
     if not torch.compiler.is_exporting():
-        return _eager_attention(qkv, heads, kv_heads, size, rope, past)
+        packed = q if k is None or v is None else torch.cat((q, k, v), dim=-1)
+        return _eager_attention(packed, heads, kv_heads, size, rope, past)
     assert past is not None and lengths is not None, "the exported graph always has a cache"
     cached = (batch, kv_heads, past[0].shape[2] + new, size)
     mixed, keys, values = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
-        (qkv, None, None, *past, lengths.last, lengths.total, *rope),
-        {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": 1},
-        dtypes=(qkv.dtype,) * 3,
+        (q, k, v, *past, lengths.last, lengths.total, *(rope or ())),
+        {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": int(rope is not None)},
+        dtypes=(q.dtype,) * 3,
         shapes=((batch, new, heads * size), cached, cached),
     )
     return mixed, (keys, values)
 
 
 def _eager_attention(
-    qkv: Tensor, heads: int, kv_heads: int, size: int, rope: KeyValue, past: KeyValue | None
+    qkv: Tensor, heads: int, kv_heads: int, size: int, rope: KeyValue | None, past: KeyValue | None
 ) -> tuple[Tensor, KeyValue]:
     batch, new, _ = qkv.shape
     start = 0 if past is None else past[0].shape[2]
     q, k, v = qkv.view(batch, new, -1, size).transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
-    cos, sin = (table[start : start + new] for table in rope)
-    q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+    if rope is not None:
+        cos, sin = (table[start : start + new] for table in rope)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
     if past is not None:
         k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
     mask = None

@@ -13,8 +13,8 @@ from kiara.config import TrainingConfig
 
 def make_optimizers(model: nn.Module, config: TrainingConfig) -> dict[str, optim.Optimizer]:
     """Muon (Jordan et al. 2024), scaled so that one learning rate serves both (Liu et al. 2025), and AdamW."""
-    inner = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
-    rest = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
+    inner = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("layers.")]
+    rest = [p for name, p in model.named_parameters() if p.dim() != 2 or not name.startswith("layers.")]
     return {
         "muon": optim.Muon(
             inner, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"

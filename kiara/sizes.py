@@ -11,25 +11,34 @@ INT8_BLOCK, INT4_BLOCK = 64, 32
 def matrix_parameters(config: ModelConfig) -> int:
     """Weights of the matrices inside the blocks."""
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q and o, k and v
-    layer = config.hidden_size * (heads * config.head_dim + 2 * config.intermediate_size)
+    mlp = 3 if config.mlp == "swiglu" else 2
+    layer = config.hidden_size * (heads * config.head_dim + mlp * config.intermediate_size)
     return layer * config.num_hidden_layers
 
 
 def table_parameters(config: ModelConfig, vocab_size: int) -> int:
-    return vocab_size * config.hidden_size
+    """Weights of the embedding, and of the LM head where it is another table."""
+    return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
 
 
 def parameters(config: ModelConfig, vocab_size: int) -> int:
-    """All trained weights; the embedding and the LM head are one table."""
-    norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
-    return matrix_parameters(config) + table_parameters(config, vocab_size) + norms
+    """All trained weights."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    norms = (2 * layers + 1) * width * (2 if config.norm == "layer" else 1)
+    head_norms = 2 * layers * config.head_dim * config.qk_norm
+    qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    up = config.intermediate_size * (2 if config.mlp == "swiglu" else 1)
+    biases = qkv * config.attention_bias + width * config.attention_out_bias + (up + width) * config.mlp_bias
+    positions = config.context_length * width * (config.position == "learned")
+    tables = matrix_parameters(config) + table_parameters(config, vocab_size)
+    return tables + norms + head_norms + layers * biases + positions
 
 
 def bundle_bytes(config: ModelConfig, vocab_size: int, bits: int) -> int:
     """Size of the graph file with its matrices at 8 or 4 bits; the table keeps 8."""
     matrices, table = matrix_parameters(config), table_parameters(config, vocab_size)
     rest = 4 * (parameters(config, vocab_size) - matrices - table)
-    rope = 4 * config.context_length * config.head_dim
+    rope = 4 * config.context_length * config.head_dim * (config.position == "rope")
     block = INT8_BLOCK if bits == 8 else INT4_BLOCK
     at_8 = table if bits == 4 else table + matrices
     total = at_8 * (1 + SCALE_BYTES / INT8_BLOCK) + rest + rope

@@ -84,7 +84,7 @@ def _tidy(model: ir.Model) -> None:
         node.metadata_props.clear()  # stack traces, with the paths of the machine that exported
         if node.op_type == "SimplifiedLayerNormalization":
             node.domain = ""  # an operator of ONNX Runtime's that lives in the default domain
-        if node.op_type == "SkipSimplifiedLayerNormalization":
+        if node.op_type in ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization"):
             for output in node.outputs[1:]:
                 if not output.uses() and not output.is_graph_output():
                     output.name = ""  # an output that is not asked for, and so not computed

@@ -37,9 +37,9 @@ def _transformers_config(model: GPT) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "max_position_embeddings": config.context_length,
         "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_norm_eps,
+        "rms_norm_eps": config.norm_eps,
         "vocab_size": model.vocab_size,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 

@@ -132,7 +132,7 @@ def _write_bundle(folder: Path, model: GPT, tokenizer: Tokenizer, receipt: Recei
         folder,
         {
             "name": receipt.name,
-            "architecture": {**model.config.model_dump(), "vocab_size": model.vocab_size, "mlp": "relu2"},
+            "architecture": {**model.config.model_dump(), "vocab_size": model.vocab_size},
             "parameters": receipt.parameters,
             "bos_token_id": end,
             "eos_token_ids": [end],

@@ -16,7 +16,7 @@ from kiara_runtime.tokenizer import Tokenizer
 SHAPES = [
     {"num_attention_heads": 4, "num_key_value_heads": 4},
     {"num_attention_heads": 4, "num_key_value_heads": 1},
-    {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "rope_theta": 500000.0, "rms_norm_eps": 1e-6},
+    {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "rope_theta": 500000.0, "norm_eps": 1e-6},
 ]
 
 
