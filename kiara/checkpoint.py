@@ -27,7 +27,8 @@ from kiara.files import new_folder
 from kiara.model import GPT
 from kiara.ops import rope_tables
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
+from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
 MAX_JSON_BYTES = 4 << 20
@@ -46,6 +47,35 @@ class Checkpoint:
         return read_json(self.folder / STATE_FILE)
 
 
+@dataclass(frozen=True)
+class TokenIds:
+    """What begins and ends a text, as generation_config.json has it."""
+
+    bos: int
+    eos: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenIds:
+        """Those of a tokenizer of our own."""
+        end = tokenizer.special_tokens[END_OF_TEXT]
+        return cls(end, frozenset({end}))
+
+    @classmethod
+    def read(cls, folder: Path) -> TokenIds:
+        values = read_json(folder / "generation_config.json")
+        eos: Any = values.get("eos_token_id")
+        ends: list[Any] = eos if isinstance(eos, list) else [eos]
+        bos: Any = values.get("bos_token_id", ends[0] if ends else None)
+        if not ends or not all(type(i) is int and i >= 0 for i in (*ends, bos)):
+            raise UserError(f"{folder}/generation_config.json: eos_token_id {eos!r} or bos_token_id is no token id")
+        return cls(bos, frozenset(ends))
+
+    def json(self) -> dict[str, Any]:
+        """As generation_config.json and config.json spell it."""
+        ends = sorted(self.eos)
+        return {"bos_token_id": self.bos, "eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": ends[0]}
+
+
 def save_checkpoint(
     run: Path, model: GPT, tokenizer: Tokenizer, optimizer_state: dict[str, Tensor], state: dict[str, Any]
 ) -> Checkpoint:
@@ -59,8 +89,7 @@ def save_checkpoint(
         except SafetensorError as error:  # its own class for a full disk, too
             raise UserError(f"{folder}: the weights cannot be written ({error}); free some space") from None
         tokenizer.save(new)
-        end = tokenizer.special_tokens[END_OF_TEXT]
-        ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+        ids = TokenIds.of(tokenizer).json()
         _write_json(new / "config.json", write_config(model.config, model.vocab_size, ids))
         _write_json(new / "generation_config.json", ids)
         _write_json(new / STATE_FILE, state)
@@ -107,7 +136,7 @@ def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
     tokenizer = Tokenizer.load(folder)
     with torch.device("meta"):
         model = GPT(config, vocab_size)
-    if tokenizer.vocab_size != model.vocab_size:
+    if tokenizer.vocab_size > model.vocab_size:  # a smaller one is usual: tables are padded
         raise UserError(
             f"{folder}: config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}"
         )

@@ -101,10 +101,11 @@ def evaluate(source: Path, text: str | None, as_json: bool) -> None:
 @generate_options
 def generate(source: Path, **options: Any) -> None:
     """Continue a prompt with a checkpoint, or the best one of a run, in PyTorch: the reference."""
-    from kiara.checkpoint import find_checkpoint, load_model
+    from kiara.checkpoint import TokenIds, find_checkpoint, load_model
     from kiara.reference import reference_model
 
-    run_generate(reference_model(*load_model(find_checkpoint(source))), **options)
+    folder = find_checkpoint(source)
+    run_generate(reference_model(*load_model(folder), TokenIds.read(folder)), **options)
 
 
 @main.command()

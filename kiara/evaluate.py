@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kiara.checkpoint import STATE_FILE, find_checkpoint, load_model, read_json
+from kiara.checkpoint import STATE_FILE, TokenIds, find_checkpoint, load_model, read_json
 from kiara.console import progress
 from kiara.data import Dataset, Split
 from kiara.sources import read_documents, resolve_source
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
+from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,25 @@ def evaluate(
     return tally.metrics()
 
 
-def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None, text_field: str = "text") -> Split:
+def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) -> Split:
     """The validation split that a checkpoint was trained against, or the text of `source`."""
     if source is not None:
-        end = tokenizer.special_tokens[END_OF_TEXT]
-        documents = read_documents(resolve_source(source), text_field)
-        ids = [token for document in documents for token in (end, *tokenizer.encode(document.text))]
+        start = tokenizer.special_tokens.get(END_OF_TEXT, TokenIds.read(checkpoint).bos)
+        documents = read_documents(resolve_source(source), "text")
+        ids = [token for document in documents for token in (start, *tokenizer.encode(document.text))]
         if not ids:
             raise UserError(f"{source}: no text at all")
         return Split("given", [np.array(ids, dtype=np.uint32)])
-    folder = (checkpoint / read_json(checkpoint / STATE_FILE)["dataset"]).resolve()
+    named = read_json(checkpoint / STATE_FILE).get("dataset")
+    if named is None:
+        raise UserError(
+            f"{checkpoint}: imported, so without validation text of its own; name held-out text with --text"
+        )
+    folder = (checkpoint / str(named)).resolve()
     if not folder.is_dir():
         raise UserError(f"{checkpoint}: its data, {folder}, is gone; name held-out text with --text")
     dataset = Dataset.open(folder)
-    if dataset.tokenizer.tokens != tokenizer.tokens:
+    if dataset.tokenizer.token_bytes != tokenizer.token_bytes:
         raise UserError(f"{folder}: prepared anew with another tokenizer since; name held-out text with --text")
     return dataset.val
 

@@ -25,7 +25,8 @@ from kiara.files import new_folder
 from kiara.sources import Document, read_documents, resolve_source
 from kiara.tokenizer import train_tokenizer
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
+from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 LEARN_BYTES = 1 << 28  # merges are learned from this much text at most: more hardly changes them
 BATCH_BYTES = 1 << 22

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kiara.checkpoint import TokenIds
 from kiara.model import GPT
 from kiara.ops import KeyValue
 from kiara_runtime.generate import Advance, Model
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
+from kiara_runtime.tokenizer import Tokenizer
 
 
-def reference_model(model: GPT, tokenizer: Tokenizer) -> Model:
+def reference_model(model: GPT, tokenizer: Tokenizer, ids: TokenIds) -> Model:
     """`generate` and `stream` as a loaded bundle has them, computed by PyTorch."""
-    end = tokenizer.special_tokens[END_OF_TEXT]
-    return Model(tokenizer, lambda: _begin(model), model.config.context_length, frozenset({end}), end)
+    return Model(tokenizer, lambda: _begin(model), model.config.context_length, ids.eos, ids.bos)
 
 
 def _begin(model: GPT) -> Advance:

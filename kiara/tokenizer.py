@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from kiara_runtime.tokenizer import END_OF_TEXT, SPLIT_PATTERN, Tokenizer, byte_characters
+from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer_json import END_OF_TEXT, SPLIT_PATTERN, byte_characters
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -34,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokens = _in_merge_order(json.loads(trainable.to_str())["model"]["merges"])
     reserved = -(len(tokens) + 1) % 64
     special = [END_OF_TEXT, *(f"<|reserved_{i}|>" for i in range(reserved))]
-    return Tokenizer(tokens, {name: len(tokens) + i for i, name in enumerate(special)})
+    return Tokenizer.from_merges(tokens, {name: len(tokens) + i for i, name in enumerate(special)})
 
 
 def _in_merge_order(merges: list[list[str]]) -> list[bytes]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kiara import sizes
-from kiara.checkpoint import OPTIMIZER_FILE, load_model, prune_checkpoints, read_tensors, save_checkpoint
+from kiara.checkpoint import OPTIMIZER_FILE, TokenIds, load_model, prune_checkpoints, read_tensors, save_checkpoint
 from kiara.config import Config
 from kiara.console import log_to_file, log_without_bar, logger, progress
 from kiara.data import Dataset
@@ -189,7 +189,7 @@ class Trainer:
             metrics.bits_per_byte,
         )  # fmt: skip
         if self.config.sample_tokens:
-            model = reference_model(self.model, self.dataset.tokenizer)
+            model = reference_model(self.model, self.dataset.tokenizer, TokenIds.of(self.dataset.tokenizer))
             prompt = self.config.sample_prompt
             sample = model.generate(prompt, max_tokens=self.config.sample_tokens, temperature=0.0)
             self.run.sample(self.step, prompt + sample.text)

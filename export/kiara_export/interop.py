@@ -12,13 +12,11 @@ from typing import Any
 
 from kiara.model import GPT
 from kiara_runtime.bundle import io_names
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
 
 
-def write_interop(folder: Path, model: GPT, tokenizer: Tokenizer, graph_file: str) -> None:
+def write_interop(folder: Path, model: GPT, token_ids: dict[str, Any], graph_file: str) -> None:
     """Write config.json, generation_config.json and genai_config.json; `graph_file` is what genai opens."""
-    end = tokenizer.special_tokens[END_OF_TEXT]
-    ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    ids = token_ids
     _write(folder / "config.json", {**_transformers_config(model), **ids})
     _write(folder / "generation_config.json", ids)
     _write(folder / "genai_config.json", _genai_config(model, ids, graph_file))
@@ -43,7 +41,7 @@ def _transformers_config(model: GPT) -> dict[str, Any]:
     }
 
 
-def _genai_config(model: GPT, ids: dict[str, int], graph_file: str) -> dict[str, Any]:
+def _genai_config(model: GPT, ids: dict[str, Any], graph_file: str) -> dict[str, Any]:
     """No further key: onnxruntime-genai refuses a file with one that it does not know."""
     config = model.config
     inputs, outputs = io_names(1)

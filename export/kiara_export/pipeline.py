@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from kiara import sizes
-from kiara.checkpoint import STATE_FILE, WEIGHTS_FILE, find_checkpoint, load_model, read_json
+from kiara.checkpoint import STATE_FILE, WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_json
 from kiara.console import logger, progress
 from kiara.data import Split
 from kiara.evaluate import Metrics, held_out_text
@@ -31,7 +31,7 @@ from kiara_runtime.bundle import (
 )
 from kiara_runtime.errors import UserError
 from kiara_runtime.session import Session
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
+from kiara_runtime.tokenizer import Tokenizer
 
 
 def export(source: Path, out: Path, variants: list[str], text: str | None = None) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def export(source: Path, out: Path, variants: list[str], text: str | None = None
             qualities=qualities,
             provenance=provenance,
         )
-        _write_bundle(folder, model, tokenizer, receipt)
+        _write_bundle(folder, model, tokenizer, TokenIds.read(checkpoint), receipt)
     return receipt.figures()
 
 
@@ -121,22 +121,21 @@ def architecture(model: GPT) -> Architecture:
     )
 
 
-def _write_bundle(folder: Path, model: GPT, tokenizer: Tokenizer, receipt: Receipt) -> None:
+def _write_bundle(folder: Path, model: GPT, tokenizer: Tokenizer, ids: TokenIds, receipt: Receipt) -> None:
     """Everything besides the graphs, the manifest last."""
     tokenizer.save(folder)
     first = next(iter(receipt.sizes))
-    write_interop(folder, model, tokenizer, VARIANT_FILES[first])
+    write_interop(folder, model, ids.json(), VARIANT_FILES[first])
     receipt.write(folder)
-    end = tokenizer.special_tokens[END_OF_TEXT]
     write_manifest(
         folder,
         {
             "name": receipt.name,
             "architecture": {**model.config.model_dump(), "vocab_size": model.vocab_size},
             "parameters": receipt.parameters,
-            "bos_token_id": end,
-            "eos_token_ids": [end],
-            "tokenizer": {"golden": golden_ids(tokenizer)},
+            "bos_token_id": ids.bos,
+            "eos_token_ids": sorted(ids.eos),
+            "tokenizer": {"engine": tokenizer.engine, "golden": golden_ids(tokenizer)},
             "variants": {name: {"file": VARIANT_FILES[name]} for name in receipt.sizes},
             "receipt": receipt.figures(),
             "provenance": receipt.provenance,

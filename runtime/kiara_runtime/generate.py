@@ -99,7 +99,10 @@ class Model:
         return self._continue(self._prompt_ids(prompt), SamplingParams(**sampling))
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else self.tokenizer.check_ids(prompt)
+        if isinstance(prompt, str):
+            ids = [*self.tokenizer.prompt_prefix, *self.tokenize(prompt)]
+        else:
+            ids = self.tokenizer.check_ids(prompt)
         if len(ids) >= self.context_length:
             raise UserError(
                 f"prompt: {len(ids)} tokens leave no room in the context of {self.context_length}; "

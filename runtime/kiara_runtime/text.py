@@ -21,7 +21,9 @@ class TextStream:
         self.stopped: bool = False
 
     def feed(self, token: int) -> str:
-        return self._release(self._utf8.decode(self._token_bytes[token]))
+        # A model's table may be padded beyond the tokenizer: such an id stands for no text.
+        text = self._token_bytes[token] if token < len(self._token_bytes) else b""
+        return self._release(self._utf8.decode(text))
 
     def flush(self) -> str:
         """The rest, once no more tokens come; an unfinished character becomes U+FFFD."""

@@ -1,9 +1,9 @@
-"""Byte-level BPE: the tokenizer's file format, and its use through tiktoken.
+"""Text to token ids and back.
 
-A tokenizer is a list of byte strings in merge order (ids 0 to 255 are the bytes), special tokens after
-them, and a split pattern. On disk it is a Hugging Face `tokenizer.json`, which the runtime reads, and
-the same as `tokenizer.tiktoken` for programs that use tiktoken by themselves. Text from a user never
-becomes a special token: ids of those are inserted by the caller, not parsed.
+Byte-level BPE through tiktoken where that is exactly what the tokenizer's file says, and through the
+`tokenizers` library, an extra, where it is not (a normaliser, a split that is no single expression, or
+`kiara_engine` in tokenizer_config.json, which an import writes when it found a difference). Text from a
+user never becomes a special token: ids of those are inserted by the caller, not parsed.
 
 Training the merges is not done here (`kiara.tokenizer`).
 """
@@ -12,63 +12,90 @@ from __future__ import annotations
 
 import base64
 import json
-import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any, cast
 
 import tiktoken
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer_json import END_OF_TEXT, make_definition, read_bounded_json, read_vocabulary
 
-# The split pattern of Llama 3. It has no possessive quantifiers, which onnxruntime-genai refuses.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.tiktoken")
-MAX_TOKENIZER_BYTES = 64 << 20
 MAX_WHITE_SPACE = 200_000
 _LONG_WHITE_SPACE = re.compile(rf"\s{{{MAX_WHITE_SPACE}}}")
+Encode = Callable[[str], list[int]]
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """definition: a parsed tokenizer.json. config: a parsed tokenizer_config.json.
 
-    tokens: the byte string of each ordinary id, in merge order. special_tokens: name to id, the ids
-    following on the last ordinary one.
+    engine: what encodes, "tiktoken" or "tokenizers".
     """
 
-    def __init__(self, tokens: Sequence[bytes], special_tokens: dict[str, int], pattern: str = SPLIT_PATTERN) -> None:
-        expected = list(range(len(tokens), len(tokens) + len(special_tokens)))
-        if sorted(special_tokens.values()) != expected:
-            raise UserError(f"tokenizer: the ids of the special tokens must be {expected}, found {special_tokens}")
-        ranks = {token: rank for rank, token in enumerate(tokens)}
-        if len(ranks) != len(tokens) or any(bytes([byte]) not in ranks for byte in range(256)):
-            raise UserError("tokenizer: a token stands twice, or one of the 256 bytes is missing")
-        self.tokens, self.special_tokens, self.pattern = list(tokens), special_tokens, pattern
-        # Built directly: tiktoken's own loader caches by path and would return stale ranks.
-        self._encoding = tiktoken.Encoding(
-            "kiara", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
-        )
+    def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        vocabulary = read_vocabulary(definition)
+        self.definition, self.config = definition, dict(config)
+        self.special_tokens, self._added, self._ranks = vocabulary.special, vocabulary.added, vocabulary.ranks
+        self.pattern = vocabulary.pattern
+        exact = self.pattern is not None and not self._added
+        self.engine: str = "tokenizers" if not exact else str(config.get("kiara_engine", "tiktoken"))
+        self._encode = self._through_tiktoken() if self.engine == "tiktoken" else self._through_tokenizers()
+
+    @classmethod
+    def from_merges(cls, tokens: Sequence[bytes], special_tokens: Mapping[str, int]) -> Tokenizer:
+        """A tokenizer of our own: tokens in merge order, special tokens after them, END_OF_TEXT among those."""
+        names = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
+        return cls(make_definition(tokens, special_tokens), config)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read the files of a folder; raises UserError where they are no byte-level BPE."""
+        definition = read_bounded_json(folder / "tokenizer.json")
+        config = folder / "tokenizer_config.json"
+        try:
+            return cls(definition, read_bounded_json(config) if config.is_file() else {})
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+
+    def save(self, folder: Path) -> None:
+        """Write the files that describe this tokenizer into `folder`."""
+        definition = json.dumps(self.definition, ensure_ascii=False, separators=(",", ":"))
+        (folder / "tokenizer.json").write_text(definition, "utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(self.config, indent=2) + "\n", "utf-8")
+        if self.engine == "tiktoken":
+            lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in self._ranks.items())
+            (folder / "tokenizer.tiktoken").write_text("".join(lines), "utf-8")
 
     @property
     def vocab_size(self) -> int:
-        return len(self.tokens) + len(self.special_tokens)
+        """One more than the largest id."""
+        return len(self.token_bytes)
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The text of every id as bytes; special tokens stand for no text."""
-        return self.tokens + [b""] * len(self.special_tokens)
+        """The text of every id as bytes; special tokens, and ids that no token has, stand for no text."""
+        texts = {i: token for token, i in self._ranks.items()}
+        texts.update((i, name.encode()) for name, i in self._added.items())
+        size = max([*texts, *self.special_tokens.values()]) + 1
+        return [texts.get(i, b"") for i in range(size)]
+
+    @property
+    def prompt_prefix(self) -> list[int]:
+        """Ids that stand before every text of a prompt, such as a begin-of-text token."""
+        return [int(i) for i in self.config.get("kiara_prompt_prefix", [])]
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(_splittable(text))
+        """Ids of `text`, in which names of special tokens are ordinary text."""
+        return self._encode(_splittable(text))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        return self._encoding.encode_ordinary_batch([_splittable(text) for text in texts], num_threads=threads)
+        """As `encode`, several at once on as many threads; for tokenizers of our own."""
+        return self._tiktoken.encode_ordinary_batch([_splittable(text) for text in texts], num_threads=threads)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD. Special tokens give nothing."""
@@ -77,7 +104,7 @@ class Tokenizer:
     def check_ids(self, ids: Sequence[int]) -> list[int]:
         """The ids as a list; raises UserError where one is no whole number or outside the vocabulary."""
         try:
-            checked = [operator.index(i) for i in ids]
+            checked = [index(i) for i in ids]
         except TypeError:
             raise UserError(f"token ids: give a list of whole numbers, not {ids!r:.60}") from None
         for i in checked:
@@ -85,32 +112,29 @@ class Tokenizer:
                 raise UserError(f"token ids: {i} is outside the vocabulary (0 to {self.vocab_size - 1})")
         return checked
 
-    def save(self, folder: Path) -> None:
-        """Write the three files that describe this tokenizer into `folder`."""
-        texts = {
-            "tokenizer.json": json.dumps(_to_json(self), ensure_ascii=False, separators=(",", ":")),
-            "tokenizer_config.json": json.dumps(_config_json(self), indent=2) + "\n",
-            "tokenizer.tiktoken": "".join(
-                f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self.tokens)
-            ),
-        }
-        for name in TOKENIZER_FILES:
-            (folder / name).write_text(texts[name], "utf-8")
+    @cached_property
+    def _tiktoken(self) -> tiktoken.Encoding:
+        # Built directly: tiktoken's own loader caches by path and would return stale ranks.
+        return tiktoken.Encoding(
+            "kiara", pat_str=self.pattern or "", mergeable_ranks=self._ranks, special_tokens=self.special_tokens
+        )
 
-    @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Read `tokenizer.json` of a folder; raises UserError where it is no byte-level BPE."""
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such file; a tokenizer belongs beside the model")
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise UserError(f"{path}: larger than {MAX_TOKENIZER_BYTES >> 20} MiB, which no tokenizer of ours is")
+    def _through_tiktoken(self) -> Encode:
         try:
-            return _from_json(json.loads(path.read_text("utf-8")))
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path}: not a byte-level BPE tokenizer that this runtime reads ({error!r})") from None
+            return self._tiktoken.encode_ordinary
+        except ValueError as error:  # of the expression
+            raise UserError(f"tokenizer.json: tiktoken cannot read its split pattern ({error})") from None
+
+    def _through_tokenizers(self) -> Encode:
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError(
+                "tokenizer: this one needs the package tokenizers; pip install 'kiara-runtime[tokenizers]'"
+            ) from None
+        library = cast("Any", tokenizers).Tokenizer.from_str(json.dumps(self.definition))
+        library.encode_special_tokens = True  # as text, that is
+        return lambda text: list(library.encode(text, add_special_tokens=False).ids)
 
 
 def _splittable(text: str) -> str:
@@ -118,81 +142,3 @@ def _splittable(text: str) -> str:
     if len(text) > MAX_WHITE_SPACE and _LONG_WHITE_SPACE.search(text):
         raise UserError(f"text: over {MAX_WHITE_SPACE} white-space characters on end; shorten that stretch")
     return text
-
-
-def byte_characters() -> list[str]:
-    """The printable character that stands for each byte in `tokenizer.json` (Radford et al. 2019)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
-def _to_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    characters = byte_characters()
-    spelled = ["".join(characters[byte] for byte in token) for token in tokenizer.tokens]
-    split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added_token(name, i) for name, i in tokenizer.special_tokens.items()],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,  # as tiktoken: a piece that is a token as a whole is that token
-            "vocab": {name: i for i, name in enumerate(spelled)},
-            "merges": list(_merges(spelled)),
-        },
-    }
-
-
-def _merges(spelled: list[str]) -> Iterator[list[str]]:
-    """Every pair that joins into a token, by the token's rank: tiktoken merges by the result alone."""
-    known = set(spelled)
-    for token in spelled:
-        for cut in range(1, len(token)):
-            if token[:cut] in known and token[cut:] in known:
-                yield [token[:cut], token[cut:]]
-
-
-def _added_token(name: str, token_id: int) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": token_id, "content": name, **flags}
-
-
-def _config_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "added_tokens_decoder": {
-            str(i): {key: value for key, value in _added_token(name, i).items() if key != "id"}
-            for name, i in tokenizer.special_tokens.items()
-        },
-    }
-
-
-def _from_json(values: dict[str, Any]) -> Tokenizer:
-    split, byte_level = values["pre_tokenizer"]["pretokenizers"]
-    model = values["model"]
-    if model["type"] != "BPE" or not model["ignore_merges"] or byte_level["type"] != "ByteLevel":
-        raise UserError("tokenizer.json: only byte-level BPE with ignore_merges is read here")
-    to_byte = {character: byte for byte, character in enumerate(byte_characters())}
-    vocab = cast("dict[str, int]", model["vocab"])
-    tokens = [bytes(to_byte[character] for character in name) for name in sorted(vocab, key=vocab.__getitem__)]
-    if sorted(vocab.values()) != list(range(len(tokens))):
-        raise UserError("tokenizer.json: the vocabulary has gaps in its ids")
-    special = {str(entry["content"]): int(entry["id"]) for entry in values["added_tokens"]}
-    return Tokenizer(tokens, special, str(split["pattern"]["Regex"]))

@@ -46,7 +46,7 @@ def test_checkpoint_opens_in_transformers_with_the_same_logits(
         torch.testing.assert_close(model(ids)[0], oracle(ids).logits, atol=1e-4, rtol=1e-5)
         loaded, tokenizer = load_model(folder)
         assert torch.equal(loaded(ids)[0], model(ids)[0])
-    assert tokenizer.tokens == dataset.tokenizer.tokens
+    assert tokenizer.token_bytes == dataset.tokenizer.token_bytes
 
 
 def test_the_folders_tokenizer_is_transformers_tokenizer(run: Path) -> None:

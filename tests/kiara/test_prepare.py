@@ -15,7 +15,7 @@ from kiara.data import Dataset, Split
 from kiara.prepare import dataset_of, hold_out, prepare
 from kiara.sources import STDLIB, read_documents, resolve_source
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer import END_OF_TEXT
+from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 TEXT = "".join(f"line {i} of a text about nothing in particular\n" for i in range(400))
 

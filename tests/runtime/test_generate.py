@@ -14,7 +14,8 @@ import kiara_runtime.session
 from kiara_runtime.cli import main
 from kiara_runtime.errors import UserError
 from kiara_runtime.generate import Model, load
-from kiara_runtime.tokenizer import END_OF_TEXT, Tokenizer
+from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 PROMPT = "def main(argv):\n    "
 
@@ -26,7 +27,7 @@ def model(bundle: Path) -> Model:
 
 def _scripted(ids: list[int], context_length: int = 64) -> Model:
     """A model that says `ids` one after the other, over a byte tokenizer."""
-    tokenizer = Tokenizer([bytes([byte]) for byte in range(256)], {END_OF_TEXT: 256})
+    tokenizer = Tokenizer.from_merges([bytes([byte]) for byte in range(256)], {END_OF_TEXT: 256})
 
     def begin() -> Any:
         said = iter(ids)

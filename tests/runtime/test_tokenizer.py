@@ -14,7 +14,8 @@ from tokenizers import Tokenizer as Oracle
 
 from kiara.data import Dataset
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer import END_OF_TEXT, SPLIT_PATTERN, Tokenizer
+from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer_json import END_OF_TEXT, SPLIT_PATTERN
 
 HARD = [
     "",
@@ -97,8 +98,8 @@ def test_tiktoken_file_is_the_same_tokenizer(dataset: Dataset, tmp_path: Path) -
 def test_saved_and_loaded_is_the_same(dataset: Dataset, tmp_path: Path) -> None:
     dataset.tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
-    assert (loaded.tokens, loaded.special_tokens, loaded.pattern) == (
-        dataset.tokenizer.tokens,
+    assert (loaded.token_bytes, loaded.special_tokens, loaded.pattern) == (
+        dataset.tokenizer.token_bytes,
         dataset.tokenizer.special_tokens,
         dataset.tokenizer.pattern,
     )
@@ -117,8 +118,9 @@ def test_any_bytes_decode(pair: tuple[Tokenizer, Oracle]) -> None:
     [
         lambda values: values.pop("model"),
         lambda values: values["model"].update(type="Unigram"),
-        lambda values: values["model"].update(ignore_merges=False),
-        lambda values: values["model"]["vocab"].popitem(),
+        lambda values: values["model"].update(byte_fallback=True),
+        lambda values: values["model"]["vocab"].pop("A"),
+        lambda values: values["model"]["vocab"].update(A=1),
         lambda values: values["model"]["vocab"].update({"日": 9999}),
         lambda values: values["added_tokens"][0].update(id=7),
         lambda values: values["pre_tokenizer"].update(pretokenizers=[]),

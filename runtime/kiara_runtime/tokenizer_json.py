@@ -1,0 +1,161 @@
+"""Hugging Face's tokenizer.json: what a byte-level BPE in it means, and writing one.
+
+Only reading and writing; `kiara_runtime.tokenizer` encodes. A file is data of somebody else's: whatever it
+holds that is not understood raises UserError, or sends the text to the `tokenizers` library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from kiara_runtime.errors import UserError
+
+# The split pattern of Llama 3. It has no possessive quantifiers, which onnxruntime-genai refuses.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# GPT-2's (Radford et al. 2019), which ByteLevel brings along; and the same after digits have been set apart.
+_CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+"
+GPT2_PATTERN = rf"{_CONTRACTIONS}| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
+DIGITS_PATTERN = rf"{_CONTRACTIONS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?=\p{{N}})|\s+(?!\S)|\s+"
+END_OF_TEXT = "<|endoftext|>"
+MAX_TOKENIZER_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """ranks: the id of each ordinary token's bytes. special: ids of special tokens; added: of other added text.
+
+    pattern: the one regular expression that splits text as the file says, None where none does.
+    """
+
+    ranks: dict[bytes, int]
+    special: dict[str, int]
+    added: dict[str, int]
+    pattern: str | None
+
+
+def read_vocabulary(values: Mapping[str, Any]) -> Vocabulary:
+    """The meaning of a parsed tokenizer.json; raises UserError where it is no byte-level BPE."""
+    try:
+        return _read(values)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"tokenizer.json: not a byte-level BPE that this runtime reads ({error!r})") from None
+
+
+def make_definition(tokens: Sequence[bytes], special_tokens: Mapping[str, int]) -> dict[str, Any]:
+    """The tokenizer.json of tokens in merge order, split by SPLIT_PATTERN."""
+    characters = byte_characters()
+    spelled = ["".join(characters[byte] for byte in token) for token in tokens]
+    split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [added_token(name, i) for name, i in special_tokens.items()],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,  # as tiktoken: a piece that is a token as a whole is that token
+            "vocab": {name: i for i, name in enumerate(spelled)},
+            "merges": list(_merges(spelled)),
+        },
+    }
+
+
+def added_token(name: str, token_id: int) -> dict[str, Any]:
+    """A special token as tokenizer.json lists it."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": token_id, "content": name, **flags}
+
+
+def read_bounded_json(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size; raises UserError with the file's name where it is none."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; a tokenizer belongs beside the model")
+    if path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise UserError(f"{path}: larger than {MAX_TOKENIZER_BYTES >> 20} MiB, which no tokenizer of ours is")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object")
+    return cast("dict[str, Any]", values)
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each byte in tokenizer.json (Radford et al. 2019)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def _merges(spelled: list[str]) -> Iterator[list[str]]:
+    """Every pair that joins into a token, by the token's rank: tiktoken merges by the result alone."""
+    known = set(spelled)
+    for token in spelled:
+        for cut in range(1, len(token)):
+            if token[:cut] in known and token[cut:] in known:
+                yield [token[:cut], token[cut:]]
+
+
+def _read(values: Mapping[str, Any]) -> Vocabulary:
+    model = values["model"]
+    if model["type"] != "BPE" or model.get("byte_fallback") or model.get("unk_token"):
+        raise UserError("tokenizer.json: only byte-level BPE is read here, without byte fallback or unknown token")
+    if not any(part["type"] == "ByteLevel" for part in _parts(values["pre_tokenizer"])):
+        raise UserError("tokenizer.json: only byte-level BPE is read here, and no ByteLevel step splits the text")
+    entries = values["added_tokens"]
+    special = {str(entry["content"]): int(entry["id"]) for entry in entries if entry["special"]}
+    added = {str(entry["content"]): int(entry["id"]) for entry in entries if not entry["special"]}
+    to_byte = {character: byte for byte, character in enumerate(byte_characters())}
+    vocab = cast("dict[str, int]", model["vocab"])
+    ordinary = {name: i for name, i in vocab.items() if name not in special and name not in added}
+    ranks = {bytes(to_byte[character] for character in name): int(i) for name, i in ordinary.items()}
+    ids = [*ranks.values(), *special.values(), *added.values()]
+    if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) > 1 << 24:
+        raise UserError("tokenizer.json: two tokens share an id, or an id is out of bounds")
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise UserError("tokenizer.json: one of the 256 bytes is no token, so not all text has ids")
+    return Vocabulary(ranks, special, added, _pattern(values))
+
+
+def _parts(step: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return list(step["pretokenizers"]) if step["type"] == "Sequence" else [cast("dict[str, Any]", step)]
+
+
+def _pattern(values: Mapping[str, Any]) -> str | None:
+    """The split as one expression for tiktoken, where nothing else happens to the text."""
+    if values.get("normalizer") is not None:
+        return None
+    *before, byte_level = _parts(values["pre_tokenizer"])
+    if byte_level["type"] != "ByteLevel" or byte_level["add_prefix_space"]:
+        return None
+    if byte_level.get("use_regex", True):
+        if not before:
+            return GPT2_PATTERN
+        digits = len(before) == 1 and before[0]["type"] == "Digits" and before[0]["individual_digits"]
+        return DIGITS_PATTERN if digits else None
+    if len(before) != 1 or before[0]["type"] != "Split":
+        return None
+    split = before[0]
+    plain = split["behavior"] == "Isolated" and not split["invert"] and "Regex" in split["pattern"]
+    return str(split["pattern"]["Regex"]) if plain else None
