@@ -11,6 +11,7 @@ the folder as it is; q, k and v, packed in one matrix here, are stored as the th
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kiara.data import Dataset
 from kiara.families import Family, family_of, is_transposed, part_rows, read_config, tensor_names, write_config
 from kiara.files import new_folder
 from kiara.model import GPT
@@ -44,7 +46,12 @@ class Checkpoint:
     step: int
 
     def state(self) -> dict[str, Any]:
-        return read_json(self.folder / STATE_FILE)
+        return read_state(self.folder)
+
+    def val_loss(self) -> float:
+        """Validation loss in nats a token; infinite where there is none."""
+        loss = self.state().get("val_loss")
+        return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ def list_checkpoints(run: Path) -> list[Checkpoint]:
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
     """The one with the lowest validation loss, the latest of equals."""
-    return min(reversed(checkpoints), key=lambda checkpoint: float(checkpoint.state()["val_loss"]))
+    return min(reversed(checkpoints), key=Checkpoint.val_loss)
 
 
 def prune_checkpoints(run: Path, keep_last: int) -> None:
@@ -113,8 +120,8 @@ def prune_checkpoints(run: Path, keep_last: int) -> None:
     found = list_checkpoints(run)
     best = best_checkpoint(found)
     for checkpoint in found[:-keep_last]:
-        if checkpoint != best:
-            shutil.rmtree(checkpoint.folder)
+        if checkpoint != best:  # hidden first, so that none is ever seen half deleted
+            shutil.rmtree(checkpoint.folder.rename(checkpoint.folder.with_name(f".{checkpoint.folder.name}")))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -123,7 +130,9 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if found := list_checkpoints(path):
         return best_checkpoint(found).folder
-    raise UserError(f"{path}: neither a run with checkpoints nor a checkpoint; `kiara train --out {path}` makes a run")
+    if (path / "kiara.json").is_file():
+        raise UserError(f"{path}: a bundle, which kiara-run runs; name the run or checkpoint that it was made from")
+    raise UserError(f"{path}: neither a run with checkpoints nor a checkpoint; name one that `kiara train` wrote")
 
 
 def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
@@ -175,6 +184,29 @@ def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -
     return state
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """trainer_state.json of a checkpoint, its fields of provenance there."""
+    state = read_json(folder / STATE_FILE)
+    for name in ("step", "seed", "data_sha256"):
+        if name not in state:
+            raise UserError(f"{folder / STATE_FILE}: the field {name} is missing")
+    return state
+
+
+def trained_on(folder: Path) -> Dataset:
+    """The prepared folder that a checkpoint was trained on, just as it was then."""
+    state = read_state(folder)
+    if state.get("dataset") is None:
+        raise UserError(f"{folder}: imported, so without validation text of its own; name held-out text with --text")
+    data = (folder / str(state["dataset"])).resolve()
+    if not data.is_dir():
+        raise UserError(f"{folder}: its data, {data}, is gone; restore it, or name held-out text with --text")
+    dataset = Dataset.open(data)
+    if dataset.sha256 != state["data_sha256"]:
+        raise UserError(f"{data}: prepared anew from other text since; restore it, or name held-out text with --text")
+    return dataset
+
+
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; the checkpoint is not complete")
@@ -182,7 +214,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
     try:
         values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected an object")

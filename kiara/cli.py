@@ -32,7 +32,7 @@ def main() -> None:
 @CONFIG
 @SETTINGS
 def config(config_file: Path | None, settings: tuple[str, ...]) -> None:
-    """Print every setting with its value and what it means, as YAML."""
+    """Print every setting and what it means."""
     from kiara.config import config_yaml, load_config
 
     click.echo(config_yaml(load_config(config_file, settings)), nl=False)
@@ -44,11 +44,14 @@ def config(config_file: Path | None, settings: tuple[str, ...]) -> None:
 @CONFIG
 @SETTINGS
 def prepare(source: str, out: Path, config_file: Path | None, settings: tuple[str, ...]) -> None:
-    """Turn SOURCE into token files: a text file, a folder, a quoted glob, a .jsonl file, or `stdlib`."""
+    """Turn text into token files.
+
+    SOURCE is a text file, a folder, a quoted glob, a .jsonl file, or `stdlib`.
+    """
     from kiara.config import load_config
     from kiara.prepare import prepare_folder
 
-    settings = (*settings, f"data.train={json.dumps(source)}")
+    settings = (*settings, f"data.train={json.dumps(source, ensure_ascii=False)}")
     prepare_folder(load_config(config_file, settings), out)
 
 
@@ -61,10 +64,14 @@ def prepare(source: str, out: Path, config_file: Path | None, settings: tuple[st
 def train(
     ctx: click.Context, config_file: Path | None, settings: tuple[str, ...], out: Path | None, resume: bool
 ) -> None:
-    """Train a model; with no options, the default one on the Python standard library."""
+    """Train a model.
+
+    With no options: the default one, on the Python standard library.
+    """
+    from kiara.checkpoint import trained_on
     from kiara.config import load_config
     from kiara.prepare import dataset_of
-    from kiara.run import CONFIG_FILE
+    from kiara.run import CONFIG_FILE, Run
 
     if resume and out is None:
         raise click.UsageError("--resume: name the run to go on with, --out RUN")
@@ -74,7 +81,10 @@ def train(
     loaded = load_config(config_file, settings)
     from kiara.train import train
 
-    if not train(loaded, dataset_of(loaded), folder, resume):
+    run = Run(folder, loaded, resume)
+    # A run that goes on does so with the very data it began with, whatever has become of its source.
+    dataset = trained_on(run.last.folder) if run.last else dataset_of(loaded)
+    if not train(run, dataset):
         ctx.exit(INTERRUPTED)
 
 
@@ -83,7 +93,10 @@ def train(
 @TEXT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(source: Path, text: str | None, as_json: bool) -> None:
-    """Judge a checkpoint, or the best one of a run, on held-out text, in PyTorch at float32."""
+    """Judge a checkpoint on held-out text.
+
+    In PyTorch at float32; of a run, the best checkpoint.
+    """
     from kiara.evaluate import evaluate_checkpoint
 
     metrics = evaluate_checkpoint(source, text)
@@ -100,7 +113,10 @@ def evaluate(source: Path, text: str | None, as_json: bool) -> None:
 @SOURCE
 @generate_options
 def generate(source: Path, **options: Any) -> None:
-    """Continue a prompt with a checkpoint, or the best one of a run, in PyTorch: the reference."""
+    """Continue a prompt with a checkpoint.
+
+    In PyTorch, the reference for bundles; of a run, the best checkpoint.
+    """
     from kiara.checkpoint import TokenIds, find_checkpoint, load_model
     from kiara.reference import reference_model
 
@@ -113,11 +129,14 @@ def generate(source: Path, **options: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
 @click.option(
     "--quantize", type=click.Choice(["int8", "none"]), multiple=True, default=["int8"], show_default=True,
-    help="Variant to put in; repeat it for several. `none` is float32.",
+    help="Variant to put in; repeat it for several. `none` is float32, the variant fp32.",
 )  # fmt: skip
 @TEXT
 def export(source: Path, out: Path, quantize: tuple[str, ...], text: str | None) -> None:
-    """Export a checkpoint, or the best one of a run, to a verified bundle."""
+    """Export a checkpoint to a verified bundle.
+
+    Of a run, the best checkpoint.
+    """
     from kiara_export.pipeline import export
 
     receipt = export(source, out, ["fp32" if name == "none" else name for name in quantize], text)

@@ -8,6 +8,7 @@ path, the value and what would do.
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from kiara_runtime.errors import UserError
 
@@ -31,17 +33,17 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Shape of the model. What is trained has widths of multiples of 64 and heads of 16, as the kernels want them."""
 
-    hidden_size: int = Field(default=256, ge=2)
+    hidden_size: int = Field(default=256, ge=2, le=1 << 16)
     """Width of the residual stream."""
     num_hidden_layers: int = Field(default=6, ge=1, le=256)
     """Number of blocks."""
-    num_attention_heads: int = Field(default=4, ge=1)
+    num_attention_heads: int = Field(default=4, ge=1, le=1024)
     """Query heads of a layer."""
-    num_key_value_heads: int = Field(default=2, ge=1)
+    num_key_value_heads: int = Field(default=2, ge=1, le=1024)
     """Key/value heads of a layer; fewer than query heads make the cache smaller."""
-    head_dim: int = Field(default=64, ge=2, multiple_of=2)
+    head_dim: int = Field(default=64, ge=2, le=1024, multiple_of=2)
     """Width of one head."""
-    intermediate_size: int = Field(default=1024, ge=1)
+    intermediate_size: int = Field(default=1024, ge=1, le=1 << 20)
     """Width inside the MLP."""
     context_length: int = Field(default=512, ge=16, le=1 << 20)
     """Tokens the model sees at most, in training and later."""
@@ -105,7 +107,7 @@ class TrainingConfig(Section):
 
     max_steps: int = Field(default=800, ge=1)
     """Optimizer steps in all."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, le=1 << 16)
     """Sequences a step."""
     learning_rate: float = Field(default=0.008, gt=0, lt=1)
     """Peak learning rate of Muon, for the matrices inside the blocks."""
@@ -152,11 +154,21 @@ class Config(Section):
         for name, multiple in (("hidden_size", 64), ("intermediate_size", 64), ("head_dim", 16)):
             if (value := getattr(self.model, name)) % multiple:
                 raise ValueError(f"model.{name}: {value} will not do: give a multiple of {multiple}")
+        width = self.model.num_attention_heads * self.model.head_dim
+        if width % 64:
+            raise ValueError(f"model.head_dim: num_attention_heads * head_dim is {width}; make it a multiple of 64")
         return self
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 3e-3 as a number, as YAML 1.2 does."""
+    """Safe YAML that reads 3e-3 as a number, as YAML 1.2 does, and takes no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -200,14 +212,38 @@ def config_yaml(config: Config) -> str:
         lines += [f"# {(type(section).__doc__ or '').strip()}", f"{section_name}:"]
         for name, field in type(section).model_fields.items():
             value = yaml.safe_dump(getattr(section, name), width=1000).removesuffix("...\n").strip()
-            lines += [f"  # {field.description}", f"  {name}: {value}"]
+            lines += [f"  # {field.description}{_bounds(field)}", f"  {name}: {value}"]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _bounds(field: FieldInfo) -> str:
+    """The range of a number, in words."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+    found = [
+        f"{text} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, text in words.items()
+        if hasattr(rule, name)
+    ]
+    return f" ({', '.join(found)})" if found else ""
+
+
 def _ambient() -> dict[str, str]:
-    dotenv = {key: value for key, value in dotenv_values(".env").items() if value is not None}
-    return {**dotenv, **os.environ}
+    return {**_dotenv(Path(".env")), **os.environ}
+
+
+def _dotenv(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        bindings = list(parse_stream(io.StringIO(path.read_text("utf-8"))))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it (iconv)") from None
+    for binding in bindings:
+        if binding.error:
+            raise UserError(f"{path}:{binding.original.line}: not a line KEY=value; mend it or put a # before it")
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}
 
 
 def _environment(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
@@ -225,7 +261,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: larger than 1 MiB, which no configuration is")
     try:
         values = _yaml(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
         raise UserError(f"--config {path}: expected sections such as `training:` at the top, found {values!r:.60}")
@@ -239,8 +275,10 @@ def _yaml(text: str) -> Any:
 def _scalar(where: str, text: str) -> Any:
     try:
         return _yaml(text)
-    except yaml.YAMLError:
-        raise UserError(f"{where}: {text!r} is not a value that YAML can read; put text with signs in quotes") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(
+            f"{where}: {text!r:.60} is not a value that YAML can read; put text with signs in quotes"
+        ) from None
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -273,6 +311,8 @@ def _explain_one(detail: Any) -> str:
     if detail["type"] == "value_error":
         return str(message).removeprefix("Value error, ")
     expected = message[0].lower() + message[1:]
+    if detail["type"] in ("model_type", "dict_type"):
+        expected = f"give keys below it; `kiara config` lists those of {path}"
     return f"{path}: {value!r} will not do: {expected}"
 
 

@@ -34,6 +34,14 @@ class Split:
     shards: list[np.ndarray]
 
     @cached_property
+    def sha256(self) -> str:
+        """Of the split's tokens, in hexadecimal."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(shard.tobytes())
+        return digest.hexdigest()
+
+    @cached_property
     def tokens(self) -> int:
         return sum(len(shard) for shard in self.shards)
 
@@ -105,6 +113,9 @@ class Dataset:
         path, dtype = self.folder / Path(shard["file"]).name, np.dtype(self.manifest["dtype"])
         if not path.is_file() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
             raise UserError(f"{path}: missing or not of {shard['tokens']} tokens; prepare the folder again")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; prepare the folder again")
         return np.memmap(path, dtype, mode="r")
 
 
@@ -115,7 +126,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text("utf-8"))
-        _ = manifest["fingerprint"], manifest["splits"]["train"], manifest["splits"]["val"], manifest["vocab_size"]
-    except (ValueError, KeyError, TypeError):
+        _ = manifest["fingerprint"], manifest["source"], manifest["vocab_size"], np.dtype(manifest["dtype"])
+        for split in ("train", "val"):
+            _ = [(shard["file"], shard["sha256"], shard["tokens"] + 0) for shard in manifest["splits"][split]["shards"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: damaged; delete the folder and prepare it again") from None
     return manifest

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kiara.checkpoint import STATE_FILE, TokenIds, find_checkpoint, load_model, read_json
+from kiara.checkpoint import TokenIds, find_checkpoint, load_model, trained_on
 from kiara.console import progress
-from kiara.data import Dataset, Split
+from kiara.data import Split
 from kiara.sources import read_documents, resolve_source
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
@@ -102,18 +102,7 @@ def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) ->
         if not ids:
             raise UserError(f"{source}: no text at all")
         return Split("given", [np.array(ids, dtype=np.uint32)])
-    named = read_json(checkpoint / STATE_FILE).get("dataset")
-    if named is None:
-        raise UserError(
-            f"{checkpoint}: imported, so without validation text of its own; name held-out text with --text"
-        )
-    folder = (checkpoint / str(named)).resolve()
-    if not folder.is_dir():
-        raise UserError(f"{checkpoint}: its data, {folder}, is gone; name held-out text with --text")
-    dataset = Dataset.open(folder)
-    if dataset.tokenizer.token_bytes != tokenizer.token_bytes:
-        raise UserError(f"{folder}: prepared anew with another tokenizer since; name held-out text with --text")
-    return dataset.val
+    return trained_on(checkpoint).val
 
 
 def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:

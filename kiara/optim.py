@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn, optim
 
 from kiara.config import TrainingConfig
+from kiara_runtime.errors import UserError
 
 
 def make_optimizers(model: nn.Module, config: TrainingConfig) -> dict[str, optim.Optimizer]:
@@ -55,8 +56,12 @@ def optimizer_tensors(model: nn.Module, optimizers: dict[str, optim.Optimizer]) 
 def load_optimizers(model: nn.Module, optimizers: dict[str, optim.Optimizer], tensors: dict[str, Tensor]) -> None:
     """Give fresh optimizers the memory that `optimizer_tensors` took of others."""
     parameters = dict(model.named_parameters())
-    for path, tensor in tensors.items():
-        kind, name, key = path.split("/")
-        parameter = parameters[name]
-        # AdamW's step counters stay on the CPU unless it is fused, in which case they follow the parameter.
-        optimizers[kind].state[parameter][key] = tensor.to(parameter.device)
+    keys = {"muon": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
+    for kind, optimizer in optimizers.items():
+        for parameter in optimizer.param_groups[0]["params"]:
+            for key in keys[kind]:
+                tensor = tensors.get(f"{kind}/{names[parameter]}/{key}")
+                if tensor is None or tensor.shape != (() if key == "step" else parameter.shape):
+                    raise UserError(f"optimizer.safetensors: {kind}/{names[parameter]}/{key} is missing or misshapen")
+                optimizer.state[parameter][key] = tensor.to(parameter.device)

@@ -36,16 +36,17 @@ Reader = Callable[[], Iterator[Document]]
 
 def prepare(config: Config, out: Path) -> bool:
     """Write the prepared folder `out`; False where it was up to date and nothing had to be done."""
-    data = config.data
-    files = {"train": resolve_source(data.train), "val": resolve_source(data.val) if data.val else []}
+    files = _files(config)
     fingerprint = _fingerprint(config, files)
     known = read_manifest(out) if out.exists() else None
     if known and known["fingerprint"] == fingerprint:
         return False
     if out.exists() and not known and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is no prepared folder; name another or move it away")
+    if known and known["source"] != config.data.train:
+        raise UserError(f"--out {out}: prepared from {known['source']}; name another, or delete it if nothing needs it")
     with new_folder(out) as folder:
-        manifest = {"fingerprint": fingerprint, "source": data.train, **_write(config, files, folder)}
+        manifest = {"fingerprint": fingerprint, "source": config.data.train, **_write(config, files, folder)}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return True
 
@@ -73,9 +74,13 @@ def dataset_of(config: Config) -> Dataset:
         if config.data.val:
             raise UserError("data.val: a prepared folder brings its own validation split; leave this null")
         return Dataset.open(named)
-    settings = hashlib.sha256(repr(_settings(config)).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9]+", "-", config.data.train).strip("-")[-40:] or "text"
-    return prepare_folder(config, Path(config.data.prepared_dir, f"{name}-{settings}"))
+    return prepare_folder(config, Path(config.data.prepared_dir, f"{name}-{_fingerprint(config, _files(config))[:8]}"))
+
+
+def _files(config: Config) -> dict[str, list[Path]]:
+    data = config.data
+    return {"train": resolve_source(data.train), "val": resolve_source(data.val) if data.val else []}
 
 
 def _settings(config: Config) -> list[dict[str, Any]]:
@@ -96,7 +101,10 @@ def _write(config: Config, files: dict[str, list[Path]], folder: Path) -> dict[s
     readers, sizes = _split(config, files)
     for split, size in sizes.items():
         if not size:
-            raise UserError(f"{config.data.val or config.data.train}: no text at all in the {split} split")
+            source = config.data.val if split == "val" and config.data.val else config.data.train
+            raise UserError(
+                f"{source}: no text at all, or too little to hold some out, for the {split} split; give more"
+            )
     with progress("Learning the tokenizer", min(LEARN_BYTES, sizes["train"])) as advance:
         tokenizer = train_tokenizer(_learn_from(readers["train"](), advance), config.tokenizer.vocab_size)
     tokenizer.save(folder)
@@ -139,11 +147,11 @@ def hold_out(sizes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
     A document that would overshoot to twice the aim is passed over; where all would, the smallest goes.
     """
-    chosen, aim = np.zeros(len(sizes), dtype=bool), sizes.sum() * fraction
+    chosen, aim, held = np.zeros(len(sizes), dtype=bool), sizes.sum() * fraction, 0
     for i in np.random.default_rng(seed).permutation(len(sizes)):
-        held = sizes[chosen].sum()
         if held < aim and held + sizes[i] <= 2 * aim:
             chosen[i] = True
+            held += int(sizes[i])
     if len(sizes) and not chosen.any():
         chosen[sizes.argmin()] = True
     return chosen

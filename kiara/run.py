@@ -13,6 +13,7 @@ from typing import Any
 
 from kiara.checkpoint import Checkpoint, list_checkpoints
 from kiara.config import Config, config_yaml, load_config
+from kiara.files import write_text
 from kiara_runtime.errors import UserError
 
 CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "config.yaml", "metrics.jsonl", "samples.txt", "loss.png"
@@ -21,8 +22,9 @@ CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "config.yaml", "metrics.jso
 _MAY_CHANGE = frozenset(
     f"training.{name}"
     for name in (
-        "max_steps eval_every eval_tokens checkpoint_every keep_last sample_prompt sample_tokens device compile".split()
-    )
+        "max_steps learning_rate embedding_learning_rate eval_every eval_tokens checkpoint_every keep_last "
+        "sample_prompt sample_tokens device compile"
+    ).split()
 )
 
 
@@ -38,12 +40,17 @@ class Run:
             self._compare(load_config(folder / CONFIG_FILE, environ={}))
         elif folder.exists() and not (folder / CONFIG_FILE).exists() and (folder.is_file() or any(folder.iterdir())):
             raise UserError(f"--out {folder}: exists and is no run; name another or move it away")
-        folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob("checkpoints/.epoch-*"):  # of a process that was killed while it wrote
-            shutil.rmtree(unfinished)
         self.last: Checkpoint | None = found[-1] if found else None
-        (folder / CONFIG_FILE).write_text(config_yaml(config), "utf-8")
-        self._forget_after(self.last.step if self.last else 0)
+
+    def begin(self) -> None:
+        """Write the configuration, and forget what will be run again; nothing was touched before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.folder.glob("checkpoints/.epoch-*"):  # of a process killed while writing or deleting
+            shutil.rmtree(unfinished)
+        write_text(self.folder / CONFIG_FILE, config_yaml(self.config))
+        step = self.last.step if self.last else 0
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        write_text(self.folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
 
     def record(self, **values: Any) -> None:
         """Append a line to the metrics."""
@@ -51,8 +58,10 @@ class Run:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The records so far; a last line that a killed process left unfinished is passed over."""
         path = self.folder / METRICS_FILE
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
 
     def sample(self, step: int, text: str) -> None:
         with (self.folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
@@ -63,12 +72,6 @@ class Run:
             before = dict(_flat(saved))[path]
             if value != before and path not in _MAY_CHANGE:
                 raise UserError(f"{path}: {value!r} where the run at {self.folder} has {before!r}; name another --out")
-
-    def _forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that will be run again."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        (self.folder / METRICS_FILE).write_text(text, "utf-8")
 
 
 def _flat(config: Config) -> Iterable[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import check_text
 
 STDLIB = "stdlib"
 JSON_LINES = (".jsonl", ".ndjson")
@@ -38,6 +39,8 @@ class Document:
 
 def resolve_source(source: str) -> list[Path]:
     """The files of a source, sorted; raises UserError if there are none."""
+    if not source.strip():
+        raise UserError("SOURCE: empty; name a text file, a folder, a glob or `stdlib`")
     if source == STDLIB:
         return _stdlib_files()
     path = Path(source)
@@ -60,8 +63,12 @@ def read_documents(files: list[Path], text_field: str) -> Iterator[Document]:
     """Every document that is not blank, file by file."""
     for file in files:
         text = _read_utf8(file)
-        found = _json_lines(file, text, text_field) if file.suffix in JSON_LINES else [Document(str(file), text)]
-        yield from (document for document in found if document.text.strip())
+        found = (
+            _json_lines(file, text, text_field) if file.suffix.lower() in JSON_LINES else [Document(str(file), text)]
+        )
+        for document in found:
+            if document.text.strip():
+                yield _encodable(document)
 
 
 def _stdlib_files() -> list[Path]:
@@ -97,8 +104,20 @@ def _json_lines(file: Path, text: str, field: str) -> Iterator[Document]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file}:{number}: not a line of JSON ({error})") from None
         if not isinstance(value, dict) or not isinstance(value.get(field), str):
-            raise UserError(f"{file}:{number}: no text in field {field!r}; name the field with data.text_field")
+            raise UserError(f"{file}:{number}: no text in field {field!r}; another field is named by data.text_field")
         yield Document(f"{file}:{number}", value[field])
+
+
+def _encodable(document: Document) -> Document:
+    """JSON can spell half of a surrogate pair, which is no text; and the tokenizer has a bound of its own."""
+    try:
+        document.text.encode()
+        check_text(document.text)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{document.name}: half a character (a lone surrogate) at {error.start}; mend it") from None
+    except UserError as error:
+        raise UserError(f"{document.name}: {error}") from None
+    return document

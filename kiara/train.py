@@ -12,14 +12,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kiara import sizes
 from kiara.checkpoint import OPTIMIZER_FILE, TokenIds, load_model, prune_checkpoints, read_tensors, save_checkpoint
-from kiara.config import Config
 from kiara.console import log_to_file, log_without_bar, logger, progress
 from kiara.data import Dataset
 from kiara.device import pick_device, use_bfloat16, use_compile
@@ -34,19 +32,29 @@ from kiara_runtime.errors import UserError
 LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw a bar on
 
 
-def train(config: Config, dataset: Dataset, out: Path, resume: bool) -> bool:
-    """Train into the run folder `out`; False if it was interrupted, with a checkpoint written."""
-    run = Run(out, config, resume)
-    with log_to_file(out / "train.log"):
-        if run.last and run.last.step >= config.training.max_steps:
-            logger.info("%s is finished at step %d; a higher training.max_steps goes on.", out, run.last.step)
-            return True
-        trainer = Trainer(run, dataset)
+def train(run: Run, dataset: Dataset) -> bool:
+    """Train into the run folder; False if it was interrupted, with a checkpoint written."""
+    most = run.config.training.max_steps
+    if run.last and run.last.step >= most:
+        logger.info("%s is finished at step %d; a higher training.max_steps goes on.", run.folder, run.last.step)
+        return True
+    trainer = _trainer(run, dataset)
+    run.begin()
+    with log_to_file(run.folder / "train.log"):
         trainer.announce()
         with stop_request() as stopping:
             finished = trainer.loop(stopping)
         trainer.finish(finished)
     return finished
+
+
+def _trainer(run: Run, dataset: Dataset) -> Trainer:
+    try:
+        return Trainer(run, dataset)
+    except RuntimeError as error:  # what PyTorch raises where memory is short
+        if "alloc" not in str(error) and "memory" not in str(error):
+            raise
+        raise UserError("model: too large for the memory of this machine; make hidden_size or layers smaller") from None
 
 
 class Trainer:
@@ -58,6 +66,8 @@ class Trainer:
         self.length = run.config.model.context_length
         for split in (dataset.train, dataset.val):
             split.windows(self.length)  # refuses a split that has none, before any work
+        if len(dataset.tokenizer.encode(self.config.sample_prompt)) >= self.length:
+            raise UserError(f"training.sample_prompt: as long as model.context_length ({self.length}); shorten it")
         self.step, self.seconds = 0, 0.0
         if run.last:
             self.model, _ = load_model(run.last.folder)
@@ -139,7 +149,8 @@ class Trainer:
         """Draw the run, and judge a finished one on the whole validation split."""
         plot_run(self.run.metrics(), self.run.folder / PLOT_FILE)
         if not finished:
-            logger.warning("Interrupted at step %d and saved; --resume --out %s goes on.", self.step, self.run.folder)
+            saved = "saved" if self.step else "nothing to save yet"
+            logger.warning("Interrupted at step %d, %s; --resume --out %s goes on.", self.step, saved, self.run.folder)
             return
         metrics = self._evaluate(None)
         self.run.record(step=self.step, seconds=round(self.seconds, 3), **metrics.named("final_val_"))
@@ -159,10 +170,16 @@ class Trainer:
         self.model.zero_grad()
         self.step += 1
         value = loss.item()
-        if not math.isfinite(value):
-            raise UserError(f"training.learning_rate: {self.config.learning_rate} made the loss {value}; lower it")
+        self._must_be_finite(value)
         self.run.record(step=self.step, loss=round(value, 6), learning_rate=part * self.config.learning_rate)
         return value
+
+    def _must_be_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training.learning_rate: {self.config.learning_rate} made the loss {loss}; lower it and start anew, "
+                "or go on from the last checkpoint with --resume"
+            )
 
     def _forward_backward(self, step: int) -> Tensor:
         batch = self.dataset.train.batch(self.config.seed, step, self.config.batch_size, self.length)
@@ -182,6 +199,7 @@ class Trainer:
 
     def _validate(self) -> Metrics:
         metrics = self._evaluate(self.config.eval_tokens)
+        self._must_be_finite(metrics.loss)  # such weights are not worth keeping
         self.run.record(step=self.step, **metrics.named("val_"))
         logger.info(
             "step %d/%d  validation loss %.4f  perplexity %.2f  accuracy %.1f %%  %.4f bits per byte",

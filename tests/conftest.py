@@ -58,10 +58,11 @@ def dataset(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> D
 @pytest.fixture(scope="session")
 def run(small_config: Config, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run."""
+    from kiara.run import Run
     from kiara.train import train
 
     folder = tmp_path_factory.mktemp("runs") / "small"
-    assert train(small_config, dataset, folder, resume=False)
+    assert train(Run(folder, small_config, resume=False), dataset)
     return folder
 
 

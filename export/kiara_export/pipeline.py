@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from kiara import sizes
-from kiara.checkpoint import STATE_FILE, WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_json
+from kiara.checkpoint import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_state
 from kiara.console import logger, progress
 from kiara.data import Split
 from kiara.evaluate import Metrics, held_out_text
@@ -46,11 +46,11 @@ def export(source: Path, out: Path, variants: list[str], text: str | None = None
     checkpoint = find_checkpoint(source)
     model, tokenizer = load_model(checkpoint)
     names = [name for name in VARIANT_FILES if name in variants]
-    provenance = _provenance(checkpoint, text)
+    split = held_out_text(checkpoint, tokenizer, text)
+    provenance = _provenance(checkpoint, split)
     if (known := _up_to_date(out, names, provenance)) is not None:
         logger.info("Up to date with %s: %s", checkpoint, out)
         return known
-    split = held_out_text(checkpoint, tokenizer, text)
     logger.info("Exporting %s", checkpoint)
     with new_folder(out) as folder:
         graphs = _write_graphs(folder, model, names)
@@ -143,15 +143,15 @@ def _write_bundle(folder: Path, model: GPT, tokenizer: Tokenizer, ids: TokenIds,
     )
 
 
-def _provenance(checkpoint: Path, text: str | None) -> dict[str, Any]:
+def _provenance(checkpoint: Path, held_out: Split) -> dict[str, Any]:
     """Where the weights come from: hashes and versions, no paths."""
-    state = read_json(checkpoint / STATE_FILE)
+    state = read_state(checkpoint)
     return {
         "checkpoint": checkpoint.name,
         "step": state["step"],
         "seed": state["seed"],
         "data_sha256": state["data_sha256"],
-        "held_out": "validation split" if text is None else "given text",
+        "held_out_sha256": held_out.sha256,
         **{f"{name}_sha256": hash_file(checkpoint / name) for name in ("config.json", "tokenizer.json", WEIGHTS_FILE)},
         "versions": {name: version(name) for name in ("kiara-slm", "torch", "onnx", "onnxruntime")},
     }

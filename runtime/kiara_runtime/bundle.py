@@ -21,6 +21,8 @@ from kiara_runtime.tokenizer import Tokenizer
 MANIFEST = "kiara.json"
 FORMAT = (1, 0)  # a reader refuses a newer first number and ignores a newer second one
 MAX_MANIFEST_BYTES = 4 << 20
+MAX_DIMENSION = 1 << 24  # of anything in an architecture
+GRAPH_FOLDER = "onnx"
 VARIANT_FILES = {"int8": "onnx/model_quantized.onnx", "fp32": "onnx/model.onnx"}  # the default first
 GOLDEN_TEXTS = (
     "def main(argv=None):\n    return 0\n",
@@ -58,23 +60,18 @@ class Bundle:
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
         """Read the manifest; raises UserError where it is missing, damaged or of a newer format."""
+        if not isinstance(folder, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance] - Python does not check
+            raise UserError(f"path: {folder!r:.60} is no path of a bundle")
         path = Path(folder)
         if not path.is_dir():
-            raise UserError(f"{path}: there is no such folder; name a bundle that `kiara export` wrote")
-        manifest = _read_manifest(path)
+            what = "a file; name the folder it is in" if path.is_file() else "there is no such folder; name a bundle"
+            raise UserError(f"{path}: {what}")
         try:
-            names = Architecture.__dataclass_fields__
-            architecture = Architecture(**{name: int(manifest["architecture"][name]) for name in names})
-            eos = frozenset(int(i) for i in manifest["eos_token_ids"])
-            bos = int(manifest["bos_token_id"])
-            for name in manifest["files"]:
-                _check_name(name)
-            for variant in manifest["variants"].values():
-                if _check_name(variant["file"]) not in manifest["files"]:
-                    raise UserError(f"{path / MANIFEST}: {variant['file']} is not listed in it; export it again")
-        except (KeyError, TypeError, AttributeError) as error:
+            return _interpret(path, _read_manifest(path))
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{path / MANIFEST}: not a manifest of this format ({error!r}); export it again") from None
-        return cls(path, manifest, architecture, eos, bos)
 
     @property
     def variants(self) -> list[str]:
@@ -90,6 +87,10 @@ class Bundle:
         """Compare sizes and hashes of the named files, or of all, with the manifest."""
         for name in self.manifest["files"] if names is None else names:
             self._check_file(name)
+        # A graph may name files beside it as its weights: none may lie there that was not checked.
+        for path in sorted((self.folder / GRAPH_FOLDER).glob("*")):
+            if f"{GRAPH_FOLDER}/{path.name}" not in self.manifest["files"]:
+                raise UserError(f"{path}: not listed in {MANIFEST}; move it out of the bundle")
 
     def files_of(self, variant: str | None) -> list[str]:
         """What a run of `variant` stands on: every file but the other variants' graphs."""
@@ -99,6 +100,8 @@ class Bundle:
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, proven against the ids that the exporter recorded."""
         tokenizer = Tokenizer.load(self.folder)
+        if tokenizer.vocab_size > self.architecture.vocab_size:
+            raise UserError(f"{self.folder}: tokenizer.json has more tokens than the graph has logits")
         for golden in self.manifest["tokenizer"]["golden"]:
             if tokenizer.encode(golden["text"]) != golden["ids"]:
                 raise UserError(f"{self.folder}: tokenizer.json does not give the recorded ids for {golden['text']!r}")
@@ -106,7 +109,7 @@ class Bundle:
 
     def _check_file(self, name: str) -> None:
         path, expected = self.folder / name, self.manifest["files"][name]
-        if path.is_symlink() or path.parent.is_symlink():
+        if path.is_symlink() or (path.parent != self.folder and path.parent.is_symlink()):
             raise UserError(f"{path}: a symbolic link, which no bundle holds; export the bundle again")
         if not path.is_file():
             raise UserError(f"{path}: missing; copy the whole bundle again or export it again")
@@ -114,6 +117,28 @@ class Bundle:
             raise UserError(f"{path}: damaged, {path.stat().st_size} bytes where {expected['size']} are recorded")
         if hash_file(path) != expected["sha256"]:
             raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; copy or export the bundle again")
+
+
+def _interpret(path: Path, manifest: dict[str, Any]) -> Bundle:
+    """The manifest's meaning; raises whatever its shape provokes."""
+    names = Architecture.__dataclass_fields__
+    architecture = Architecture(**{name: int(manifest["architecture"][name]) for name in names})
+    for name in names:
+        if not 1 <= getattr(architecture, name) <= MAX_DIMENSION:
+            raise UserError(
+                f"{path / MANIFEST}: {name} {getattr(architecture, name)} is out of bounds; export it again"
+            )
+    bos, *eos = (int(i) for i in (manifest["bos_token_id"], *manifest["eos_token_ids"]))
+    if not eos or not all(0 <= i < architecture.vocab_size for i in (bos, *eos)):
+        raise UserError(f"{path / MANIFEST}: a bos or eos token id is outside the vocabulary; export it again")
+    files, graphs = manifest["files"], [variant["file"] for variant in manifest["variants"].values()]
+    for name, entry in files.items():
+        _ = _check_name(name), entry["size"] + 0, entry["sha256"] + ""
+    for name in ("tokenizer.json", "tokenizer_config.json", *graphs):
+        if _check_name(name) not in files:
+            raise UserError(f"{path / MANIFEST}: {name} is not listed in it; export it again")
+    _ = graphs[0], [(str(g["text"]), list(g["ids"])) for g in manifest["tokenizer"]["golden"]]
+    return Bundle(path, manifest, architecture, frozenset(eos), bos)
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
@@ -128,7 +153,8 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     manifest = {"format_version": version, **values, "files": files, "sha256": "0" * 64}
     data = (json.dumps(manifest, indent=2) + "\n").encode()
     digest = hashlib.sha256(data).hexdigest()
-    (folder / MANIFEST).write_bytes(data.replace(b"0" * 64, digest.encode()))
+    before, after = data.rsplit(b"0" * 64, 1)
+    (folder / MANIFEST).write_bytes(before + digest.encode() + after)
 
 
 def golden_ids(tokenizer: Tokenizer) -> list[dict[str, Any]]:

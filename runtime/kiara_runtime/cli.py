@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,22 +24,35 @@ INTERRUPTED = 130  # the shell's 128 + SIGINT
 class Commands(click.Group):
     """A group whose commands end in one line, and no traceback, for whatever the user can mend."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else self.name
+            code = _say(f"Error: {error.format_message()} See {command} --help.", error.exit_code)
+        except click.ClickException as error:
+            code = _say(f"Error: {error.format_message()}", error.exit_code)
         except UserError as error:
-            raise click.ClickException(str(error)) from None
-        except KeyboardInterrupt:
-            click.echo("Interrupted; run the same command again.", err=True)
-            ctx.exit(INTERRUPTED)
-        except BrokenPipeError:  # whoever read the output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
+            code = _say(f"Error: {error}", 1)
+        except MemoryError:
+            code = _say("Error: out of memory; a smaller model, batch or context needs less", 1)
         except OSError as error:
             if error.strerror is None:
                 raise
             where = error.filename or "writing"
-            raise click.ClickException(f"{where}: {error.strerror}; check the path, your rights and the disk") from None
+            code = _say(f"Error: {where}: {error.strerror}; check the path, your rights and the disk", 1)
+        sys.exit(code or 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(_say("Interrupted; run the same command again.", INTERRUPTED))
+
+
+def _say(message: str, code: int) -> int:
+    click.echo(message, err=True)
+    return code
 
 
 def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,6 +82,8 @@ def run_generate(model: Model, prompt: str | None, echo: bool, as_json: bool, **
     """Continue the prompt on standard output; figures go to standard error, or into the JSON object."""
     sampling["seed"] = SamplingParams(seed=sampling["seed"]).seed  # one is drawn here, so that it can be told
     text = _piped() if prompt is None else prompt
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError("prompt: not UTF-8; convert it (iconv)")
     if as_json:
         result = model.generate(text, **sampling)
         shown = {"text": text + result.text if echo else result.text, "completion_tokens": len(result.tokens)}
@@ -94,7 +108,7 @@ def run_generate(model: Model, prompt: str | None, echo: bool, as_json: bool, **
 
 def _piped() -> str:
     """The prompt from standard input, to its last byte."""
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison] - it can be closed
         raise click.UsageError("no prompt: give one with -p, or pipe it in")
     try:
         return sys.stdin.buffer.read().decode()
@@ -118,7 +132,7 @@ VARIANT = click.option("--variant", help="Which graph of the bundle, such as int
 @click.option("--threads", type=int, help="Threads of ONNX Runtime; by default one for every core.")
 @generate_options
 def generate(bundle: Path, variant: str | None, threads: int | None, **options: Any) -> None:
-    """Continue a prompt, streaming the text as it comes."""
+    """Continue a prompt, streaming the text."""
     from kiara_runtime.generate import load
 
     run_generate(load(bundle, variant=variant, threads=threads), **options)
@@ -128,7 +142,10 @@ def generate(bundle: Path, variant: str | None, threads: int | None, **options: 
 @BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is.")
 def info(bundle: Path, as_json: bool) -> None:
-    """What a bundle holds: architecture, variants with their figures, where the weights come from."""
+    """Show what a bundle holds.
+
+    Its architecture, its variants with their figures, and where the weights come from.
+    """
     from kiara_runtime.bundle import Bundle
 
     manifest = Bundle.open(bundle).manifest
@@ -156,7 +173,10 @@ def info(bundle: Path, as_json: bool) -> None:
 @main.command()
 @BUNDLE
 def verify(bundle: Path) -> None:
-    """Check every file against its recorded size and hash, the tokenizer, and that each graph opens."""
+    """Check every byte of a bundle.
+
+    Each file against its recorded size and hash, the tokenizer against recorded ids, and that each graph runs.
+    """
     from kiara_runtime.bundle import Bundle
     from kiara_runtime.session import Session
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +41,18 @@ class SamplingParams:
     ignore_eos: bool = _documented(False, "Go on after an end-of-text token, for measurements.")
 
     def __post_init__(self) -> None:
-        _integer("max_tokens", self.max_tokens, 1, 1 << 31)
+        check_integer("max_tokens", self.max_tokens, 1, 1 << 31)
         _number("temperature", self.temperature, 0.0, 100.0)
-        _integer("top_k", self.top_k, 0, 1 << 31)
+        check_integer("top_k", self.top_k, 0, 1 << 31)
         _number("top_p", self.top_p, 0.0, 1.0, above=True)
         _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(32))
-        _integer("seed", self.seed, 0, (1 << 63) - 1)
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        check_integer("seed", self.seed, 0, (1 << 63) - 1)
+        object.__setattr__(self, "stop", _texts(self.stop))
+        if type(self.ignore_eos) is not bool:
+            raise UserError(f"ignore_eos: {self.ignore_eos!r} will not do; give True or False")
         if len(self.stop) > 16 or not all(_is_text(text) for text in self.stop):
             raise UserError(f"stop: give at most 16 texts, none of them empty, not {self.stop!r:.100}")
 
@@ -113,18 +117,27 @@ def _likeliest(logits: Logits, top_k: int) -> NDArray[np.int64]:
     return order[:top_k] if top_k else order
 
 
+def _texts(stop: object) -> tuple[Any, ...]:
+    if stop is None:
+        return ()
+    if isinstance(stop, str) or not isinstance(stop, Iterable):
+        return (stop,)
+    return tuple(cast("Iterable[Any]", stop))
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _integer(name: str, value: Any, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+def check_integer(name: str, value: object, least: int, most: int) -> None:
+    """Raises UserError unless `value` is a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
         raise UserError(f"{name}: {value!r} will not do; give a whole number from {least} to {most}")
 
 
-def _number(name: str, value: Any, least: float, most: float, above: bool = False) -> None:
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool)  # NumPy's float64 is a float
-    if not fits or not least <= value <= most or (above and value == least):  # not a number compares as false
+def _number(name: str, value: object, least: float, most: float, above: bool = False) -> None:
+    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    if not least <= number <= most or (above and number == least):  # not a number compares as false
         raise UserError(
             f"{name}: {value!r} will not do; give a number {'above' if above else 'from'} {least:g} to {most:g}"
         )

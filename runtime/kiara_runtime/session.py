@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kiara_runtime.bundle import Architecture, io_names
 from kiara_runtime.errors import UserError
+from kiara_runtime.sampling import check_integer
 
 # Prompts are cut at multiples of this position: bounds the logits held at once, and makes the passes, and
 # with them the last bit of every activation, depend on the tokens alone.
@@ -25,8 +26,8 @@ class Session:
     """A loaded graph. Any number of `Decoder`s may run on it, from any number of threads."""
 
     def __init__(self, graph: Path, architecture: Architecture, threads: int | None = None) -> None:
-        if threads is not None and not 1 <= threads <= 1024:
-            raise UserError(f"threads: {threads} will not do; give a whole number from 1 to 1024")
+        if threads is not None:
+            check_integer("threads", threads, 1, 1024)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; the optimiser's warnings mean nothing to a user
         options.intra_op_num_threads = threads or 0
@@ -35,9 +36,22 @@ class Session:
             self.graph = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own for every fault of a file
             raise UserError(f"{graph}: ONNX Runtime cannot open it ({' '.join(str(error).split())[:300]})") from None
+        self._check_interface(graph)
 
     def decoder(self) -> Decoder:
         return Decoder(self)
+
+    def _check_interface(self, graph: Path) -> None:
+        """The graph must have the inputs, outputs and sizes that the manifest speaks of."""
+        shape = self.architecture
+        inputs, outputs = io_names(shape.num_hidden_layers)
+        found = {value.name: value.shape for value in (*self.graph.get_inputs(), *self.graph.get_outputs())}
+        cache = {"kv_heads": (1, shape.num_key_value_heads), "head_size": (3, shape.head_dim)}
+        fits = sorted(found) == sorted((*inputs, *outputs)) and found["logits"][2] == shape.vocab_size
+        for axis, size in cache.values():
+            fits = fits and all(found[name][axis] == size for name in inputs[2:])
+        if not fits:
+            raise UserError(f"{graph}: its inputs and outputs are not those that kiara.json describes; export it again")
 
 
 class Decoder:

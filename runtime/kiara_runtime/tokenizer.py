@@ -91,11 +91,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, in which names of special tokens are ordinary text."""
-        return self._encode(_splittable(text))
+        return self._encode(check_text(text))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """As `encode`, several at once on as many threads; for tokenizers of our own."""
-        return self._tiktoken.encode_ordinary_batch([_splittable(text) for text in texts], num_threads=threads)
+        return self._tiktoken.encode_ordinary_batch([check_text(text) for text in texts], num_threads=threads)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD. Special tokens give nothing."""
@@ -105,8 +105,11 @@ class Tokenizer:
         """The ids as a list; raises UserError where one is no whole number or outside the vocabulary."""
         try:
             checked = [index(i) for i in ids]
+            wrong = isinstance(ids, (bytes, bytearray)) or any(isinstance(i, bool) for i in ids)
         except TypeError:
-            raise UserError(f"token ids: give a list of whole numbers, not {ids!r:.60}") from None
+            checked, wrong = [], True
+        if wrong:
+            raise UserError(f"prompt: give text or a list of token ids, not {ids!r:.60}")
         for i in checked:
             if not 0 <= i < self.vocab_size:
                 raise UserError(f"token ids: {i} is outside the vocabulary (0 to {self.vocab_size - 1})")
@@ -137,8 +140,10 @@ class Tokenizer:
         return lambda text: list(library.encode(text, add_special_tokens=False).ids)
 
 
-def _splittable(text: str) -> str:
-    """tiktoken's pattern engine keeps a place on its stack for every character of a run of white space."""
+def check_text(text: str) -> str:
+    """The text, if it can be split: tiktoken's engine keeps a place on its stack for every white space of a run."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - Python does not check
+        raise UserError(f"text: give a str, not {text!r:.60}")
     if len(text) > MAX_WHITE_SPACE and _LONG_WHITE_SPACE.search(text):
         raise UserError(f"text: over {MAX_WHITE_SPACE} white-space characters on end; shorten that stretch")
     return text

@@ -48,11 +48,11 @@ def test_training_learns_and_writes_a_complete_run(run: Path) -> None:
 
 
 def test_same_seed_same_curve_and_weights(run: Path, small_config: Config, dataset: Dataset, tmp_path: Path) -> None:
-    assert train(small_config, dataset, tmp_path / "again", resume=False)
+    assert train(Run(tmp_path / "again", small_config, resume=False), dataset)
     assert _losses(tmp_path / "again") == _losses(run)
     first, second = (load_model(list_checkpoints(folder)[-1].folder)[0] for folder in (run, tmp_path / "again"))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert train(_changed(small_config, seed=1, max_steps=2), dataset, tmp_path / "other", resume=False)
+    assert train(Run(tmp_path / "other", _changed(small_config, seed=1, max_steps=2), resume=False), dataset)
     assert _losses(tmp_path / "other")[0] != _losses(run)[0]
 
 
@@ -69,15 +69,15 @@ def test_interrupted_run_resumes_to_the_same_end(
     monkeypatch.setattr(Trainer, "_step", interrupted_step)
     out = tmp_path / "run"
     assert threading.current_thread() is threading.main_thread()
-    assert not train(small_config, dataset, out, resume=False)
+    assert not train(Run(out, small_config, resume=False), dataset)
     monkeypatch.undo()
     assert list_checkpoints(out)[-1].step == 26
     with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:  # steps after the checkpoint are run again
         file.write('{"step": 27, "loss": 99.0}\n')
-    assert train(small_config, dataset, out, resume=True)
+    assert train(Run(out, small_config, resume=True), dataset)
     steps = [record for record in _losses(out) if "loss" in record]
     assert steps == [record for record in _losses(run) if "loss" in record]
-    assert train(small_config, dataset, out, resume=True)  # finished: nothing to do
+    assert train(Run(out, small_config, resume=True), dataset)  # finished: nothing to do
 
 
 def test_kept_are_the_newest_and_the_best(
@@ -92,7 +92,7 @@ def test_kept_are_the_newest_and_the_best(
 
     monkeypatch.setattr(Trainer, "_evaluate", scripted)
     config = _changed(small_config, max_steps=6, checkpoint_every=1, eval_every=6, keep_last=2)
-    assert train(config, dataset, tmp_path / "run", resume=False)
+    assert train(Run(tmp_path / "run", config, resume=False), dataset)
     kept = list_checkpoints(tmp_path / "run")
     assert [checkpoint.step for checkpoint in kept] == [2, 5, 6]
     assert best_checkpoint(kept).step == 2
@@ -109,12 +109,12 @@ def test_runs_are_not_overwritten_or_mixed(run: Path, small_config: Config, data
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     unfinished = copy / "checkpoints/.epoch-0001-step-000042-killed"
     unfinished.mkdir()
-    assert train(_changed(small_config, max_steps=42), dataset, copy, resume=True)
+    assert train(Run(copy, _changed(small_config, max_steps=42), resume=True), dataset)
     assert list_checkpoints(copy)[-1].step == 42 and not unfinished.exists()
     state = list_checkpoints(copy)[-1].folder / "trainer_state.json"
     state.write_text(state.read_text("utf-8").replace(dataset.sha256, "0" * 64), "utf-8")
     with pytest.raises(UserError, match="other text than the run began with"):
-        train(_changed(small_config, max_steps=43), dataset, copy, resume=True)
+        train(Run(copy, _changed(small_config, max_steps=43), resume=True), dataset)
 
 
 def test_diverging_training_says_what_to_lower(
@@ -122,14 +122,14 @@ def test_diverging_training_says_what_to_lower(
 ) -> None:
     monkeypatch.setattr(Trainer, "_forward_backward", lambda trainer, step: torch.tensor(float("nan")))
     with pytest.raises(UserError, match=r"training.learning_rate: 0.01 made the loss nan; lower it"):
-        train(small_config, dataset, tmp_path / "r", resume=False)
+        train(Run(tmp_path / "r", small_config, resume=False), dataset)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiled_training_follows_the_eager_curve(
     run: Path, small_config: Config, dataset: Dataset, tmp_path: Path
 ) -> None:
-    assert train(_changed(small_config, max_steps=40, compile="always"), dataset, tmp_path / "r", resume=False)
+    assert train(Run(tmp_path / "r", _changed(small_config, max_steps=40, compile="always"), resume=False), dataset)
     compiled, eager = ([r["loss"] for r in _losses(folder) if "loss" in r] for folder in (tmp_path / "r", run))
     assert compiled[:10] == pytest.approx(eager[:10], rel=0.02)  # bfloat16 in another order
     assert compiled[-1] == pytest.approx(eager[-1], rel=0.1)
@@ -138,7 +138,7 @@ def test_compiled_training_follows_the_eager_curve(
 def test_a_split_too_short_for_a_window_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     config = load_config(assignments=["model.context_length=1000000"], environ={})
     with pytest.raises(UserError, match=r"too few for one window of model.context_length"):
-        train(config, dataset, tmp_path / "r", resume=False)
+        train(Run(tmp_path / "r", config, resume=False), dataset)
 
 
 def test_learning_rate_rises_then_falls_to_nearly_zero(small_config: Config) -> None:
