@@ -28,6 +28,7 @@ from kiara.families import Family, family_of, is_transposed, part_rows, read_con
 from kiara.files import new_folder
 from kiara.model import GPT
 from kiara.ops import rope_tables
+from kiara_runtime.bundle import hash_file
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT
@@ -99,7 +100,8 @@ def save_checkpoint(
         ids = TokenIds.of(tokenizer).json()
         _write_json(new / "config.json", write_config(model.config, model.vocab_size, ids))
         _write_json(new / "generation_config.json", ids)
-        _write_json(new / STATE_FILE, state)
+        hashes = {path.name: hash_file(path) for path in sorted(new.iterdir())}
+        _write_json(new / STATE_FILE, {**state, "sha256": hashes})
     return Checkpoint(folder, epoch, step)
 
 
@@ -136,7 +138,11 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
-    """The model, float32 and ready to evaluate, and its tokenizer."""
+    """The model, float32 and ready to evaluate, and its tokenizer.
+
+    A Hugging Face folder without `trainer_state.json` is read as well, where its names are ours.
+    """
+    check_files(folder)
     values = read_json(folder / "config.json")
     try:
         config, vocab_size = read_config(values)
@@ -182,6 +188,19 @@ def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -
             )
         state[name] = packed.float()
     return state
+
+
+def check_files(folder: Path) -> None:
+    """Compare every file of a checkpoint with the hash that was recorded when it was written."""
+    if not (folder / STATE_FILE).is_file():
+        return
+    recorded = read_json(folder / STATE_FILE).get("sha256", {})
+    for name, digest in recorded.items() if isinstance(recorded, dict) else ():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file; the checkpoint is not complete, take another one")
+        if hash_file(path) != digest:
+            raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; take another checkpoint")
 
 
 def read_state(folder: Path) -> dict[str, Any]:

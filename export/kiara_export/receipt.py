@@ -38,7 +38,7 @@ class Receipt:
             "perplexity": metrics.perplexity,
             "bits_per_byte_loss": quality.bits_per_byte_loss if quality else 0.0,
             "top1_agreement": quality.top1_agreement if quality else 1.0,
-            "path_spread": quality.path_spread if quality else 0.0,
+            "path_agreement": quality.path_agreement if quality else 1.0,
             "held_out_tokens": metrics.tokens,
         }
 

@@ -188,3 +188,7 @@ def verify(bundle: Path) -> None:
         decoder([opened.bos_token_id])
     files = opened.manifest["files"]
     click.echo(f"{bundle}: {len(files)} files, {sum(f['size'] for f in files.values()) / 1e6:.2f} MB, all as recorded")
+
+
+if __name__ == "__main__":
+    main()

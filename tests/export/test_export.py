@@ -22,7 +22,7 @@ from kiara.checkpoint import find_checkpoint, load_model
 from kiara.data import Dataset
 from kiara.model import GPT
 from kiara_export.quantize import quantize_blocks
-from kiara_export.verify import verify_float32
+from kiara_export.verify import Judge, verify_float32
 from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.generate import load
@@ -194,23 +194,59 @@ def test_a_variant_that_loses_too_much_writes_no_bundle(
     assert not list(tmp_path.iterdir())
 
 
+class Forgetful:
+    """Right in one prefill, wrong as soon as a second pass needs the cache."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def decoder(self) -> Any:
+        decoder = self.session.decoder()
+        append = decoder.append
+
+        def forgetting(ids: np.ndarray) -> np.ndarray:
+            decoder.position = min(decoder.position, 3)
+            return append(ids)
+
+        decoder.append = forgetting  # type: ignore[method-assign]
+        return decoder
+
+
 def test_verifier_catches_a_cache_that_forgets(model: GPT, sessions: dict[str, Session], dataset: Dataset) -> None:
-    class Forgetful:
-        """Right in one prefill, wrong as soon as a second pass needs the cache."""
-
-        def decoder(self) -> Any:
-            decoder = sessions["fp32"].decoder()
-            append = decoder.append
-
-            def forgetting(ids: np.ndarray) -> np.ndarray:
-                decoder.position = min(decoder.position, 3)
-                return append(ids)
-
-            decoder.append = forgetting  # type: ignore[method-assign]
-            return decoder
-
     with pytest.raises(UserError, match="single steps"):
-        verify_float32(Forgetful(), model, dataset.val)  # type: ignore[arg-type]
+        verify_float32(Forgetful(sessions["fp32"]), model, dataset.val)  # type: ignore[arg-type]
+    judge = Judge(model, dataset.tokenizer, dataset.val)
+    float32 = judge.measure_float32(sessions["fp32"], lambda tokens: None)
+    quality = judge.measure("int8", sessions["int8"], float32, lambda tokens: None)
+    assert quality.path_agreement > 0.97
+    with pytest.raises(UserError, match="agree with its prefill"):
+        judge.measure("int8", Forgetful(sessions["int8"]), float32, lambda tokens: None)  # type: ignore[arg-type]
+
+
+def test_any_flipped_byte_of_a_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(find_checkpoint(run), tmp_path / "checkpoint"))
+    for path in sorted(folder.iterdir()):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        if path.name != "trainer_state.json":  # which records the others
+            path.write_bytes(data)
+            with pytest.raises(UserError, match=path.name):
+                load_model(folder)
+            data[len(data) // 2] ^= 4
+            path.write_bytes(data)
+    load_model(folder)
+
+
+def test_figures_are_of_the_text_that_was_given(
+    run: Path, tmp_path: Path, corpus: Path, kiara: Callable[..., Result]
+) -> None:
+    shown = [
+        kiara("export", run, "--out", tmp_path / "bundle", "--text", corpus / f"{name}.py").stdout
+        for name in ("bisect", "csv", "bisect")
+    ]
+    assert shown[0] == shown[2] != shown[1]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +288,8 @@ def test_damaged_checkpoints_are_refused_by_name(
         if kind == "set":
             values[name] = int(value) if value.isdigit() else value
         (folder / "config.json").write_text(json.dumps(values), "utf-8")
+        state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+        (folder / "trainer_state.json").write_text(json.dumps({**state, "sha256": {}}), "utf-8")
     result = kiara("export", folder, "--out", tmp_path / "bundle")
     assert result.exit_code == 1
     assert expected in result.stderr

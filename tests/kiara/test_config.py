@@ -62,6 +62,9 @@ def test_later_layers_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("model.hidden_size=100", "model.hidden_size: 100 will not do"),
         ("model.num_key_value_heads=3", "model.num_key_value_heads: 3 does not divide num_attention_heads (4)"),
         ("data.train=[a", "is not a value that YAML can read"),
+        ("data.train=2024-13-45", "is not a value that YAML can read"),
+        ("training=[1]", "name a section and a key"),
+        ("model.head_dim=24", "model.head_dim: 24 will not do: give a multiple of 16"),
     ],
 )
 def test_faults_name_key_value_and_remedy(assignment: str, expected: str) -> None:
@@ -71,7 +74,27 @@ def test_faults_name_key_value_and_remedy(assignment: str, expected: str) -> Non
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["- a list", "training: [", "training: 3", "!!python/object:os.system {}", "\x00"])
+@pytest.mark.parametrize("text", ["KIARA_TRAINING__SEED 3\n", "\udcff=1"])
+def test_a_dotenv_that_is_none_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"^\.env:"):
+        load_config()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 5000,
+        "training: {seed: 1, seed: 2}",
+        "data: {train: 2024-13-45}",
+        "- a list",
+        "training: [",
+        "training: 3",
+        "!!python/object:os.system {}",
+        "\x00",
+    ],
+)
 def test_files_that_are_no_configuration_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text, "utf-8")

@@ -96,6 +96,9 @@ def test_the_standard_library_is_found_without_its_tests() -> None:
         ("latin.txt", b"caf\xe9 au lait", "latin.txt: not UTF-8 at byte 3"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2: not a line of JSON"),
         ("field.jsonl", b'{"body": "a"}\n', "field.jsonl:1: no text in field 'text'"),
+        ("surrogate.jsonl", b'{"text": "a \\ud83d b"}\n', "surrogate.jsonl:1: half a character"),
+        ("deep.JSONL", b"[" * 100_000, "deep.JSONL:1: not a line of JSON"),
+        ("spaces.txt", b"x" + b" " * 300_000, "spaces.txt: text: over 200000 white-space characters"),
         ("missing.txt", None, "there is no such file or folder"),
         ("none-*.txt", None, "no file matches"),
     ],
@@ -129,6 +132,15 @@ def test_data_of_opens_what_is_prepared_and_prepares_what_is_not(dataset: Datase
     assert made.folder.parent == tmp_path
     with pytest.raises(UserError, match="brings its own validation split"):
         dataset_of(load_config(assignments=[f"data.train={dataset.folder}", "data.val=x"], environ={}))
+
+
+def test_another_source_does_not_replace_what_is_prepared(tmp_path: Path, kiara: Callable[..., Result]) -> None:
+    for name in ("a 😀.txt", "b.txt"):
+        (tmp_path / name).write_text(TEXT, "utf-8")
+    options = ("--out", tmp_path / "data", "--set", "tokenizer.vocab_size=320")
+    assert kiara("prepare", tmp_path / "a 😀.txt", *options).exit_code == 0
+    result = kiara("prepare", tmp_path / "b.txt", *options)
+    assert result.exit_code == 1 and "a 😀.txt; name another" in result.stderr
 
 
 def test_damaged_token_files_are_refused(tmp_path: Path) -> None:

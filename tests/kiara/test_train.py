@@ -117,6 +117,60 @@ def test_runs_are_not_overwritten_or_mixed(run: Path, small_config: Config, data
         train(Run(copy, _changed(small_config, max_steps=43), resume=True), dataset)
 
 
+def test_a_refused_resume_touches_nothing_and_a_torn_line_is_passed_over(
+    run: Path, small_config: Config, dataset: Dataset, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    with (copy / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 40, "lo')
+    before = {path: path.read_bytes() for path in copy.glob("*.*")}
+    with pytest.raises(UserError, match=r"training.sample_prompt: as long as model.context_length"):
+        train(Run(copy, _changed(small_config, max_steps=50, sample_prompt="x " * 200), resume=True), dataset)
+    assert {path: path.read_bytes() for path in copy.glob("*.*")} == before
+    assert train(Run(copy, _changed(small_config, max_steps=41), resume=True), dataset)
+    assert [record["step"] for record in _losses(copy) if "loss" in record] == list(range(1, 42))
+
+
+def test_a_run_goes_on_with_its_data_whatever_becomes_of_the_source(
+    tmp_path: Path, corpus: Path, kiara: Callable[..., Result]
+) -> None:
+    source = Path(shutil.copytree(corpus, tmp_path / "source"))
+    settings = ("model.num_hidden_layers=1", "model.context_length=64", "training.batch_size=2")
+    common = [f"data.train={source}", f"data.prepared_dir={tmp_path / 'data'}", "tokenizer.vocab_size=512", *settings]
+    options = [part for setting in common for part in ("--set", setting)]
+    out = ("--out", tmp_path / "run")
+    assert kiara("train", *options, "--set", "training.max_steps=2", *out).exit_code == 0
+    (source / "new.py").write_text("print('another document')\n", "utf-8")
+    result = kiara("train", *options, "--set", "training.max_steps=3", *out, "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert kiara("evaluate", tmp_path / "run").exit_code == 0
+    shard = next((tmp_path / "data").glob("*/val-00000.bin"))
+    shard.write_bytes(shard.read_bytes()[::-1])
+    result = kiara("evaluate", tmp_path / "run")
+    assert result.exit_code == 1 and "val-00000.bin: damaged" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            ["model.hidden_size=65536", "model.intermediate_size=1048576", "model.num_hidden_layers=256"],
+            "too large for",
+        ),
+        (["training.device=cuda"], "training.device: cuda is not to be had here"),
+    ],
+)
+def test_what_this_machine_cannot_do_leaves_no_run(
+    settings: list[str], expected: str, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    if "cuda" in expected and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    options = [part for setting in (f"data.train={dataset.folder}", *settings) for part in ("--set", setting)]
+    result = kiara("train", *options, "--out", tmp_path / "run")
+    assert result.exit_code == 1 and expected in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_diverging_training_says_what_to_lower(
     small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

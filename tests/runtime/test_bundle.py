@@ -65,6 +65,14 @@ def test_a_linked_graph_folder_is_refused(copy: Path, tmp_path: Path) -> None:
         load(copy)
 
 
+def test_a_link_to_a_bundle_is_a_bundle_but_files_beside_a_graph_are_refused(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(copy)
+    load(tmp_path / "current")
+    (copy / "onnx/weights.bin").write_bytes(b"of a graph with external data")
+    with pytest.raises(UserError, match=r"weights.bin: not listed"):
+        load(copy)
+
+
 def test_load_checks_what_it_uses_and_verify_checks_all(copy: Path, kiara_run: Callable[..., Result]) -> None:
     (copy / "onnx/model.onnx").unlink()
     load(copy)
@@ -90,6 +98,11 @@ def _rewrite(folder: Path, **changes: object) -> None:
         ({"variants": {"int8": {"file": "/etc/passwd"}}}, "no name of a file inside a bundle"),
         ({"architecture": {}}, "not a manifest of this format"),
         ({"eos_token_ids": None}, "not a manifest of this format"),
+        ({"variants": {}}, "not a manifest of this format"),
+        ({"architecture": "x"}, "not a manifest of this format"),
+        ({"format_version": "one"}, "not a manifest of this format"),
+        ({"tokenizer": {}}, "not a manifest of this format"),
+        ({"bos_token_id": 512}, "outside the vocabulary"),
         ({"variants": {"int8": {"file": "onnx/other.onnx"}}}, "is not listed in it"),
         ({"tokenizer": {"golden": [{"text": "a", "ids": [1, 2]}]}}, "does not give the recorded ids"),
     ],
@@ -99,6 +112,16 @@ def test_manifests_that_lie_are_refused(changes: dict[str, object], expected: st
     with pytest.raises(UserError) as error:
         load(copy)
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("context_length", 0), ("context_length", 10**13), ("head_dim", 32), ("vocab_size", 600)]
+)
+def test_an_architecture_that_is_not_the_graphs_is_refused(field: str, value: int, copy: Path) -> None:
+    architecture = json.loads((copy / "kiara.json").read_text("utf-8"))["architecture"]
+    _rewrite(copy, architecture={**architecture, field: value})
+    with pytest.raises(UserError, match=r"out of bounds|not those that kiara.json describes"):
+        load(copy)
 
 
 def test_an_older_minor_format_and_extra_files_do_no_harm(copy: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +111,7 @@ def test_an_empty_prompt_begins_a_document(model: Model) -> None:
     )
 
 
-@pytest.mark.parametrize("prompt", [[-1], [100000], [1.5], ["a"], None, 7])
+@pytest.mark.parametrize("prompt", [[-1], [100000], [1.5], ["a"], None, 7, b"ab", [True]])
 def test_prompts_that_are_none_are_refused(prompt: Any, model: Model) -> None:
     with pytest.raises(UserError):
         model.generate(prompt)
@@ -120,8 +122,16 @@ def test_unknown_arguments_and_variants_are_refused(bundle: Path, model: Model) 
         model.generate(PROMPT, max_token=3)
     with pytest.raises(UserError, match="variant: 'int4' is not in"):
         load(bundle, variant="int4")
-    with pytest.raises(UserError, match="threads: 0"):
-        load(bundle, threads=0)
+    for threads in (0, "2"):
+        with pytest.raises(UserError, match="threads: "):
+            load(bundle, threads=threads)  # type: ignore[arg-type]
+    for path in (None, 5, b"x"):
+        with pytest.raises(UserError, match="path: "):
+            load(path)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="text: give a str"):
+        model.tokenize(None)  # type: ignore[arg-type]
+    numbers = {"max_tokens": np.int64(2), "temperature": np.float32(0.5), "seed": np.int64(3), "stop": None}
+    assert len(model.generate(PROMPT, **numbers).tokens) == 2
 
 
 def test_command_line_streams_what_the_interface_generates(
@@ -161,6 +171,21 @@ def test_bad_options_are_one_line(
     assert result.exit_code == 1
     assert expected in result.stderr and result.stderr.count("\n") == 1
     assert not result.stdout
+
+
+def test_a_closed_standard_input_and_a_full_disk_are_one_line(bundle: Path) -> None:
+    command = f"{sys.executable} -m kiara_runtime.cli"
+    for arguments, expected in ((f"generate {bundle} <&-", "no prompt"), ("--help > /dev/full", "No space left")):
+        done = subprocess.run(
+            f"{command} {arguments}", shell=True, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode != 0
+        assert expected in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_prompts_of_bytes_that_are_no_text_are_refused(bundle: Path, kiara_run: Callable[..., Result]) -> None:
+    result = kiara_run("generate", bundle, "-p", "a\udcff", "--echo", "--json")
+    assert result.exit_code == 1 and "prompt: not UTF-8" in result.stderr
 
 
 def test_piped_prompts_that_are_no_text_are_refused(bundle: Path) -> None:
