@@ -98,10 +98,10 @@ def save_checkpoint(
             raise UserError(f"{folder}: the weights cannot be written ({error}); free some space") from None
         tokenizer.save(new)
         ids = TokenIds.of(tokenizer).json()
-        _write_json(new / "config.json", write_config(model.config, model.vocab_size, ids))
-        _write_json(new / "generation_config.json", ids)
+        write_json(new / "config.json", write_config(model.config, model.vocab_size, ids))
+        write_json(new / "generation_config.json", ids)
         hashes = {path.name: hash_file(path) for path in sorted(new.iterdir())}
-        _write_json(new / STATE_FILE, {**state, "sha256": hashes})
+        write_json(new / STATE_FILE, {**state, "sha256": hashes})
     return Checkpoint(folder, epoch, step)
 
 
@@ -240,7 +240,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object as people like to read it."""
     path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 

@@ -206,6 +206,18 @@ def part_rows(config: ModelConfig, name: str) -> list[int]:
     return [config.intermediate_size] * 2
 
 
+def expected_tensors(family: Family, config: ModelConfig, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Their names, with shapes, of our tensors of the given shapes."""
+    expected: dict[str, list[int]] = {}
+    for name, shape in shapes.items():
+        names = tensor_names(family, name)
+        rows = part_rows(config, name) if len(names) > 1 else [shape[0]]
+        for part, count in zip(names, rows, strict=True):
+            stored = [count, *shape[1:]]
+            expected[part] = stored[::-1] if is_transposed(family, name) else stored
+    return expected
+
+
 def _family_for(config: ModelConfig) -> tuple[str, Family]:
     for name, family in FAMILIES.items():
         fields = config.model_dump(exclude=set(family.keys))

@@ -1,0 +1,95 @@
+"""Small models and tokenizers of other people's families, made by their own libraries: the oracles of import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.2}
+MODELS: dict[str, dict[str, Any]] = {
+    "arcee": {**SMALL, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "arcee-biases": {**SMALL, "num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
+    "llama": {**SMALL, "num_key_value_heads": 2, "rms_norm_eps": 1e-6},
+    "llama-tied": {**SMALL, "num_key_value_heads": 1, "tie_word_embeddings": True, "head_dim": 32},
+    "llama-biases": {**SMALL, "num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
+    "mistral": {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": None},
+    "qwen2": {**SMALL, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen2-untied": {**SMALL, "num_key_value_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "qwen3": {**SMALL, "num_key_value_heads": 2, "head_dim": 16},
+    "qwen3-biases": {**SMALL, "num_key_value_heads": 2, "head_dim": 32, "attention_bias": True},
+    "gpt2": GPT2,
+    "gpt2-untied": {**GPT2, "n_inner": 64, "tie_word_embeddings": False},
+}
+STYLES = {"arcee": "llama3", "llama": "llama3", "mistral": "smollm", "qwen2": "qwen", "qwen3": "qwen", "gpt2": "gpt2"}
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_model(name: str, vocab_size: int) -> Any:
+    """A random model of `transformers`' own class, biases and norms random too."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    ids = {"bos_token_id": vocab_size - 3, "eos_token_id": vocab_size - 1, "pad_token_id": vocab_size - 1}
+    config = AutoConfig.for_model(name.split("-")[0], vocab_size=vocab_size, **MODELS[name], **ids)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def make_tokenizer(style: str, texts: Iterable[str], vocab_size: int = 501) -> Tokenizer:
+    """A byte-level BPE that splits as a family's does, three special tokens last."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=style == "llama3"))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=style in ("gpt2", "smollm"))
+    if style == "smollm":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    elif style == "gpt2":
+        tokenizer.pre_tokenizer = byte_level
+    else:
+        split = pre_tokenizers.Split(Regex(LLAMA3 if style == "llama3" else QWEN), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    if style == "qwen":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 3, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
+    if style == "llama3":
+        start = ("<|im_start|>", tokenizer.token_to_id("<|im_start|>"))
+        tokenizer.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[start])
+    return tokenizer
+
+
+def make_folder(name: str, folder: Path, texts: Iterable[str], **save: Any) -> Any:
+    """A Hugging Face folder of family `name` with a tokenizer of its style; returns the model."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = make_tokenizer(STYLES[name.split("-")[0]], texts)
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT, **names)
+    fast.save_pretrained(folder)
+    model = make_model(name, tokenizer.get_vocab_size() + 6)  # a table padded beyond the tokenizer, an odd size
+    model.save_pretrained(folder, **save)
+    return model
