@@ -100,7 +100,7 @@ def test_int8_of_odd_widths_biases_and_untied_tables_is_the_rounded_model(
         ids = torch.randint(0, model.vocab_size, (40,), generator=torch.Generator().manual_seed(1))
         expected = model(ids[None])[0][0].numpy()
     found = Session(tmp_path / "int8.onnx", architecture(model)).decoder().append(ids.numpy())
-    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()  # activations are rounded, too
+    assert np.std(found - expected) < 0.05 * np.std(expected)  # activations are rounded, too
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
