@@ -89,17 +89,17 @@ def train(
 
 
 @main.command("import")
-@click.argument("source", metavar="FOLDER", type=click.Path(path_type=Path))
+@click.argument("source", metavar="PATH", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
 def import_(source: Path, out: Path) -> None:
     """Bring a pretrained model in.
 
-    FOLDER is a Hugging Face folder: config.json, *.safetensors, tokenizer.json of a GPT-2, Llama, Mistral, Qwen2,
-    Qwen3 or Arcee model. The result is an ordinary checkpoint.
+    PATH is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) of a GPT-2, Llama, Mistral, Qwen2,
+    Qwen3 or Arcee model, or a GGUF file of the Llama family. The result is an ordinary checkpoint.
     """
-    from kiara.importing import import_folder
+    from kiara.importing import import_model
 
-    import_folder(source, out)
+    import_model(source, out)
 
 
 @main.command()

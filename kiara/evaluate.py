@@ -19,10 +19,13 @@ from torch import Tensor
 from kiara.checkpoint import TokenIds, find_checkpoint, load_model, trained_on
 from kiara.console import progress
 from kiara.data import Split
+from kiara.model import GPT
 from kiara.sources import read_documents, resolve_source
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT
+
+MAX_WINDOW = 1024
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,16 @@ class Tally:
             bits_per_byte=self._nats / math.log(2) / max(1, self._bytes),
             tokens=self._tokens,
         )
+
+
+def window_length(model: GPT) -> int:
+    """Tokens a window: the whole context, or what a long one's logits still leave room for."""
+    return min(model.config.context_length, MAX_WINDOW)
+
+
+def rows_at_once(model: GPT) -> int:
+    """Windows a batch, so that the logits of one stay below 256 MiB."""
+    return max(1, min(16, (1 << 26) // (window_length(model) * model.vocab_size)))
 
 
 def windows(split: Split, length: int, max_tokens: int | None = None, rows: int = 16) -> Iterator[Tensor]:
@@ -109,6 +122,7 @@ def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:
     """Metrics of a checkpoint, or of a run's best one, on its validation split or on the source `text`."""
     folder = find_checkpoint(source)
     model, tokenizer = load_model(folder)
-    split, length = held_out_text(folder, tokenizer, text), model.config.context_length
+    split, length = held_out_text(folder, tokenizer, text), window_length(model)
     with progress("Evaluating", split.windows(length) * length) as advance:
-        return evaluate(lambda ids: model(ids)[0], tokenizer, windows(split, length), advance)
+        batches = windows(split, length, rows=rows_at_once(model))
+        return evaluate(lambda ids: model(ids)[0], tokenizer, batches, advance)

@@ -29,7 +29,7 @@ HARD_TEXTS = (
 RANDOM_TEXTS = 400
 
 
-def import_tokenizer(source: Path) -> Tokenizer:
+def read_tokenizer(source: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, with the engine that is exactly equivalent."""
     definition = read_bounded_json(source / "tokenizer.json")
     path = source / "tokenizer_config.json"
@@ -38,8 +38,13 @@ def import_tokenizer(source: Path) -> Tokenizer:
     template = source / "chat_template.jinja"
     if template.is_file() and template.stat().st_size <= 1 << 20:
         config["chat_template"] = template.read_text("utf-8")
+    return settle_tokenizer(source, definition, config)
+
+
+def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of its two files, once it is known which engine gives exactly its ids."""
     try:
-        config["kiara_prompt_prefix"] = _prompt_prefix(definition)
+        config = {"kiara_prompt_prefix": _prompt_prefix(definition), **config}
         tokenizer = Tokenizer(definition, config)
         if tokenizer.engine == "tiktoken" and not _same(tokenizer, Tokenizer(definition, _through_library(config))):
             tokenizer = Tokenizer(definition, _through_library(config))

@@ -70,6 +70,7 @@ def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
             )
             for field in dataclasses.fields(SamplingParams)
         ),
+        click.option("--chat", is_flag=True, help="Send the prompt as a message, through the model's chat template."),
         click.option("--echo", is_flag=True, help="Print the prompt before its continuation."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text."),
     ]
@@ -78,19 +79,20 @@ def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def run_generate(model: Model, prompt: str | None, echo: bool, as_json: bool, **sampling: Any) -> None:
+def run_generate(model: Model, prompt: str | None, chat: bool, echo: bool, as_json: bool, **sampling: Any) -> None:
     """Continue the prompt on standard output; figures go to standard error, or into the JSON object."""
     sampling["seed"] = SamplingParams(seed=sampling["seed"]).seed  # one is drawn here, so that it can be told
     text = _piped() if prompt is None else prompt
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError("prompt: not UTF-8; convert it (iconv)")
+    given = model.chat_prompt([{"role": "user", "content": text}]) if chat else text
     if as_json:
-        result = model.generate(text, **sampling)
+        result = model.generate(given, **sampling)
         shown = {"text": text + result.text if echo else result.text, "completion_tokens": len(result.tokens)}
         click.echo(json.dumps({**dataclasses.asdict(result), **shown}, ensure_ascii=False))
         return
     started = time.perf_counter()
-    pieces = model.stream(text, **sampling)
+    pieces = model.stream(given, **sampling)
     if echo:
         click.echo(text, nl=False)
     times: list[float] = []

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.bundle import Bundle
+from kiara_runtime.chat import Message, chat_ids
 from kiara_runtime.errors import UserError
 from kiara_runtime.sampling import SamplingParams, make_sampler
 from kiara_runtime.session import Session
@@ -73,6 +74,13 @@ class Model:
     def tokenize(self, text: str) -> list[int]:
         """Ids of `text`; names of special tokens in it are ordinary text."""
         return self.tokenizer.encode(text)
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids that ask for the answer to a conversation, by the model's chat template; a prompt for `generate`.
+
+        messages: dictionaries with `role` and `content`.
+        """
+        return chat_ids(self.tokenizer, messages)
 
     def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Generation:
         """Continue `prompt`, text or token ids. sampling: fields of SamplingParams, such as max_tokens=64."""

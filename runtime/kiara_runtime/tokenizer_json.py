@@ -31,7 +31,8 @@ MAX_TOKENIZER_BYTES = 64 << 20
 class Vocabulary:
     """ranks: the id of each ordinary token's bytes. special: ids of special tokens; added: of other added text.
 
-    pattern: the one regular expression that splits text as the file says, None where none does.
+    pattern: the one regular expression that splits text as the file says, for tiktoken; None where none does,
+    or where a byte is no token, which tiktoken cannot bear and the `tokenizers` library drops.
     """
 
     ranks: dict[bytes, int]
@@ -133,9 +134,8 @@ def _read(values: Mapping[str, Any]) -> Vocabulary:
     ids = [*ranks.values(), *special.values(), *added.values()]
     if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) > 1 << 24:
         raise UserError("tokenizer.json: two tokens share an id, or an id is out of bounds")
-    if any(bytes([byte]) not in ranks for byte in range(256)):
-        raise UserError("tokenizer.json: one of the 256 bytes is no token, so not all text has ids")
-    return Vocabulary(ranks, special, added, _pattern(values))
+    complete = all(bytes([byte]) in ranks for byte in range(256))
+    return Vocabulary(ranks, special, added, _pattern(values) if complete else None)
 
 
 def _parts(step: Mapping[str, Any]) -> list[dict[str, Any]]:

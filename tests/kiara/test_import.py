@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from kiara import sizes
 from kiara.checkpoint import TokenIds, load_model
 from kiara.import_tokenizer import hard_texts
-from kiara.importing import import_folder
+from kiara.importing import import_model
 from kiara.reference import reference_model
 from kiara_export.graph import trace
 from kiara_export.pipeline import architecture, export
@@ -46,7 +46,7 @@ def test_imported_models_say_what_they_said(name: str, texts: list[str], corpus:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     theirs = make_folder(name, tmp_path / "theirs", texts)
-    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
     ours, tokenizer = load_model(tmp_path / "ours")
     ids = torch.randint(0, ours.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_int8_of_odd_widths_biases_and_untied_tables_is_the_rounded_model(
     name: str, texts: list[str], tmp_path: Path
 ) -> None:
     make_folder(name, tmp_path / "theirs", texts)
-    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
     model, _ = load_model(tmp_path / "ours")
     graph = trace(model)
     quantize_int8(graph)
@@ -117,18 +117,18 @@ def test_shards_and_half_precision_are_the_same_numbers(
         save_file({name: tensors[name] for name in part}, folder / file)
     weight_map = {name: file for file, part in files.items() for name in part}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), "utf-8")
-    import_folder(folder, tmp_path / "ours")
+    import_model(folder, tmp_path / "ours")
     written = load_file(tmp_path / "ours/model.safetensors")
     assert all(torch.equal(written[name], tensor.float()) for name, tensor in tensors.items())
     (folder / "b.safetensors").unlink()
     with pytest.raises(ValueError, match=r"b.safetensors: there is no such file"):
-        import_folder(folder, tmp_path / "other")
+        import_model(folder, tmp_path / "other")
 
 
 def test_several_end_of_text_ids_travel_into_the_bundle(llama: Path, corpus: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(llama, tmp_path / "llama"))
     _edit(folder / "generation_config.json", eos_token_id=[498, 500], bos_token_id=498)
-    import_folder(folder, tmp_path / "ours")
+    import_model(folder, tmp_path / "ours")
     export(tmp_path / "ours", tmp_path / "bundle", ["fp32"], str(corpus / "bisect.py"))
     assert load(tmp_path / "bundle").eos_token_ids == {498, 500}
     assert json.loads((tmp_path / "bundle/generation_config.json").read_text("utf-8"))["eos_token_id"] == [498, 500]

@@ -1,0 +1,157 @@
+"""GGUF files of the Llama family, read as the Hugging Face folder that they were made from.
+
+Quantised tensors are dequantised to float32. llama.cpp stores the rows of the query and key projections in
+another order, interleaved for its rotary positions; here they go back. Needs the package `gguf`, an extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kiara.sources_of_weights import Source
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer_json import SPLIT_PATTERN, added_token
+
+_PARTS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_KEYS = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "head_dim": "attention.key_length",
+}
+_CONTROL, _USER_DEFINED = 3, 4  # token types
+
+
+class GGUFFile:
+    """config: a config.json. tensors: their Hugging Face names. definition, tokenizer_config: the tokenizer."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import gguf
+        except ImportError:
+            raise UserError("--gguf: this needs the package gguf; pip install 'kiara-slm[gguf]'") from None
+        self.path, self._dequantize = path, gguf.quants.dequantize
+        try:
+            reader = gguf.GGUFReader(path)
+            fields = {name: field.contents() for name, field in reader.fields.items()}
+            self.config = _config(fields, {tensor.name for tensor in reader.tensors})
+            self.tensors = {source.name: source for source in map(self._source, reader.tensors)}
+            self.definition, self.tokenizer_config = _tokenizer(fields)
+        except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError) as error:
+            if isinstance(error, UserError):
+                raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{path}: not a whole GGUF file ({error!r}); fetch it again") from None
+
+    def _source(self, tensor: Any) -> Source:
+        name = _their_name(tensor.name)
+        shape = [int(size) for size in reversed(tensor.shape)]
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+        key = next((key for part, key in heads.items() if part in name), None)
+        return Source(self.path, name, shape, lambda: self._read(tensor, shape, int(self.config[key]) if key else None))
+
+    def _read(self, tensor: Any, shape: list[int], heads: int | None) -> Tensor:
+        values = np.ascontiguousarray(self._dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        values = values.reshape(shape)
+        if heads is not None:  # rows of a head: (half, 2) there, (2, half) here
+            halves = values.reshape(heads, shape[0] // heads // 2, 2, *shape[1:])
+            values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(shape)
+        return torch.from_numpy(values)
+
+
+def _their_name(name: str) -> str:
+    head, _, last = name.rpartition(".")
+    if head.startswith("blk."):
+        _, number, part = head.split(".")
+        return f"model.layers.{number}.{_PARTS.get(part, part)}.{last}"
+    return f"{_PARTS.get(head, head)}.{last}"
+
+
+def _config(fields: Mapping[str, Any], tensors: set[str]) -> dict[str, Any]:
+    architecture = fields["general.architecture"]
+    if architecture != "llama":
+        raise UserError(f"general.architecture {architecture!r} is not supported, only 'llama' is")
+    if fields.get("llama.rope.scaling.type", "none") != "none":
+        raise UserError("llama.rope.scaling.type: scaled rotary positions are not supported")
+    given = {key: fields[f"llama.{name}"] for key, name in _KEYS.items() if f"llama.{name}" in fields}
+    tied, embedding = "output.weight" not in tensors, len(fields["tokenizer.ggml.tokens"])
+    ids = {f"{kind}_token_id": fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")}
+    fixed = {"model_type": "llama", "hidden_act": "silu", "vocab_size": embedding, "tie_word_embeddings": tied}
+    return {**fixed, **given, **ids}
+
+
+def _tokenizer(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """tokenizer.json and tokenizer_config.json of the file's token list and merges."""
+    if (kind := fields["tokenizer.ggml.model"]) != "gpt2":
+        raise UserError(f"tokenizer.ggml.model {kind!r} is not supported, only byte-level BPE ('gpt2') is")
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    added = [
+        {**added_token(name, i), "special": types[i] == _CONTROL}
+        for i, name in enumerate(tokens)
+        if types[i] in (_CONTROL, _USER_DEFINED)
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    definition = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _split(str(fields["tokenizer.ggml.pre"]), byte_level)},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": fields["tokenizer.ggml.pre"] == "llama-bpe",
+            "vocab": {name: i for i, name in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]],
+        },
+    }
+    named = {kind: fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")}
+    config: dict[str, Any] = {f"{kind}_token": tokens[i] for kind, i in named.items() if i is not None}
+    if "tokenizer.chat_template" in fields:
+        config["chat_template"] = fields["tokenizer.chat_template"]
+    if fields.get("tokenizer.ggml.add_bos_token") and named["bos"] is not None:
+        config["kiara_prompt_prefix"] = [int(named["bos"])]
+    return definition, config
+
+
+def _split(pre: str, byte_level: dict[str, Any]) -> list[dict[str, Any]]:
+    """How llama.cpp's `pre` splits text, as steps of tokenizer.json."""
+    if pre in ("gpt-2", "default"):
+        return [byte_level]
+    if pre == "smollm":
+        return [{"type": "Digits", "individual_digits": True}, byte_level]
+    if pre == "llama-bpe":
+        split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
+        return [split, {**byte_level, "use_regex": False}]
+    raise UserError(f"tokenizer.ggml.pre {pre!r} is not supported, only gpt-2, smollm and llama-bpe are")
