@@ -74,7 +74,7 @@ class GGUFFile:
         return Source(self.path, name, shape, lambda: self._read(tensor, shape, int(self.config[key]) if key else None))
 
     def _read(self, tensor: Any, shape: list[int], heads: int | None) -> Tensor:
-        values = np.ascontiguousarray(self._dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        values = np.array(self._dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         values = values.reshape(shape)
         if heads is not None:  # rows of a head: (half, 2) there, (2, half) here
             halves = values.reshape(heads, shape[0] // heads // 2, 2, *shape[1:])

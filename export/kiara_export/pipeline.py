@@ -150,6 +150,7 @@ def _provenance(checkpoint: Path, held_out: Split) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         "step": state["step"],
         "seed": state["seed"],
+        "imported": state.get("imported"),
         "data_sha256": state["data_sha256"],
         "held_out_sha256": held_out.sha256,
         **{f"{name}_sha256": hash_file(checkpoint / name) for name in ("config.json", "tokenizer.json", WEIGHTS_FILE)},

@@ -53,6 +53,11 @@ class Receipt:
         (folder / "receipt.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
         (folder / "README.md").write_text(self._card(), "utf-8")
 
+    def _origin(self) -> str:
+        if imported := self.provenance["imported"]:
+            return f"Imported from a {imported} model"
+        return f"Step {self.provenance['step']}, seed {self.provenance['seed']}"
+
     def _card(self) -> str:
         rows = [
             f"| {name} | {f['size_bytes'] / 1e6:.2f} | {f['bytes_per_parameter']:.3f} | {f['bits_per_byte']:.4f} | "
@@ -85,7 +90,7 @@ class Receipt:
                 "|---|---|---|---|",
                 *paths,
                 "",
-                f"Step {self.provenance['step']}, seed {self.provenance['seed']}; {versions}.",
+                f"{self._origin()}; {versions}.",
                 "`kiara.json` lists every file with its SHA-256; `kiara-run verify` checks them.",
                 "",
             ]

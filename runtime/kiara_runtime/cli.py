@@ -168,7 +168,8 @@ def info(bundle: Path, as_json: bool) -> None:
         )
     source = manifest["provenance"]
     click.echo(
-        f"  from {source['checkpoint']}, seed {source['seed']}, weights {source['model.safetensors_sha256'][:16]}"
+        f"  from {source['checkpoint']} ({source['imported'] or 'trained, seed ' + str(source['seed'])}), "
+        f"weights {source['model.safetensors_sha256'][:16]}"
     )
 
 

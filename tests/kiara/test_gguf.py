@@ -1,0 +1,120 @@
+"""GGUF files, written by the `gguf` package as llama.cpp lays them out, against the model they came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from families import CHAT, make_model, make_tokenizer
+
+from kiara.checkpoint import load_model
+from kiara.importing import import_model
+from kiara_runtime.chat import chat_ids
+
+NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "model.layers": "blk",
+}  # fmt: skip
+
+
+def _write(path: Path, texts: list[str], change: Callable[[gguf.GGUFWriter], Any] = lambda writer: None) -> Any:
+    tokenizer = make_tokenizer("smollm", texts)
+    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+    model = make_model("llama", len(tokens))
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]])
+    writer.add_bos_token_id(len(tokens) - 3)
+    writer.add_eos_token_id(len(tokens) - 1)
+    writer.add_chat_template(CHAT)
+    change(writer)
+    for name, tensor in model.state_dict().items():
+        values = tensor.numpy()
+        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if part in name:  # llama.cpp's order of rows: (2, half) to (half, 2)
+                rows = values.reshape(heads, 2, values.shape[0] // heads // 2, -1)
+                values = np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(values.shape)
+        for theirs, ours in NAMES.items():
+            name = name.replace(theirs, ours)
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def texts(corpus: Path) -> list[str]:
+    return [path.read_text("utf-8") for path in sorted(corpus.glob("[a-c]*.py"))]
+
+
+def test_a_gguf_file_is_the_model_that_it_was_made_from(texts: list[str], tmp_path: Path) -> None:
+    theirs, library = _write(tmp_path / "model.gguf", texts)
+    import_model(tmp_path / "model.gguf", tmp_path / "ours")
+    ours, tokenizer = load_model(tmp_path / "ours")
+    ids = torch.randint(0, ours.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids)[0], theirs(ids).logits, atol=1e-4, rtol=1e-4)
+    text = "def f(x):\n    return x[12345] + 3.14  # déjà 日本\n\n"
+    assert tokenizer.encode(text) == library.encode(text).ids
+    prompt = chat_ids(tokenizer, [{"role": "user", "content": "hello"}])
+    assert prompt[0] == tokenizer.special_tokens["<|im_start|>"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "scaled rotary positions"),
+        (
+            lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32)),
+            "rope_freqs.weight has no place",
+        ),
+        (lambda writer: writer.add_key_length(32), "where config.json asks for"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    change: Callable[[gguf.GGUFWriter], Any],
+    expected: str,
+    texts: list[str],
+    tmp_path: Path,
+    kiara: Callable[..., Result],
+) -> None:
+    _write(tmp_path / "model.gguf", texts, change)
+    result = kiara("import", tmp_path / "model.gguf", "--out", tmp_path / "ours")
+    assert result.exit_code == 1
+    assert expected in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "ours").exists()
+
+
+def test_damaged_files_are_one_line(texts: list[str], tmp_path: Path, kiara: Callable[..., Result]) -> None:
+    path = tmp_path / "model.gguf"
+    _write(path, texts)
+    data = path.read_bytes()
+    for damaged in (b"", b"GGUF", data[:100], data[: len(data) // 2], data[:-1000], b"XXXX" + data[4:]):
+        path.write_bytes(damaged)
+        result = kiara("import", path, "--out", tmp_path / "ours")
+        assert result.exit_code == 1
+        assert "model.gguf" in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "ours").exists()
