@@ -32,7 +32,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
 
 INDEX_FILE = "model.safetensors.index.json"
-PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Buffers that older files carry along; they follow from the configuration.
 IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 PREFIX = "transformer."  # that GPT-2's first files lack
@@ -55,6 +55,8 @@ def import_model(source: Path, out: Path) -> None:
         generation = read_json(_inside(source, path.name)) if path.exists() else {}
         found = {tensor.name: tensor for path in _weight_files(source) for tensor in _tensors_of(path)}
         tokenizer = read_tokenizer(source)
+    elif source.is_file() and any(source.match(pattern) for pattern in PICKLED):
+        raise UserError(f"{source}: pickled weights, which can run code, are not read; convert them to {WEIGHTS_FILE}")
     else:
         raise UserError(f"{source}: neither a folder with config.json, safetensors and tokenizer.json nor a .gguf file")
     try:

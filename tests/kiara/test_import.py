@@ -13,12 +13,12 @@ import onnx_ir as ir
 import pytest
 import torch
 from click.testing import Result
-from families import MODELS, make_folder
+from families import MODELS, make_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
 
 from kiara import sizes
 from kiara.checkpoint import TokenIds, load_model
-from kiara.import_tokenizer import hard_texts
+from kiara.import_tokenizer import hard_texts, settle_tokenizer
 from kiara.importing import import_model
 from kiara.reference import reference_model
 from kiara_export.graph import trace
@@ -248,3 +248,29 @@ def test_an_imported_checkpoint_asks_for_held_out_text(
     assert np.isfinite(
         json.loads(kiara("evaluate", tmp_path / "ours", "--text", llama / "config.json", "--json").stdout)["loss"]
     )
+
+
+def test_a_pickled_checkpoint_is_refused(tmp_path: Path, kiara: Callable[..., Result]) -> None:
+    torch.save({"model": torch.ones(2)}, tmp_path / "ckpt.pt")
+    result = kiara("import", tmp_path / "ckpt.pt", "--out", tmp_path / "ours")
+    assert result.exit_code == 1 and "pickled weights, which can run code" in result.stderr
+
+
+@pytest.mark.parametrize("style", ["llama3", "smollm", "gpt2"])
+def test_tokenizers_agree_on_every_character_and_on_a_megabyte_of_one(style: str, texts: list[str]) -> None:
+    library = make_tokenizer(style, texts)
+    ours = settle_tokenizer(Path(style), json.loads(library.to_str()), {})
+    assert ours.engine == "tiktoken"
+    every = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
+    hard = ["".join(f"{c}a {c}1{c}" for c in every[i : i + 5000]) for i in range(0, len(every), 5000)]
+    hard += [
+        "a" * 1_000_000,
+        "é" * 100_000,
+        "\n" * 100_000,
+        " " * 100_000 + "x",
+        "9" * 100_000,
+        bytes(range(256)).decode("utf-8", "replace"),
+    ]
+    library.encode_special_tokens = True
+    for text in hard:
+        assert ours.encode(text) == library.encode(text, add_special_tokens=False).ids
