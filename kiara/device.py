@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -31,3 +33,18 @@ def use_compile(setting: str, device: str, flops: float) -> bool:
     if setting != "auto":
         return setting == "always"
     return flops >= COMPILE_FLOPS[device] and any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+@contextmanager
+def repeatable(device: str) -> Iterator[None]:
+    """On a CPU the same seed gives the same losses, bit for bit.
+
+    Compiled code would sum the gradients of the embedding in whatever order the threads come. On a GPU some
+    kernels have no repeatable form, and nothing is promised.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(device == "cpu" or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -20,7 +20,7 @@ from kiara import sizes
 from kiara.checkpoint import OPTIMIZER_FILE, TokenIds, load_model, prune_checkpoints, read_tensors, save_checkpoint
 from kiara.console import log_to_file, log_without_bar, logger, progress
 from kiara.data import Dataset
-from kiara.device import pick_device, use_bfloat16, use_compile
+from kiara.device import pick_device, repeatable, use_bfloat16, use_compile
 from kiara.evaluate import Metrics, evaluate, windows
 from kiara.model import GPT
 from kiara.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
@@ -41,9 +41,10 @@ def train(run: Run, dataset: Dataset) -> bool:
     trainer = _trainer(run, dataset)
     run.begin()
     with log_to_file(run.folder / "train.log"):
-        trainer.announce()
-        with stop_request() as stopping:
-            finished = trainer.loop(stopping)
+        with repeatable(trainer.device):
+            trainer.announce()  # compiles, so it must know already
+            with stop_request() as stopping:
+                finished = trainer.loop(stopping)
         trainer.finish(finished)
     return finished
 

@@ -227,3 +227,18 @@ def test_evaluate_reads_the_validation_split_or_given_text(
     assert evaluate_checkpoint(run, str(corpus / "bisect.py")).tokens > 0
     result = kiara("evaluate", run, "--text", corpus / "missing.py")
     assert result.exit_code == 1 and "there is no such file" in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_training_repeats_bit_for_bit(corpus: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """At the default width, where compiled code would share the embedding's gradient among threads."""
+    settings = ("max_steps=6", "compile=always", "eval_tokens=1", "sample_tokens=0", "warmup_steps=1")
+    config = load_config(
+        assignments=["model.num_hidden_layers=1", "model.context_length=256", *(f"training.{s}" for s in settings)],
+        environ={},
+    )
+    for name in ("first", "second"):
+        assert train(Run(tmp_path / name, config, resume=False), dataset)
+    first, second = (list_checkpoints(tmp_path / name)[-1].folder for name in ("first", "second"))
+    assert _losses(tmp_path / "first") == _losses(tmp_path / "second")
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
