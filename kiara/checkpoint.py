@@ -31,10 +31,10 @@ from kiara.ops import rope_tables
 from kiara_runtime.bundle import hash_file
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
-from kiara_runtime.tokenizer_json import END_OF_TEXT
+from kiara_runtime.tokenizer_json import END_OF_TEXT, read_bounded_json
 
 STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
-MAX_JSON_BYTES = 4 << 20
+MAX_JSON_BYTES = 16 << 20
 _FOLDER_NAME = re.compile(r"epoch-(\d+)-step-(\d+)\Z")
 
 
@@ -227,17 +227,8 @@ def trained_on(folder: Path) -> Dataset:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; the checkpoint is not complete")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise UserError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected an object")
-    return values
+    """A JSON object out of a checkpoint or a folder to import."""
+    return read_bounded_json(path, MAX_JSON_BYTES)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from kiara.sources_of_weights import Source
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer_json import SPLIT_PATTERN, added_token
+from kiara_runtime.tokenizer_json import (
+    SPLIT_PATTERN,
+    added_token,
+    bpe_definition,
+    byte_level_step,
+    split_step,
+)
 
 _PARTS = {
     "token_embd": "model.embed_tokens",
@@ -113,29 +119,14 @@ def _tokenizer(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         for i, name in enumerate(tokens)
         if types[i] in (_CONTROL, _USER_DEFINED)
     ]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    definition = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _split(str(fields["tokenizer.ggml.pre"]), byte_level)},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": fields["tokenizer.ggml.pre"] == "llama-bpe",
-            "vocab": {name: i for i, name in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]],
-        },
-    }
+    pre = str(fields["tokenizer.ggml.pre"])
+    definition = bpe_definition(
+        vocab={name: i for i, name in enumerate(tokens)},
+        merges=[merge.split(" ") for merge in fields["tokenizer.ggml.merges"]],
+        added=added,
+        steps=_steps(pre),
+        ignore_merges=pre == "llama-bpe",
+    )
     named = {kind: fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")}
     config: dict[str, Any] = {f"{kind}_token": tokens[i] for kind, i in named.items() if i is not None}
     if "tokenizer.chat_template" in fields:
@@ -145,13 +136,12 @@ def _tokenizer(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     return definition, config
 
 
-def _split(pre: str, byte_level: dict[str, Any]) -> list[dict[str, Any]]:
+def _steps(pre: str) -> list[dict[str, Any]]:
     """How llama.cpp's `pre` splits text, as steps of tokenizer.json."""
     if pre in ("gpt-2", "default"):
-        return [byte_level]
+        return [byte_level_step(use_regex=True)]
     if pre == "smollm":
-        return [{"type": "Digits", "individual_digits": True}, byte_level]
+        return [{"type": "Digits", "individual_digits": True}, byte_level_step(use_regex=True)]
     if pre == "llama-bpe":
-        split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
-        return [split, {**byte_level, "use_regex": False}]
+        return [split_step(SPLIT_PATTERN), byte_level_step(use_regex=False)]
     raise UserError(f"tokenizer.ggml.pre {pre!r} is not supported, only gpt-2, smollm and llama-bpe are")

@@ -55,17 +55,32 @@ def make_definition(tokens: Sequence[bytes], special_tokens: Mapping[str, int]) 
     """The tokenizer.json of tokens in merge order, split by SPLIT_PATTERN."""
     characters = byte_characters()
     spelled = ["".join(characters[byte] for byte in token) for token in tokens]
-    split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return bpe_definition(
+        vocab={name: i for i, name in enumerate(spelled)},
+        merges=list(_merges(spelled)),
+        added=[added_token(name, i) for name, i in special_tokens.items()],
+        steps=[split_step(SPLIT_PATTERN), byte_level_step(use_regex=False)],
+        ignore_merges=True,  # as tiktoken: a piece that is a token as a whole is that token
+    )
+
+
+def bpe_definition(
+    vocab: Mapping[str, int],
+    merges: list[list[str]],
+    added: list[dict[str, Any]],
+    steps: list[dict[str, Any]],
+    ignore_merges: bool,
+) -> dict[str, Any]:
+    """A tokenizer.json of byte-level BPE; steps: what splits the text, one after the other."""
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [added_token(name, i) for name, i in special_tokens.items()],
+        "added_tokens": added,
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "post_processor": None,
-        "decoder": byte_level,
+        "decoder": byte_level_step(use_regex=True),
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -74,11 +89,21 @@ def make_definition(tokens: Sequence[bytes], special_tokens: Mapping[str, int]) 
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": True,  # as tiktoken: a piece that is a token as a whole is that token
-            "vocab": {name: i for i, name in enumerate(spelled)},
-            "merges": list(_merges(spelled)),
+            "ignore_merges": ignore_merges,
+            "vocab": vocab,
+            "merges": merges,
         },
     }
+
+
+def split_step(pattern: str) -> dict[str, Any]:
+    """Split at the matches of a regular expression, each a piece of its own."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def byte_level_step(use_regex: bool) -> dict[str, Any]:
+    """Spell bytes as printable characters; use_regex: split by GPT2_PATTERN before."""
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 
 def added_token(name: str, token_id: int) -> dict[str, Any]:
@@ -87,12 +112,12 @@ def added_token(name: str, token_id: int) -> dict[str, Any]:
     return {"id": token_id, "content": name, **flags}
 
 
-def read_bounded_json(path: Path) -> dict[str, Any]:
+def read_bounded_json(path: Path, max_bytes: int = MAX_TOKENIZER_BYTES) -> dict[str, Any]:
     """A JSON object of bounded size; raises UserError with the file's name where it is none."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; a tokenizer belongs beside the model")
-    if path.stat().st_size > MAX_TOKENIZER_BYTES:
-        raise UserError(f"{path}: larger than {MAX_TOKENIZER_BYTES >> 20} MiB, which no tokenizer of ours is")
+        raise UserError(f"{path}: there is no such file; the folder is not complete")
+    if path.stat().st_size > max_bytes:
+        raise UserError(f"{path}: larger than {max_bytes >> 20} MiB, which no such file should be")
     try:
         values = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
