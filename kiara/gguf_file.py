@@ -59,7 +59,7 @@ class GGUFFile:
         try:
             import gguf
         except ImportError:
-            raise UserError("--gguf: this needs the package gguf; pip install 'kiara-slm[gguf]'") from None
+            raise UserError(f"{path}: a GGUF file needs the package gguf; pip install 'kiara-slm[gguf]'") from None
         self.path, self._dequantize = path, gguf.quants.dequantize
         try:
             reader = gguf.GGUFReader(path)

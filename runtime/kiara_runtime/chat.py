@@ -62,10 +62,11 @@ def _render(template: str, messages: list[dict[str, str]], config: Mapping[str, 
     try:
         compiled = _sandbox().from_string(template)
         with _bounded():
-            parts: list[str] = []
+            parts, size = list[str](), 0
             for part in compiled.generate(messages=messages, add_generation_prompt=True, **names):
                 parts.append(part)
-                if sum(map(len, parts)) > MAX_RENDERED_CHARACTERS:
+                size += len(part)
+                if size > MAX_RENDERED_CHARACTERS:
                     raise UserError("chat: the template's output is longer than any prompt")
         return "".join(parts)
     except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError, MemoryError) as error:

@@ -24,7 +24,6 @@ import tiktoken
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer_json import END_OF_TEXT, make_definition, read_bounded_json, read_vocabulary
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.tiktoken")
 MAX_WHITE_SPACE = 200_000
 _LONG_WHITE_SPACE = re.compile(rf"\s{{{MAX_WHITE_SPACE}}}")
 Encode = Callable[[str], list[int]]
