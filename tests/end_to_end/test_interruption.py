@@ -33,6 +33,7 @@ def _interrupt(command: Sequence[object], until: str, cwd: Path) -> tuple[int, s
             byte = process.stdout.read(1)
             assert byte, f"ended before {until!r}: {seen.decode()}"
             seen += byte
+        time.sleep(0.5)  # past the output itself: Python drops an interrupt that falls into a finaliser
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         return process.wait(60), (seen + rest).decode(), rest.decode()
