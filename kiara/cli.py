@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kiara_runtime.cli import INTERRUPTED, Commands, generate_options, run_generate
+from kiara_runtime.cli import INTERRUPTED, Commands, figures_line, generate_options, run_generate
 from kiara_runtime.errors import UserError
 
 CONFIG = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings.")
@@ -142,24 +143,66 @@ def generate(source: Path, **options: Any) -> None:
 @SOURCE
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
 @click.option(
-    "--quantize", type=click.Choice(["int8", "none"]), multiple=True, default=["int8"], show_default=True,
-    help="Variant to put in; repeat it for several. `none` is float32, the variant fp32.",
+    "--quantize", type=click.Choice(["int8", "int4", "int8-dynamic", "fp16", "none"]), multiple=True, default=["int8"],
+    show_default=True, help="Variant to put in; repeat it for several. `none` is float32, the variant fp32.",
 )  # fmt: skip
 @TEXT
-def export(source: Path, out: Path, quantize: tuple[str, ...], text: str | None) -> None:
+@click.option("--calibration", help="Source of text to calibrate int4 on; by default the training split.")
+@click.option("--budget", metavar="SIZE", help="Of int4's graph, such as 40MB: what fits of it keeps 8 bits.")
+@click.option(
+    "--max-bpb-loss", metavar="PERCENT",
+    help="Of any variant, such as 0.5%; int4 keeps 8 bits where that takes it. [default: 0.3% int8, 2% int4]",
+)  # fmt: skip
+@click.option(
+    "--check-with", metavar="RUNTIMES", help="Compare greedy tokens with genai, transformersjs or both (a,b)."
+)
+@click.option("--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key, PEM, to sign the bundle with.")
+def export(
+    source: Path, out: Path, quantize: tuple[str, ...], text: str | None, calibration: str | None, budget: str | None,
+    max_bpb_loss: str | None, check_with: str | None, sign_key: Path | None,
+) -> None:  # fmt: skip
     """Export a checkpoint to a verified bundle.
 
     Of a run, the best checkpoint.
     """
-    from kiara_export.pipeline import export
+    from kiara_export.pipeline import CHECKS, Limit, Request, export
 
-    receipt = export(source, out, ["fp32" if name == "none" else name for name in quantize], text)
-    for name, figures in receipt.items():
-        click.echo(
-            f"{out} {name}: {figures['size_bytes'] / 1e6:.2f} MB ({figures['bytes_per_parameter']:.3f} bytes a "
-            f"parameter), {figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against "
-            f"fp32), {figures['top1_agreement']:.2%} of choices as fp32"
-        )
+    if (budget or calibration) and "int4" not in quantize:
+        raise click.UsageError("--budget and --calibration are int4's: add --quantize int4")
+    checks = tuple(name.strip() for name in check_with.split(",")) if check_with else ()
+    for name in checks:
+        if name not in CHECKS:
+            raise click.UsageError(f"--check-with: {name!r} is none of {', '.join(CHECKS)}")
+    request = Request(
+        variants=tuple("fp32" if name == "none" else name for name in quantize),
+        text=text,
+        calibration=calibration,
+        limit=Limit(_size("--budget", budget), _percent("--max-bpb-loss", max_bpb_loss)),
+        check_with=checks,
+        sign_key=sign_key,
+    )
+    for name, figures in export(source, out, request).items():
+        click.echo(f"{out} {figures_line(name, figures)}")
+
+
+def _size(option: str, value: str | None) -> int | None:
+    """Bytes of a size such as 40MB; a megabyte is a million."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kMG]?)B\s*", value)
+    if not found or float(found[1]) <= 0:
+        raise click.UsageError(f"{option}: {value!r} is no size; give one such as 40MB")
+    return round(float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]])
+
+
+def _percent(option: str, value: str | None) -> float | None:
+    """The part of a percentage such as 0.5%."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", value)
+    if not found:
+        raise click.UsageError(f"{option}: {value!r} is no percentage; give one such as 0.5%")
+    return float(found[1]) / 100
 
 
 def _new_run(config_file: Path | None) -> Path:

@@ -45,6 +45,12 @@ class Split:
     def tokens(self) -> int:
         return sum(len(shard) for shard in self.shards)
 
+    def parted(self, part: float) -> tuple[Split, Split]:
+        """The first `part` of the tokens, and the rest."""
+        tokens = np.concatenate(self.shards)
+        cut = int(len(tokens) * part)
+        return Split(self.name, [tokens[:cut]]), Split(self.name, [tokens[cut:]])
+
     def windows(self, length: int) -> int:
         """How many whole windows of `length` inputs, each with its targets, an epoch has."""
         count = sum(max(0, (len(shard) - 1) // length) for shard in self.shards)

@@ -10,6 +10,8 @@ Shape letters as in `kiara.ops`: B batch, S new tokens, D hidden size, V vocabul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,11 @@ from torch import Tensor, nn
 from kiara import ops
 from kiara.config import ModelConfig
 from kiara.ops import KeyValue, Lengths
+
+
+class Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.linear(input, self.weight, self.bias)
 
 
 class Norm(nn.Module):
@@ -58,8 +65,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.widths = [heads * config.head_dim for heads in (self.heads, self.kv_heads, self.kv_heads)]
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=config.attention_bias)
-        self.o_proj = nn.Linear(self.widths[0], config.hidden_size, bias=config.attention_out_bias)
+        self.qkv_proj = Linear(config.hidden_size, sum(self.widths), bias=config.attention_bias)
+        self.o_proj = Linear(self.widths[0], config.hidden_size, bias=config.attention_out_bias)
         self.q_norm = HeadNorm(config) if config.qk_norm else None
         self.k_norm = HeadNorm(config) if config.qk_norm else None
 
@@ -80,8 +87,8 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gelu = config.mlp == "gelu"
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         up = self.up_proj(x_BSD)
@@ -93,12 +100,12 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x_BSD).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(ops.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -135,40 +142,47 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = Norm(config)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else nn.Linear(config.hidden_size, vocab_size, bias=False)
+        self.lm_head = None if tied else Linear(config.hidden_size, vocab_size, bias=False)
         cos, sin = ops.rope_tables(config.context_length, config.head_dim, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(
-        self, ids_BS: Tensor, past: list[KeyValue] | None = None, lengths: Lengths | None = None
+        self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, list[KeyValue]]:
         """Next-token logits (B, S, V) and the cache after these tokens, a pair per layer.
 
         ids_BS: int64 token ids. past: the cache so far, or None at the start of a sequence.
         """
-        x_BSD, delta_BSD, present = self.embed_tokens(ids_BS), None, []
-        rope = (self.cos, self.sin)
-        if self.embed_positions is not None:
-            x_BSD, rope = x_BSD + self._positions(ids_BS, past, lengths), None
+        (x_BSD, rope), delta_BSD, present = self.embed(ids_BS, past, lengths), None, []
         for i, layer in enumerate(self.layers):
             x_BSD, delta_BSD, layer_present = layer(x_BSD, delta_BSD, rope, past[i] if past else None, lengths)
             present.append(layer_present)
         normed, _ = self.norm(x_BSD, delta_BSD)
         table = self.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(normed, table.weight), present
+        return ops.linear(ops.wanted_positions(normed, lengths), table.weight, None), present
 
-    def _positions(self, ids_BS: Tensor, past: list[KeyValue] | None, lengths: Lengths | None) -> Tensor:
-        """Rows of the learned table for the new tokens, (1, S, D).
+    def embed(
+        self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, KeyValue | None]:
+        """What enters the first layer (B, S, D), and the rotary tables, None where positions are learned."""
+        x_BSD = self.embed_tokens(ids_BS)
+        if self.embed_positions is None:
+            return x_BSD, (self.cos, self.sin)
+        return x_BSD + self._positions(ids_BS, past, lengths), None
 
-        The buffers of a shared cache are longer than what is cached, so a graph takes the position from the
-        lengths; padding at the right leaves those of real tokens as they are.
+    def _positions(self, ids_BS: Tensor, past: Sequence[KeyValue] | None, lengths: Lengths | None) -> Tensor:
+        """Rows of the learned table for the new tokens, (1 or B, S, D).
+
+        The buffers of a shared cache are longer than what is cached, so a graph takes the positions from the
+        lengths; those of a padded prompt count from 0 in every row.
         """
         assert self.embed_positions is not None
-        new = ids_BS.shape[1]
-        cached = past[0][0].shape[2] if past else 0
-        start = cached if lengths is None else lengths.total.to(torch.int64) - new
-        return self.embed_positions(start + torch.arange(new, device=ids_BS.device))[None]
+        new = torch.arange(ids_BS.shape[1], device=ids_BS.device)
+        if lengths is None:
+            return self.embed_positions(new + (past[0][0].shape[2] if past else 0))[None]
+        start_B = (lengths.last.to(torch.int64) + 1 - ids_BS.shape[1]).clamp(min=0)
+        return self.embed_positions(start_B[:, None] + new)
 
     def loss(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
         """Mean cross-entropy in nats a token, computed in float32."""

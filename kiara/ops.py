@@ -22,14 +22,27 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Lengths:
-    """What GroupQueryAttention must be told of the cache; the eager body reads it off the shapes.
+    """What the graph must be told of a pass; the eager bodies read it off the shapes.
 
-    last: int32 (B,), index of each sequence's last token (`seqlens_k` in the operator's schema).
+    last: int32 (B,), index of each sequence's last token (`seqlens_k` of GroupQueryAttention).
     total: int32 scalar, the longest sequence's cached and new tokens together.
+    wanted: int64 (1,), the first of the S positions whose logits are wanted: 0, or -1 for the last alone.
     """
 
     last: Tensor
     total: Tensor
+    wanted: Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b. x (B, S, in), weight (out, in), bias (out,) -> (B, S, out).
+
+    Traced as kiara::Linear, an operator that no runtime has: `kiara_export.lower` puts each variant's own there.
+    """
+    if not torch.compiler.is_exporting():
+        return F.linear(x, weight, bias)
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return torch.onnx.ops.symbolic("kiara::Linear", inputs, dtype=x.dtype, shape=(*x.shape[:-1], weight.shape[0]))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -79,6 +92,25 @@ def skip_layer_norm(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, eps: 
         shapes=(x.shape, x.shape[:-1], x.shape[:-1], x.shape),
     )
     return normed, total
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x) (Elfwing et al. 2017). Stands for com.microsoft QuickGelu, whose alpha scales the sigmoid's input."""
+    if not torch.compiler.is_exporting():
+        return F.silu(x)
+    return torch.onnx.ops.symbolic("com.microsoft::QuickGelu", (x,), {"alpha": 1.0}, dtype=x.dtype, shape=x.shape)
+
+
+def wanted_positions(x: Tensor, lengths: Lengths | None) -> Tensor:
+    """The positions whose logits a graph is asked for, x (B, S, D) -> (B, 1 or S, D); eager keeps all.
+
+    A prompt needs the logits of its last token only, and the LM head is a fifth of its work.
+    """
+    if not torch.compiler.is_exporting():
+        return x
+    assert lengths is not None, "the exported graph always has lengths"
+    end, axis = torch.tensor([torch.iinfo(torch.int64).max]), torch.tensor([1])
+    return torch.onnx.ops.symbolic("Slice", (x, lengths.wanted, end, axis), dtype=x.dtype, shape=x.shape)
 
 
 def rope_tables(context_length: int, head_dim: int, theta: float) -> KeyValue:

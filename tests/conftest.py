@@ -69,10 +69,10 @@ def run(small_config: Config, dataset: Dataset, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="session")
 def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle, with the int8 and the fp32 variant."""
-    from kiara_export.pipeline import export
+    from kiara_export.pipeline import Request, export
 
     folder = tmp_path_factory.mktemp("bundles") / "small"
-    export(run, folder, ["int8", "fp32"])
+    export(run, folder, Request(("int8", "fp32")))
     return folder
 
 

@@ -6,6 +6,9 @@ traces, so this module only wraps the model in the names and shapes that every r
 inputs   input_ids, attention_mask (int64, `[batch_size, ...]`), past_key_values.{i}.key|value
 outputs  logits (float32), present.{i}.key|value
 
+A mask of ones alone, an ordinary prompt's, asks for the logits after the last token; a zero anywhere, as in a
+padded batch, asks for all of them. Each runtime reads the last of what it gets, so each is content with one.
+
 The cache is `[batch_size, kv_heads, past, head_size]` with static heads and head size: transformers.js
 reads them off the graph. Lengths are computed in the graph, so there are no further inputs.
 """
@@ -17,16 +20,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kiara.config import ModelConfig
 from kiara.model import GPT
 from kiara.ops import Lengths
 from kiara_runtime.bundle import io_names
 
 OPSET = 21
-CONTRIB_DOMAIN = "com.microsoft"
 
 
 class _Traced(nn.Module):
@@ -40,6 +45,7 @@ class _Traced(nn.Module):
         lengths = Lengths(
             last=(attention_mask.sum(dim=1) - 1).to(torch.int32),
             total=torch.scalar_tensor(attention_mask.shape[1], dtype=torch.int32),
+            wanted=-attention_mask.amin(dim=(0, 1), keepdim=True).reshape(1),
         )
         past = list(zip(flat_past[::2], flat_past[1::2], strict=True))
         logits, present = self.model(input_ids, past, lengths)
@@ -75,7 +81,45 @@ def trace(model: GPT) -> ir.Model:
         )
     assert program is not None
     _tidy(program.model)
+    if model.embed_positions is None:
+        _compute_rope(program.model, model.config)
     return program.model
+
+
+def _compute_rope(model: ir.Model, config: ModelConfig) -> None:
+    """Put the computation of the rotary tables where the tables are: ONNX Runtime folds it when it loads the graph.
+
+    A long context's tables would be megabytes. In float64, as `kiara.ops.rope_tables` has it, from the same frequencies.
+    """
+    tables = {name: model.graph.initializers[f"model.{name}"] for name in ("cos", "sin")}
+    steps = -np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    bounds = [
+        constant(model, f"rope.{n}", np.array(v, np.float64)) for n, v in enumerate((0, config.context_length, 1))
+    ]
+    positions = ir.node("Range", bounds)
+    column = ir.node("Unsqueeze", [positions.outputs[0], constant(model, "rope.axis", np.array([1]))])
+    frequencies = constant(model, "rope.frequencies", config.rope_theta**steps)
+    angles = ir.node("Mul", [column.outputs[0], frequencies])
+    nodes = [positions, column, angles]
+    for name, table in tables.items():
+        wave = ir.node(name.capitalize(), [angles.outputs[0]])
+        cast = ir.node("Cast", [wave.outputs[0]], {"to": ir.DataType.FLOAT})
+        ir.convenience.replace_all_uses_with(table, cast.outputs[0])
+        del model.graph.initializers[f"model.{name}"]
+        nodes += [wave, cast]
+    model.graph.insert_before(model.graph[0], nodes)
+
+
+def constant(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """A new tensor of the graph."""
+    return register(model, ir.tensor(array, name=name))
+
+
+def register(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
+    """Make a tensor, which may be a lazy one, the graph's."""
+    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
 
 
 def _tidy(model: ir.Model) -> None:
@@ -90,18 +134,22 @@ def _tidy(model: ir.Model) -> None:
                     output.name = ""  # an output that is not asked for, and so not computed
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
-    _name_presents(model)
+    _name_axes(model)
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.producer_name, model.producer_version, model.graph.name = "kiara", None, "kiara"
 
 
-def _name_presents(model: ir.Model) -> None:
-    """Give the cache's outputs the axes of its inputs; the exporter leaves sums such as `s1 + s3`."""
-    cache = model.graph.inputs[2].shape
-    assert cache is not None
+def _name_axes(model: ir.Model) -> None:
+    """Give the outputs their own axes: the exporter leaves sums, and takes the logits for as many as the inputs."""
+    cache, logits = model.graph.inputs[2].shape, model.graph.outputs[0]
+    assert cache is not None and logits.shape is not None
     for value in model.graph.outputs[1:]:
         value.shape = ir.Shape(["batch_size", cache[1], "total_sequence_length", cache[3]])
+    for node in model.graph:
+        for value in node.outputs if node.op_type == "Slice" else ():
+            value.shape = None
+    logits.shape = ir.Shape(["batch_size", "logits_length", logits.shape[2]])
 
 
 @contextmanager

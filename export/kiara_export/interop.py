@@ -10,20 +10,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kiara.model import GPT
-from kiara_runtime.bundle import io_names
+from kiara.config import ModelConfig
+from kiara_runtime.bundle import VARIANT_FILES, io_names
 
 
-def write_interop(folder: Path, model: GPT, token_ids: dict[str, Any], graph_file: str) -> None:
-    """Write config.json, generation_config.json and genai_config.json; `graph_file` is what genai opens."""
-    ids = token_ids
-    _write(folder / "config.json", {**_transformers_config(model), **ids})
+def write_interop(folder: Path, config: ModelConfig, vocab_size: int, ids: dict[str, Any], variants: list[str]) -> None:
+    """Write config.json, generation_config.json and genai_config.json; the first variant is what genai opens."""
+    graphs = [folder / VARIANT_FILES[name] for name in variants]
+    apart = {graph.name: 1 for graph in graphs if graph.with_name(f"{graph.name}_data").exists()}
+    javascript: dict[str, Any] = {"use_external_data_format": apart} if apart else {}
+    if "fp16" in variants:
+        javascript["kv_cache_dtype"] = {"fp16": "float16"}
+    hints = {"transformers.js_config": javascript} if javascript else {}
+    _write(folder / "config.json", {**_transformers_config(config, vocab_size), **ids, **hints})
     _write(folder / "generation_config.json", ids)
-    _write(folder / "genai_config.json", _genai_config(model, ids, graph_file))
+    _write(folder / "genai_config.json", _genai_config(config, vocab_size, ids, VARIANT_FILES[variants[0]]))
 
 
-def _transformers_config(model: GPT) -> dict[str, Any]:
-    config = model.config
+def _transformers_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -36,14 +40,13 @@ def _transformers_config(model: GPT) -> dict[str, Any]:
         "max_position_embeddings": config.context_length,
         "rope_theta": config.rope_theta,
         "rms_norm_eps": config.norm_eps,
-        "vocab_size": model.vocab_size,
+        "vocab_size": vocab_size,
         "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
-def _genai_config(model: GPT, ids: dict[str, Any], graph_file: str) -> dict[str, Any]:
+def _genai_config(config: ModelConfig, vocab_size: int, ids: dict[str, Any], graph_file: str) -> dict[str, Any]:
     """No further key: onnxruntime-genai refuses a file with one that it does not know."""
-    config = model.config
     inputs, outputs = io_names(1)
     past_key, past_value = (name.replace(".0.", ".%d.") for name in inputs[2:])
     present_key, present_value = (name.replace(".0.", ".%d.") for name in outputs[1:])
@@ -72,7 +75,7 @@ def _genai_config(model: GPT, ids: dict[str, Any], graph_file: str) -> dict[str,
         "context_length": config.context_length,
         "decoder": decoder,
         "type": "llama",
-        "vocab_size": model.vocab_size,
+        "vocab_size": vocab_size,
     }
     search = {"max_length": config.context_length, "past_present_share_buffer": True, "do_sample": False}
     return {"model": model_section, "search": search}

@@ -1,74 +1,115 @@
-"""Checkpoint to bundle: trace, quantise, verify, write. The folder appears only when all of it held."""
+"""Checkpoint to bundle: trace, lower, verify, measure, write. The folder appears only when all of it held."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from kiara import sizes
-from kiara.checkpoint import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_state
+from kiara.checkpoint import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_state, trained_on
+from kiara.config import ModelConfig
 from kiara.console import logger, progress
 from kiara.data import Split
-from kiara.evaluate import Metrics, held_out_text
+from kiara.evaluate import held_out_text
 from kiara.files import new_folder
-from kiara.model import GPT
-from kiara_export.graph import trace
+from kiara_export.check_with import CHECKS, greedy_agreement
 from kiara_export.interop import write_interop
-from kiara_export.quantize import quantize_int8
+from kiara_export.judge import LIMITS, Judge, demand, worst_layer
 from kiara_export.receipt import Receipt
-from kiara_export.verify import Agreement, Judge, Quality, verify_float32
-from kiara_runtime.bundle import (
-    MANIFEST,
-    VARIANT_FILES,
-    Architecture,
-    Bundle,
-    golden_ids,
-    hash_file,
-    write_manifest,
-)
+from kiara_export.reference import Reference, reference_of
+from kiara_export.variants import Graphs, Limit, architecture, drop, graph_bytes, write_graphs
+from kiara_export.verify import verify_float32
+from kiara_runtime.bench import machine, measure_apart
+from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
+from kiara_runtime.deep import probe
 from kiara_runtime.errors import UserError
-from kiara_runtime.session import Session
+from kiara_runtime.signing import read_private_key, sign
 from kiara_runtime.tokenizer import Tokenizer
 
 
-def export(source: Path, out: Path, variants: list[str], text: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Request:
+    """What an export is asked for.
+
+    variants: names out of VARIANT_FILES. text, calibration: sources of held-out text and of text to calibrate int4
+    on, by default the validation and the training split of the run. limit: of the int4 variant. check_with: names
+    out of CHECKS. sign_key: a PEM file with an Ed25519 private key.
+    """
+
+    variants: tuple[str, ...] = ("int8",)
+    text: str | None = None
+    calibration: str | None = None
+    limit: Limit = field(default_factory=Limit)
+    check_with: tuple[str, ...] = ()
+    sign_key: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is exported, as far as it outlives the model in memory."""
+
+    name: str
+    config: ModelConfig
+    shape: Architecture
+    tokenizer: Tokenizer
+    ids: TokenIds
+    provenance: dict[str, Any]
+
+
+def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     """Write the bundle `out` from a checkpoint, or from the best one of a run; returns its figures by variant.
 
-    variants: names out of VARIANT_FILES. text: a source of held-out text; by default the validation split
-    that the checkpoint was trained against. Does nothing where `out` is up to date. Raises UserError, and
-    writes nothing, where verification fails.
+    Does nothing where `out` is up to date. Raises UserError, and writes nothing, where verification fails.
     """
     if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is no bundle; name another or move it away")
+    key = None if request.sign_key is None else read_private_key(request.sign_key)
+    for name in request.check_with:
+        CHECKS[name].require()
     checkpoint = find_checkpoint(source)
     model, tokenizer = load_model(checkpoint)
-    names = [name for name in VARIANT_FILES if name in variants]
-    split = held_out_text(checkpoint, tokenizer, text)
-    provenance = _provenance(checkpoint, split)
+    names = [name for name in VARIANT_FILES if name in request.variants]
+    held_out, calibration = _texts(checkpoint, tokenizer, request, "int4" in names)
+    provenance = _provenance(checkpoint, held_out, calibration, request, key and key.fingerprint)
     if (known := _up_to_date(out, names, provenance)) is not None:
         logger.info("Up to date with %s: %s", checkpoint, out)
         return known
     logger.info("Exporting %s", checkpoint)
+    ids = TokenIds.read(checkpoint)
+    subject = _Subject(out.resolve().name, model.config, architecture(model), tokenizer, ids, provenance)
     with new_folder(out) as folder:
-        graphs = _write_graphs(folder, model, names)
-        float32, agreements, qualities = _verify(graphs, model, tokenizer, split, names)
+        judge, reference = Judge(model, tokenizer, held_out), reference_of(model, held_out)
+        loss_of = partial(judge.loss_of_files, subject.shape)
+        graphs = write_graphs(folder, model, names, calibration, request.limit, loss_of)
+        del model  # the graphs are judged without it
+        receipt = _judged(subject, graphs, names, judge, reference, request.limit)
         if "fp32" not in names:
-            graphs["fp32"].unlink()
-        receipt = Receipt(
-            name=out.name,
-            parameters=sizes.parameters(model.config, model.vocab_size),
-            context_length=model.config.context_length,
-            sizes={name: graphs[name].stat().st_size for name in names},
-            float32=float32,
-            agreements=agreements,
-            qualities=qualities,
-            provenance=provenance,
-        )
-        _write_bundle(folder, model, tokenizer, TokenIds.read(checkpoint), receipt)
+            drop(graphs.paths.pop("fp32"))
+        _write_bundle(folder, subject, receipt)  # so that the runtime can open it
+        receipt = _tried(folder, receipt, request, held_out)
+        _write_bundle(folder, subject, receipt)
+        if key is not None:
+            sign(folder, key)
     return receipt.figures()
+
+
+def _texts(checkpoint: Path, tokenizer: Tokenizer, request: Request, calibrates: bool) -> tuple[Split, Split | None]:
+    """Held-out text, and text to calibrate on that is not among it."""
+    held_out = held_out_text(checkpoint, tokenizer, request.text)
+    if not calibrates:
+        return held_out, None
+    if request.calibration is not None:
+        return held_out, held_out_text(checkpoint, tokenizer, request.calibration)
+    if read_state(checkpoint).get("dataset") is not None:
+        return held_out, trained_on(checkpoint).train
+    first, rest = held_out.parted(0.25)
+    logger.info(
+        "int4 is calibrated on the first quarter of --text and judged on the rest; --calibration names other text"
+    )
+    return rest, first
 
 
 def _up_to_date(out: Path, names: list[str], provenance: dict[str, Any]) -> dict[str, Any] | None:
@@ -82,69 +123,78 @@ def _up_to_date(out: Path, names: list[str], provenance: dict[str, Any]) -> dict
     return dict(bundle.manifest["receipt"]) if same else None
 
 
-def _write_graphs(folder: Path, model: GPT, names: list[str]) -> dict[str, Path]:
-    """Files of the graphs: float32 always, since every other is measured against it."""
-    graphs = {name: folder / file for name, file in VARIANT_FILES.items()}
-    (folder / "onnx").mkdir()
-    with progress("Tracing the graph", 1) as advance:
-        graph = trace(model)
-        ir.save(graph, graphs["fp32"])
-        advance(1)
-    if "int8" in names:
-        quantize_int8(graph)
-        ir.save(graph, graphs["int8"])
-    return graphs
-
-
-def _verify(
-    graphs: dict[str, Path], model: GPT, tokenizer: Tokenizer, split: Split, names: list[str]
-) -> tuple[Metrics, list[Agreement], dict[str, Quality]]:
-    shape, judge = architecture(model), Judge(model, tokenizer, split)
-    float32 = Session(graphs["fp32"], shape)
-    agreements = verify_float32(float32, model, split)
-    quantised = [name for name in names if name != "fp32"]
-    with progress("Verifying", judge.tokens * (1 + len(quantised))) as advance:
-        reference = judge.measure_float32(float32, advance)
-        qualities = {name: judge.measure(name, Session(graphs[name], shape), reference, advance) for name in quantised}
-    return reference, agreements, qualities
-
-
-def architecture(model: GPT) -> Architecture:
-    """What the runtime must know of the graph of `model`."""
-    config = model.config
-    return Architecture(
-        num_hidden_layers=config.num_hidden_layers,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        context_length=config.context_length,
-        vocab_size=model.vocab_size,
+def _judged(
+    subject: _Subject, graphs: Graphs, names: list[str], judge: Judge, reference: Reference, limit: Limit
+) -> Receipt:
+    """The receipt as far as the graphs themselves earn it; raises UserError where one does not."""
+    sessions = graphs.sessions(subject.shape)
+    float32 = sessions.pop("fp32")
+    agreements = verify_float32(float32, reference)
+    with progress("Verifying", judge.tokens) as advance:
+        metrics, qualities = judge.measure(float32, sessions, reference, advance)
+    for name, quality in qualities.items():
+        allowed = LIMITS[name]
+        if limit.max_bpb_loss is not None:
+            allowed = replace(allowed, bits_per_byte_loss=limit.max_bpb_loss)
+        demand(name, quality, allowed, partial(worst_layer, float32, sessions[name], reference))
+    ids, every = reference.windows[0], {"fp32": float32, **sessions}
+    return Receipt(
+        name=subject.name,
+        parameters=sizes.parameters(subject.config, subject.shape.vocab_size),
+        context_length=subject.config.context_length,
+        sizes={name: graph_bytes(graphs.paths[name]) for name in names},
+        eight_bit_matrices=graphs.eight,
+        float32=metrics,
+        agreements=agreements,
+        qualities=qualities,
+        machine=machine(),
+        probe={"ids": ids.tolist(), "variants": {name: probe(every[name], ids) for name in names}},
+        provenance=subject.provenance,
     )
 
 
-def _write_bundle(folder: Path, model: GPT, tokenizer: Tokenizer, ids: TokenIds, receipt: Receipt) -> None:
+def _tried(folder: Path, receipt: Receipt, request: Request, held_out: Split) -> Receipt:
+    """Every variant run as a user runs it, and in the other runtimes that were asked for."""
+    names = list(receipt.sizes)
+    with progress("Measuring", len(names)) as advance:
+        speeds = {}
+        for name in names:
+            speeds[name] = measure_apart(folder, name)
+            advance(1, name)
+    runtimes = [
+        {"variant": name, **greedy_agreement(CHECKS[check], folder, name, held_out)}
+        for check in request.check_with
+        for name in names
+    ]
+    return replace(receipt, speeds=speeds, runtimes=runtimes)
+
+
+def _write_bundle(folder: Path, subject: _Subject, receipt: Receipt) -> None:
     """Everything besides the graphs, the manifest last."""
-    tokenizer.save(folder)
-    first = next(iter(receipt.sizes))
-    write_interop(folder, model, ids.json(), VARIANT_FILES[first])
+    names = list(receipt.sizes)
+    subject.tokenizer.save(folder)
+    write_interop(folder, subject.config, subject.shape.vocab_size, subject.ids.json(), names)
     receipt.write(folder)
     write_manifest(
         folder,
         {
             "name": receipt.name,
-            "architecture": {**model.config.model_dump(), "vocab_size": model.vocab_size},
+            "architecture": {**subject.config.model_dump(), "vocab_size": subject.shape.vocab_size},
             "parameters": receipt.parameters,
-            "bos_token_id": ids.bos,
-            "eos_token_ids": sorted(ids.eos),
-            "tokenizer": {"engine": tokenizer.engine, "golden": golden_ids(tokenizer)},
-            "variants": {name: {"file": VARIANT_FILES[name]} for name in receipt.sizes},
+            "bos_token_id": subject.ids.bos,
+            "eos_token_ids": sorted(subject.ids.eos),
+            "tokenizer": {"engine": subject.tokenizer.engine, "golden": golden_ids(subject.tokenizer)},
+            "variants": {name: {"file": VARIANT_FILES[name]} for name in names},
             "receipt": receipt.figures(),
             "provenance": receipt.provenance,
         },
     )
 
 
-def _provenance(checkpoint: Path, held_out: Split) -> dict[str, Any]:
-    """Where the weights come from: hashes and versions, no paths."""
+def _provenance(
+    checkpoint: Path, held_out: Split, calibration: Split | None, request: Request, signed_by: str | None
+) -> dict[str, Any]:
+    """Where the weights come from and what was asked for: hashes and versions, no paths."""
     state = read_state(checkpoint)
     return {
         "checkpoint": checkpoint.name,
@@ -153,6 +203,10 @@ def _provenance(checkpoint: Path, held_out: Split) -> dict[str, Any]:
         "imported": state.get("imported"),
         "data_sha256": state["data_sha256"],
         "held_out_sha256": held_out.sha256,
+        "calibration_sha256": calibration.sha256 if calibration else None,
+        "limit": asdict(request.limit),
+        "checked_with": list(request.check_with),
+        "signed_by": signed_by,
         **{f"{name}_sha256": hash_file(checkpoint / name) for name in ("config.json", "tokenizer.json", WEIGHTS_FILE)},
         "versions": {name: version(name) for name in ("kiara-slm", "torch", "onnx", "onnxruntime")},
     }

@@ -1,31 +1,45 @@
-"""The receipt: what was measured of a bundle, as JSON and as the table of its model card."""
+"""The receipt: what was measured of a bundle, as JSON, and as the table and plots of its model card."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kiara.evaluate import Metrics
-from kiara_export.verify import Agreement, Quality
+from kiara_export.judge import QUANTILES, Quality
+from kiara_export.receipt_plot import plot_receipt
+from kiara_export.verify import Agreement
+from kiara_runtime.bench import Speed
+
+PLOT = "receipt.png"
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """parameters: trained weights. sizes: bytes of each variant's graph. qualities: of the quantised ones."""
+    """parameters: trained weights. sizes: bytes of each variant's graph. qualities: of the quantised ones.
+
+    eight_bit_matrices: those of int4 that keep 8 bits. speeds: on `machine`. runtimes: greedy tokens in others.
+    probe: token ids of held-out text; what each variant made of them here, `kiara-run verify --deep` compares.
+    """
 
     name: str
     parameters: int
     context_length: int
     sizes: dict[str, int]
+    eight_bit_matrices: list[str]
     float32: Metrics
     agreements: list[Agreement]
     qualities: dict[str, Quality]
+    machine: dict[str, Any]
+    probe: dict[str, Any]
     provenance: dict[str, Any]
+    speeds: dict[str, Speed] = field(default_factory=dict[str, Speed])
+    runtimes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
-    def figures(self) -> dict[str, Any]:
-        """The figures of each variant, flat enough to read in `kiara.json`."""
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """The figures of each variant, by name."""
         return {name: self._figures_of(name) for name in self.sizes}
 
     def _figures_of(self, name: str) -> dict[str, Any]:
@@ -36,62 +50,133 @@ class Receipt:
             "bytes_per_parameter": self.sizes[name] / self.parameters,
             "bits_per_byte": metrics.bits_per_byte,
             "perplexity": metrics.perplexity,
-            "bits_per_byte_loss": quality.bits_per_byte_loss if quality else 0.0,
-            "top1_agreement": quality.top1_agreement if quality else 1.0,
-            "path_agreement": quality.path_agreement if quality else 1.0,
+            "accuracy": metrics.accuracy,
             "held_out_tokens": metrics.tokens,
+            "bits_per_byte_loss": quality.bits_per_byte_loss if quality else 0.0,
+            "kl": quality.kl if quality else 0.0,
+            "kl_quantiles": dict(zip(map(str, QUANTILES), quality.kl_quantiles, strict=True)) if quality else {},
+            "top1_agreement": quality.top1_agreement if quality else 1.0,
+            "paths": asdict(quality.paths) if quality else {},
+            **(asdict(self.speeds[name]) if name in self.speeds else {}),
         }
 
     def write(self, folder: Path) -> None:
         values = {
             "parameters": self.parameters,
+            "machine": self.machine,
             "variants": self.figures(),
+            "eight_bit_matrices": self.eight_bit_matrices,
             "float32_reference": asdict(self.float32),
             "float32_against_pytorch": [asdict(agreement) for agreement in self.agreements],
+            "runtimes": self.runtimes,
+            "probe": self.probe,
             "provenance": self.provenance,
         }
         (folder / "receipt.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-        (folder / "README.md").write_text(self._card(), "utf-8")
+        plot_receipt(self.figures(), self.name, folder / PLOT)
+        (folder / "README.md").write_text("\n".join(self._card()), "utf-8")
 
     def _origin(self) -> str:
         if imported := self.provenance["imported"]:
             return f"Imported from a {imported} model"
         return f"Step {self.provenance['step']}, seed {self.provenance['seed']}"
 
-    def _card(self) -> str:
-        rows = [
-            f"| {name} | {f['size_bytes'] / 1e6:.2f} | {f['bytes_per_parameter']:.3f} | {f['bits_per_byte']:.4f} | "
-            f"{f['bits_per_byte_loss']:+.3%} | {f['top1_agreement']:.2%} |"
-            for name, f in self.figures().items()
-        ]
-        paths = [f"| {a.path} | {a.max_difference:.2g} | {a.scale:.3g} | {a.tokens:,} |" for a in self.agreements]
+    def _card(self) -> list[str]:
         versions = ", ".join(f"{name} {version}" for name, version in self.provenance["versions"].items())
-        return "\n".join(
-            [
-                f"# {self.name}",
-                "",
-                f"A language model of {self.parameters / 1e6:.2f}M parameters with a context of "
-                f"{self.context_length} tokens, exported by Kiara. Run it with",
-                "",
-                f'    kiara-run generate {self.name} -p "..."',
-                "",
-                f"## Receipt: {self.float32.tokens:,} held-out tokens",
-                "",
-                "| variant | MB | bytes a parameter | bits per byte | loss against fp32 | likeliest token as fp32 |",
-                "|---|---|---|---|---|---|",
-                *rows,
-                "",
-                f"float32 itself: {self.float32.bits_per_byte:.4f} bits per byte, perplexity "
-                f"{self.float32.perplexity:.2f}, next-token accuracy {self.float32.accuracy:.1%}.",
-                "",
-                "## The float32 graph against PyTorch",
-                "",
-                "| path | largest difference of a logit | largest logit | tokens |",
-                "|---|---|---|---|",
-                *paths,
-                "",
-                f"{self._origin()}; {versions}.",
-                "`kiara.json` lists every file with its SHA-256; `kiara-run verify` checks them.",
-                "",
-            ]
-        )
+        return [
+            f"# {self.name}",
+            "",
+            f"A language model of {self.parameters / 1e6:.2f}M parameters with a context of {self.context_length} "
+            "tokens, exported by Kiara. Run it with",
+            "",
+            f'    kiara-run generate {self.name} -p "..."',
+            "",
+            f"## Receipt: {self.float32.tokens:,} held-out tokens",
+            "",
+            "| variant | MB | bytes a parameter | bits per byte | loss against fp32 | KL, nats a token "
+            "| likeliest token as fp32 |",
+            "|---|---|---|---|---|---|---|",
+            *(
+                f"| {name} | {f['size_bytes'] / 1e6:.2f} | {f['bytes_per_parameter']:.3f} | {f['bits_per_byte']:.4f} | "
+                f"{f['bits_per_byte_loss']:+.3%} | {f['kl']:.5f} | {f['top1_agreement']:.2%} |"
+                for name, f in self.figures().items()
+            ),
+            "",
+            f"float32 itself: {self.float32.bits_per_byte:.4f} bits per byte, perplexity "
+            f"{self.float32.perplexity:.2f}, next-token accuracy {self.float32.accuracy:.1%}.",
+            "",
+            f"![Size, loss, divergence and speed of each variant]({PLOT})",
+            "",
+            *self._speed_lines(),
+            *self._path_lines(),
+            *self._runtime_lines(),
+            f"{self._origin()}; {versions}.",
+            "`kiara.json` lists every file with its SHA-256; `kiara-run verify` checks them, and with `--deep` compares "
+            "what the graphs compute on your machine.",
+            "",
+        ]
+
+    def _speed_lines(self) -> list[str]:
+        if not self.speeds:
+            return []
+        rows = [
+            f"| {name} | {speed.prefill_tokens_per_second:,.0f} | {speed.decode_tokens_per_second:,.0f} | "
+            f"{speed.load_seconds:.2f} | {_mebibytes(speed.peak_memory_bytes)} |"
+            for name, speed in self.speeds.items()
+        ]
+        prompt = next(iter(self.speeds.values())).prompt_tokens
+        return [
+            f"## Speed on {self.machine['cores']} cores of {self.machine['cpu']}",
+            "",
+            f"| variant | prefill of {prompt}, tokens/s | decode, tokens/s | load, s | peak memory, MiB |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+
+    def _path_lines(self) -> list[str]:
+        lines = [
+            "## The float32 graph against PyTorch",
+            "",
+            "| path | largest difference of a logit | largest logit | tokens |",
+            "|---|---|---|---|",
+            *(f"| {a.path} | {a.max_difference:.2g} | {a.scale:.3g} | {a.tokens:,} |" for a in self.agreements),
+            "",
+        ]
+        if not self.qualities:
+            return lines
+        return [
+            *lines,
+            "## The quantised graphs with themselves",
+            "",
+            "Likeliest tokens as in the variant's own prefill, and whether a batch changes any bit of a logit:",
+            "",
+            "| variant | single steps | chunks | padded batch | context's end | a batch changes |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {name} | {p.single_steps:.1%} | {p.chunked_prefill:.1%} | {p.padded_batch:.1%} | "
+                f"{p.end_of_context:.1%} | {'nothing' if p.batch_exact else 'last bits'} |"
+                for name, p in ((name, quality.paths) for name, quality in self.qualities.items())
+            ),
+            "",
+        ]
+
+    def _runtime_lines(self) -> list[str]:
+        if not self.runtimes:
+            return []
+        return [
+            "## The same folder in other runtimes: greedy tokens against Kiara's",
+            "",
+            "| runtime | variant | prompts | the same for 64 tokens | for all | first difference at token |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {r['runtime']} {r['version']} | {r['variant']} | {r['prompts']} | {r['identical_for_64_tokens']} | "
+                f"{r['identical']} of {r['tokens']} | {'-' if r['first_difference'] is None else r['first_difference']} |"
+                for r in self.runtimes
+            ),
+            "",
+        ]
+
+
+def _mebibytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / (1 << 20):,.0f}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.graph_file import external_files
 from kiara_runtime.tokenizer import Tokenizer
 
 MANIFEST = "kiara.json"
@@ -23,7 +24,14 @@ FORMAT = (1, 0)  # a reader refuses a newer first number and ignores a newer sec
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_DIMENSION = 1 << 24  # of anything in an architecture
 GRAPH_FOLDER = "onnx"
-VARIANT_FILES = {"int8": "onnx/model_quantized.onnx", "fp32": "onnx/model.onnx"}  # the default first
+# In the order of preference: the first that a bundle has is its default. The names are those of transformers.js.
+VARIANT_FILES = {
+    "int8": "onnx/model_quantized.onnx",
+    "int4": "onnx/model_q4.onnx",
+    "int8-dynamic": "onnx/model_int8.onnx",
+    "fp32": "onnx/model.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+}
 GOLDEN_TEXTS = (
     "def main(argv=None):\n    return 0\n",
     "The quick brown fox, 12345 times; don't ask why…",
@@ -94,8 +102,23 @@ class Bundle:
 
     def files_of(self, variant: str | None) -> list[str]:
         """What a run of `variant` stands on: every file but the other variants' graphs."""
-        graphs = {self.variant_file(name) for name in self.variants} - {self.variant_file(variant)}
-        return [name for name in self.manifest["files"] if name not in graphs]
+        others = tuple(self.variant_file(name) for name in self.variants if name != (variant or self.variants[0]))
+        return [name for name in self.manifest["files"] if not name.startswith(others)]
+
+    def graph_of(self, variant: str | None) -> Path:
+        """The graph of a variant that `check` has passed; refused where it reads a file that the manifest does not list.
+
+        ONNX Runtime follows the names of weights outside a graph: only plain ones beside it may stand there.
+        """
+        path = self.folder / self.variant_file(variant)
+        try:
+            names = external_files(path)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: no ONNX graph ({error}); export the bundle again") from None
+        for name in names:
+            if "/" in name or "\\" in name or f"{GRAPH_FOLDER}/{name}" not in self.manifest["files"]:
+                raise UserError(f"{path}: wants weights from {name!r:.80}, which is no file of the bundle; refused")
+        return path
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, proven against the ids that the exporter recorded."""

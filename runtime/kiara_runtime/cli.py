@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,15 @@ def _piped() -> str:
         raise UserError(f"prompt: standard input is not UTF-8 at byte {error.start}; convert it (iconv)") from None
 
 
+def figures_line(name: str, figures: Mapping[str, Any]) -> str:
+    """A variant's receipt in a line."""
+    return (
+        f"{name}: {figures['size_bytes'] / 1e6:.2f} MB ({figures['bytes_per_parameter']:.3f} bytes a parameter), "
+        f"{figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against fp32), "
+        f"{figures['top1_agreement']:.2%} of choices as fp32, decode {figures['decode_tokens_per_second']:,.0f} tokens/s"
+    )
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kiara-runtime")
 def main() -> None:
@@ -161,11 +170,7 @@ def info(bundle: Path, as_json: bool) -> None:
         f"context {shape['context_length']} tokens"
     )
     for name, figures in manifest["receipt"].items():
-        click.echo(
-            f"  {name}: {figures['size_bytes'] / 1e6:.2f} MB, {figures['bytes_per_parameter']:.3f} bytes a parameter, "
-            f"{figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against fp32), "
-            f"{figures['top1_agreement']:.2%} of choices as fp32"
-        )
+        click.echo(f"  {figures_line(name, figures)}")
     source = manifest["provenance"]
     click.echo(
         f"  from {source['checkpoint']} ({source['imported'] or 'trained, seed ' + str(source['seed'])}), "
@@ -175,7 +180,11 @@ def info(bundle: Path, as_json: bool) -> None:
 
 @main.command()
 @BUNDLE
-def verify(bundle: Path) -> None:
+@click.option(
+    "--deep", is_flag=True, help="Also run recorded text along every path of every graph (seconds to minutes)."
+)
+@click.option("--public-key", type=click.Path(path_type=Path), help="Ed25519 public key, PEM, of who must have signed.")
+def verify(bundle: Path, deep: bool, public_key: Path | None) -> None:
     """Check every byte of a bundle.
 
     Each file against its recorded size and hash, the tokenizer against recorded ids, and that each graph runs.
@@ -184,12 +193,28 @@ def verify(bundle: Path) -> None:
     from kiara_runtime.session import Session
 
     opened = Bundle.open(bundle)
+    if public_key is not None:
+        from kiara_runtime.signing import check_signature
+
+        check_signature(bundle, public_key)
+        click.echo(f"{bundle}: signed by the owner of {public_key}")
     opened.check()
     opened.load_tokenizer()
-    for name in opened.variants:
-        decoder = Session(bundle / opened.variant_file(name), opened.architecture).decoder()
-        decoder([opened.bos_token_id])
     files = opened.manifest["files"]
+    if deep:
+        from kiara_runtime.deep import verify_deep
+
+        for found in verify_deep(opened):
+            paths = found.paths
+            click.echo(
+                f"{found.variant}: likeliest tokens {found.recorded_agreement:.1%} as recorded, log-likelihood within "
+                f"{found.nats_difference:.3%}; as in one prefill: single steps {paths.single_steps:.1%}, chunks "
+                f"{paths.chunked_prefill:.1%}, padded batch {paths.padded_batch:.1%}, context's end "
+                f"{paths.end_of_context:.1%}; a batch changes {'nothing' if paths.batch_exact else 'last bits'}"
+            )
+    else:
+        for name in opened.variants:
+            Session(opened.graph_of(name), opened.architecture).decoder()([opened.bos_token_id])
     click.echo(f"{bundle}: {len(files)} files, {sum(f['size'] for f in files.values()) / 1e6:.2f} MB, all as recorded")
 
 

@@ -144,7 +144,7 @@ def load(path: str | Path, variant: str | None = None, threads: int | None = Non
     """
     bundle = Bundle.open(path)
     bundle.check(bundle.files_of(variant))
-    session = Session(bundle.folder / bundle.variant_file(variant), bundle.architecture, threads)
+    session = Session(bundle.graph_of(variant), bundle.architecture, threads)
     return Model(
         bundle.load_tokenizer(),
         session.decoder,

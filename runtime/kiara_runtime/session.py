@@ -1,7 +1,9 @@
-"""The graph in ONNX Runtime, and the key/value cache of a sequence. Knows token ids only.
+"""The graph in ONNX Runtime, and the key/value cache of its sequences. Knows token ids only.
 
 GroupQueryAttention appends to the cache in place: each past/present pair is bound to one preallocated
 buffer of the full context, so a step copies nothing but the logits that are asked for.
+
+Shape letters: B sequences of a pass, S new tokens of each, C context length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -37,6 +39,11 @@ class Session:
         except Exception as error:  # onnxruntime raises classes of its own for every fault of a file
             raise UserError(f"{graph}: ONNX Runtime cannot open it ({' '.join(str(error).split())[:300]})") from None
         self._check_interface(graph)
+        half = self.graph.get_inputs()[-1].type == "tensor(float16)"
+        self.cache_type = np.dtype(np.float16 if half else np.float32)
+
+    def cache(self, slots: int) -> Cache:
+        return Cache(self, slots)
 
     def decoder(self) -> Decoder:
         return Decoder(self)
@@ -54,6 +61,58 @@ class Session:
             raise UserError(f"{graph}: its inputs and outputs are not those that kiara.json describes; export it again")
 
 
+class Cache:
+    """Keys and values of `slots` sequences, each with room for the whole context."""
+
+    def __init__(self, session: Session, slots: int) -> None:
+        shape = session.architecture
+        self._session = session
+        self._inputs, self._outputs = io_names(shape.num_hidden_layers)
+        # Zeroed pages cost nothing until they are written to.
+        size = (slots, shape.num_key_value_heads, shape.context_length, shape.head_dim)
+        self.buffers = [np.zeros(size, dtype=session.cache_type) for _ in self._inputs[2:]]
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+
+    def run(
+        self, ids: NDArray[np.int64], lengths: Sequence[int], first: int = 0, every: bool = False
+    ) -> NDArray[np.float32]:
+        """One pass over the slots `first` to `first + B`: their logits after the last token, float32 (B, V).
+
+        ids: (B, S), padded at the right. lengths: of each sequence once its new tokens are in. Sequences may
+        differ in length where all are new or S is 1. every: logits after each token, (B, S, V).
+        """
+        shape, (rows, new) = self._session.architecture, ids.shape
+        longest = max(lengths)
+        if not (0 < new <= longest <= shape.context_length and min(lengths) > 0 and len(lengths) == rows):
+            raise ValueError(
+                f"{ids.shape} new tokens make sequences of {lengths} in a context of {shape.context_length}"
+            )
+        mask = (np.arange(longest) < np.asarray(lengths)[:, None]).astype(np.int64)  # (B, longest)
+        padded = new > 1 and not mask.all()
+        if every and new > 1 and not padded:
+            # The graph gives every logit where the mask has a zero, and takes lengths from its sums.
+            mask[0, :2] = 2, 0
+        logits = np.empty((rows, new if every or padded else 1, shape.vocab_size), dtype=np.float32)
+        bind = self._binding(first, first + rows)
+        bind.bind_ortvalue_input("input_ids", ort.OrtValue.ortvalue_from_numpy(ids))
+        bind.bind_ortvalue_input("attention_mask", ort.OrtValue.ortvalue_from_numpy(mask))
+        bind.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
+        self._session.graph.run_with_iobinding(bind)
+        if every:
+            return logits
+        return logits[range(rows), np.asarray(lengths) - 1] if padded else logits[:, 0]
+
+    def _binding(self, first: int, end: int) -> ort.IOBinding:
+        """Past and present of a run of slots, bound to the same memory."""
+        if (first, end) not in self._bindings:
+            bind = self._bindings[first, end] = self._session.graph.io_binding()
+            for past, present, buffer in zip(self._inputs[2:], self._outputs[1:], self.buffers, strict=True):
+                shared = ort.OrtValue.ortvalue_from_numpy(buffer[first:end])
+                bind.bind_ortvalue_input(past, shared)
+                bind.bind_ortvalue_output(present, shared)
+        return self._bindings[first, end]
+
+
 class Decoder:
     """One sequence: its cache and its position.
 
@@ -61,38 +120,23 @@ class Decoder:
     """
 
     def __init__(self, session: Session) -> None:
-        shape = session.architecture
-        self._session, self.position = session, 0
-        self._mask = np.ones((1, shape.context_length), dtype=np.int64)
-        self._binding = session.graph.io_binding()
-        # Zeroed pages cost nothing until they are written to.
-        size = (1, shape.num_key_value_heads, shape.context_length, shape.head_dim)
-        inputs, outputs = io_names(shape.num_hidden_layers)
-        self._cache = [np.zeros(size, dtype=np.float32) for _ in inputs[2:]]  # the binding only points to them
-        for past, present, buffer in zip(inputs[2:], outputs[1:], self._cache, strict=True):
-            shared = ort.OrtValue.ortvalue_from_numpy(buffer)
-            self._binding.bind_ortvalue_input(past, shared)
-            self._binding.bind_ortvalue_output(present, shared)
+        self.cache, self.position = session.cache(1), 0
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.float32]:
         rest = np.asarray(ids, dtype=np.int64)
         while True:
             room = CHUNK - self.position % CHUNK
-            logits = self.append(rest[:room])
+            logits = self._pass(rest[:room], every=False)
             rest = rest[room:]
             if not len(rest):
-                return logits[-1]
+                return logits[0]
 
     def append(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """One pass over `ids` (S,), which join the sequence; logits after each, float32 (S, V)."""
-        shape, end = self._session.architecture, self.position + len(ids)
-        if not 0 < len(ids) <= shape.context_length - self.position:
-            raise ValueError(f"{len(ids)} tokens at position {self.position} of a context of {shape.context_length}")
-        logits = np.empty((1, len(ids), shape.vocab_size), dtype=np.float32)
-        bind = self._binding
-        bind.bind_ortvalue_input("input_ids", ort.OrtValue.ortvalue_from_numpy(ids[None]))
-        bind.bind_ortvalue_input("attention_mask", ort.OrtValue.ortvalue_from_numpy(self._mask[:, :end]))
-        bind.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
-        self._session.graph.run_with_iobinding(bind)
+        return self._pass(ids, every=True)[0]
+
+    def _pass(self, ids: NDArray[np.int64], every: bool) -> NDArray[np.float32]:
+        end = self.position + len(ids)
+        logits = self.cache.run(ids[None], [end], every=every)
         self.position = end
-        return logits[0]
+        return logits

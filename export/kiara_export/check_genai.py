@@ -1,0 +1,27 @@
+"""Run by `check_with`: greedy continuations by onnxruntime-genai. Arguments: a bundle. JSON in, JSON out."""
+
+import json
+import sys
+
+import onnxruntime_genai as genai
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    model = genai.Model(sys.argv[1])
+    tokenizer = genai.Tokenizer(model)
+    continuations = []
+    for text in asked["prompts"]:
+        prompt = tokenizer.encode(text).tolist()
+        params = genai.GeneratorParams(model)
+        params.set_search_options(max_length=len(prompt) + asked["max_tokens"], do_sample=False)
+        generator = genai.Generator(model, params)
+        generator.append_tokens(prompt)
+        while not generator.is_done():
+            generator.generate_next_token()
+        continuations.append({"prompt": prompt, "tokens": generator.get_sequence(0).tolist()[len(prompt) :]})
+    sys.stdout.write(json.dumps({"version": genai.__version__, "continuations": continuations}))
+
+
+if __name__ == "__main__":
+    main()

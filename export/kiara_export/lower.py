@@ -1,0 +1,199 @@
+"""One traced graph, lowered to what a variant ships: every kiara::Linear becomes an operator of ONNX Runtime.
+
+float32    MatMul
+blocks     MatMulNBits at 8 or 4 bits, and the embedding read from the very table of the LM head
+dynamic    DynamicQuantizeMatMul, whose products are integers of 8 bits on both sides
+half       MatMul with every weight, activation and cached key in float16
+
+The scales of all blocks lie in one float16 tensor that is cast and split in the graph: ONNX Runtime folds that
+away when it loads the graph, and 2 bytes a block stay off the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from kiara_export.graph import constant, register
+from kiara_export.rounding import Blocks, per_channel
+from kiara_runtime.errors import UserError
+
+CONTRIB = "com.microsoft"
+TABLE, HEAD = "model.embed_tokens.weight", "model.lm_head.weight"  # of the traced module
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: products in integers, the fastest on every CPU tried
+
+Rounded = Callable[[str, NDArray[np.float32]], Blocks]  # a matrix's name and its weights (out, in) -> its blocks
+Stored = Callable[[str], Blocks]
+
+
+def float32(traced: ir.Model) -> ir.Model:
+    """Plain matrix products on the weights as they are."""
+    model = traced.clone()
+    transposed: dict[str, ir.Value] = {}
+    for node in _linears(model):
+        weight = node.inputs[1]
+        assert weight is not None and weight.const_value is not None and weight.name is not None
+        if weight.name == TABLE:  # stored once, for the embedding
+            turn = ir.node("Transpose", [weight], {"perm": [1, 0]})
+            _replace(model, node, [turn, *_product(node, turn.outputs[0])])
+            continue
+        if weight.name not in transposed:
+            lazy = ir.LazyTensor(
+                lambda tensor=weight.const_value: ir.tensor(np.ascontiguousarray(tensor.numpy().T)),
+                dtype=ir.DataType.FLOAT,
+                shape=ir.Shape(tuple(reversed(weight.const_value.shape.numpy()))),
+                name=f"{weight.name}.transposed",
+            )  # turned when it is written, so that one copy stands in memory at a time
+            transposed[weight.name] = register(model, lazy)
+        _replace(model, node, _product(node, transposed[weight.name]))
+    return _finish(model)
+
+
+def half(traced: ir.Model) -> ir.Model:
+    """float16 throughout, for accelerators; the logits leave as float32."""
+    model = float32(traced)
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+            lazy = ir.LazyTensor(
+                lambda tensor=tensor: ir.tensor(_to_half(tensor.numpy())),
+                dtype=ir.DataType.FLOAT16,
+                shape=tensor.shape,
+                name=name,
+            )
+            value.const_value, value.type = lazy, ir.TensorType(ir.DataType.FLOAT16)  # types are shared among clones
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)  # the rotary tables
+    for value in (*model.graph.inputs, *(output for node in model.graph for output in node.outputs)):
+        if value.dtype == ir.DataType.FLOAT:
+            value.type = ir.TensorType(ir.DataType.FLOAT16)
+    logits = model.graph.outputs[0]
+    last = logits.producer()
+    assert last is not None
+    inner = ir.Value(name="logits.half", type=ir.TensorType(ir.DataType.FLOAT16))
+    product = ir.Node(last.domain, last.op_type, last.inputs, list(last.attributes.values()), outputs=[inner])
+    cast = ir.node("Cast", [inner], {"to": ir.DataType.FLOAT})
+    _replace(model, last, [product, cast])
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return model
+
+
+def blocks(traced: ir.Model, rounded: Rounded) -> ir.Model:
+    """Weights in blocks, as `rounded` gives them; a table that is embedding and head at once is stored once."""
+    model, made = traced.clone(), _Tables(rounded)
+    for node in _linears(model):
+        data, scales, zeros, spec = made.of(model, node.inputs[1])
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        inputs = [node.inputs[0], data, scales, zeros, None, bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        attributes = {"K": spec.columns, "N": spec.rows, "bits": spec.bits, "block_size": spec.size}
+        attributes["accuracy_level"] = INT8_ACTIVATIONS
+        _replace(model, node, [ir.node("MatMulNBits", inputs, attributes, domain=CONTRIB)])
+    made.gather(model)
+    made.pool_scales(model)
+    return _finish(model)
+
+
+def dynamic(traced: ir.Model, rounded: Rounded) -> ir.Model:
+    """Activations rounded to 8 bits a pass, weights a scale a row: fast prompts, where the model bears it.
+
+    The LM head keeps its blocks: it is small work in a prompt, and the table is stored once.
+    """
+    model, made = traced.clone(), _Tables(rounded)
+    for node in _linears(model):
+        weight = node.inputs[1]
+        assert weight is not None and weight.const_value is not None and weight.name is not None
+        if weight.name in (TABLE, HEAD):
+            continue
+        values, scales = per_channel(weight.const_value.numpy())
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        inputs = [node.inputs[0], constant(model, f"{weight.name}.int8", np.ascontiguousarray(values.T))]
+        inputs += [constant(model, f"{weight.name}.scales", scales), None, bias]
+        _replace(model, node, [ir.node("DynamicQuantizeMatMul", inputs[: 5 if bias else 3], domain=CONTRIB)])
+    return blocks(_finish(model), made.rounded)
+
+
+class _Tables:
+    """Blocks by the name of the matrix, each stored once however often it is used."""
+
+    def __init__(self, rounded: Rounded) -> None:
+        self.rounded = rounded
+        self._made: dict[str, tuple[ir.Value, ir.Value, ir.Value | None, Blocks]] = {}
+
+    def of(self, model: ir.Model, weight: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None, Blocks]:
+        assert weight is not None and weight.const_value is not None and weight.name is not None
+        name = weight.name
+        if name not in self._made:
+            made = self.rounded(name, weight.const_value.numpy())
+            zeros = None if made.zeros is None else constant(model, f"{name}.zeros", made.packed_zeros())
+            data = constant(model, f"{name}.int{made.bits}", made.packed())
+            scales = ir.Value(name=f"{name}.scales", type=ir.TensorType(ir.DataType.FLOAT))
+            self._made[name] = (data, scales, zeros, made)
+        return self._made[name]
+
+    def gather(self, model: ir.Model) -> None:
+        """The embedding's rows, out of the table of MatMulNBits; its three axes want a shape of scales of their own."""
+        for node in list(model.graph):
+            table = node.inputs[0] if node.op_type == "Gather" else None
+            if table is None or table.name != TABLE:
+                continue
+            data, scales, _, spec = self.of(model, table)
+            count = spec.columns // spec.size
+            shape = constant(model, "table_scales.shape", np.array([spec.rows, count, 1]))
+            flat = constant(model, "embedding.shape", np.array([0, 0, spec.columns]))
+            reshaped = ir.node("Reshape", [scales, shape])
+            gathered = ir.node(
+                "GatherBlockQuantized",
+                [data, node.inputs[1], reshaped.outputs[0]],
+                {"bits": spec.bits, "block_size": spec.size, "gather_axis": 0, "quantize_axis": 2},
+                domain=CONTRIB,
+            )
+            _replace(model, node, [reshaped, gathered, ir.node("Reshape", [gathered.outputs[0], flat])])
+
+    def pool_scales(self, model: ir.Model) -> None:
+        """Put Cast and Split, which give every matrix its scales, before all other nodes."""
+        made = list(self._made.values())
+        pool = constant(model, "scales", np.concatenate([spec.scales.ravel() for *_, spec in made]))
+        sizes = constant(model, "scales.sizes", np.array([spec.scales.size for *_, spec in made]))
+        cast = ir.node("Cast", [pool], {"to": ir.DataType.FLOAT})
+        split = ir.Node("", "Split", [cast.outputs[0], sizes], [ir.AttrInt64("axis", 0)], outputs=[m[1] for m in made])
+        model.graph.insert_before(model.graph[0], [cast, split])
+
+
+def _linears(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == "Linear" and node.domain == "kiara"]
+
+
+def _product(node: ir.Node, weight: ir.Value) -> list[ir.Node]:
+    """x W, and + b where the projection has one."""
+    product = ir.node("MatMul", [node.inputs[0], weight])
+    if len(node.inputs) < 3:
+        return [product]
+    return [product, ir.node("Add", [product.outputs[0], node.inputs[2]])]
+
+
+def _to_half(array: NDArray[np.float32]) -> NDArray[np.float16]:
+    largest = float(np.abs(array).max(initial=0))
+    if largest > np.finfo(np.float16).max:
+        raise UserError(f"--quantize fp16: a weight is {largest:.3g}, beyond what float16 holds; leave fp16 out")
+    return array.astype(np.float16)
+
+
+def _replace(model: ir.Model, node: ir.Node, nodes: list[ir.Node]) -> None:
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [node.outputs[0]], [nodes[-1].outputs[0]])
+
+
+def _finish(model: ir.Model) -> ir.Model:
+    """Drop the weights that the lowered graph does not read."""
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses():
+            del model.graph.initializers[name]
+    if not _linears(model):
+        model.opset_imports.pop("kiara", None)
+    model.opset_imports.setdefault(CONTRIB, 1)
+    return model

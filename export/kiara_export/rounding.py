@@ -1,0 +1,99 @@
+"""Weights in blocks: the arithmetic of weight-only quantisation, apart from any graph.
+
+A block is a run of inputs of one row that share a scale, and at 4 bits a zero point. At blocks of up to 64 (not
+at 128) ONNX Runtime's MatMulNBits computes each row of a batch by itself, so that a request's logits do not
+depend on its company; blocks of 64 read the least beside the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiara_runtime.errors import UserError
+
+BLOCK_SIZES = (64, 32, 16)
+SMALLEST_SCALE = np.float32(2.0**-24)  # of float16
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix (out, in) as whole numbers: weight = (value - zero) * scale.
+
+    values: uint8 (out, blocks, size), below 2 ** bits. scales: float16 (out, blocks). zeros: uint8 (out, blocks),
+    or None where the zero is the middle, 2 ** (bits - 1).
+    """
+
+    bits: int
+    values: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    zeros: NDArray[np.uint8] | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.values.shape[1] * self.values.shape[2]
+
+    @property
+    def size(self) -> int:
+        return self.values.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        zeros = 0 if self.zeros is None else self.packed_zeros().nbytes
+        return self.values.size * self.bits // 8 + self.scales.nbytes + zeros
+
+    def packed(self) -> NDArray[np.uint8]:
+        """As MatMulNBits reads them: (out, blocks, size * bits / 8), the first of a pair in the lower half byte."""
+        return self.values if self.bits == 8 else _pairs(self.values)
+
+    def packed_zeros(self) -> NDArray[np.uint8]:
+        """(out, ceil(blocks / 2)) at 4 bits, an odd count filled up."""
+        assert self.zeros is not None and self.bits == 4
+        return _pairs(np.pad(self.zeros, ((0, 0), (0, self.zeros.shape[1] % 2))))
+
+    def weight(self) -> NDArray[np.float32]:
+        """What the graph computes with, float32 (out, in)."""
+        zeros = np.float32(1 << (self.bits - 1)) if self.zeros is None else self.zeros[..., None].astype(np.float32)
+        return ((self.values - zeros) * self.scales.astype(np.float32)[..., None]).reshape(self.rows, self.columns)
+
+
+def block_size(columns: int, sizes: tuple[int, ...] = BLOCK_SIZES) -> int:
+    """The largest block that divides a matrix's inputs; raises UserError where none does."""
+    size = next((size for size in sizes if columns % size == 0), None)
+    if size is None:
+        raise UserError(f"--quantize: a matrix has {columns} inputs, no multiple of 16; export it with none or fp16")
+    return size
+
+
+def round_int8(weight: NDArray[np.float32]) -> Blocks:
+    """Symmetric 8-bit blocks, each from its largest weight. weight: (out, in)."""
+    rows, columns = weight.shape
+    size = block_size(columns)
+    grouped = weight.reshape(rows, columns // size, size)
+    scales = half_scales(np.abs(grouped).max(axis=2) / np.float32(127))
+    steps = np.rint(grouped / scales.astype(np.float32)[..., None])
+    return Blocks(8, (np.clip(steps, -128, 127) + 128).astype(np.uint8), scales)
+
+
+def per_channel(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 with one scale a row: values (out, in), scales (out,)."""
+    scales = np.maximum(np.abs(weight).max(axis=1) / np.float32(127), SMALLEST_SCALE)
+    return np.rint(weight / scales[:, None]).astype(np.int8), scales
+
+
+def half_scales(scales: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Rounded to what is stored, before the weights are: so the rounding of scales costs nothing. Never zero."""
+    if scales.max(initial=0) > np.finfo(np.float16).max:
+        raise UserError(f"--quantize: a scale of {scales.max():.3g} is beyond float16; export it with none")
+    return np.maximum(scales, SMALLEST_SCALE).astype(np.float16)
+
+
+def _pairs(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return values[..., ::2] | values[..., 1::2] << 4

@@ -1,0 +1,135 @@
+"""The graphs of a bundle on disk, all lowered from one trace of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from kiara.console import logger, progress
+from kiara.data import Split
+from kiara.model import GPT
+from kiara_export import lower
+from kiara_export.calibrate import calibrate_int4
+from kiara_export.graph import trace
+from kiara_export.mixed import Mixed, fewest
+from kiara_export.rounding import round_int8
+from kiara_runtime.bundle import GRAPH_FOLDER, VARIANT_FILES, Architecture
+from kiara_runtime.session import Session
+
+MAX_EMBEDDED_BYTES = 1_900_000_000  # of weights inside the graph's own file: a protobuf ends at 2 GiB
+FLOAT32 = "float32.onnx"  # what the others are measured against, where fp32 itself is not asked for
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What int4 may weigh or lose; the matrices that make it hold 8 bits are chosen by sensitivity.
+
+    budget: bytes of its graph file. max_bpb_loss: relative loss of bits per byte, for every variant the bar.
+    """
+
+    budget: int | None = None
+    max_bpb_loss: float | None = None
+
+    def searches(self) -> bool:
+        return self.budget is not None or self.max_bpb_loss is not None
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """paths: of each variant's file, and of float32's, asked for or not. eight: int4's matrices that keep 8 bits."""
+
+    paths: dict[str, Path]
+    eight: list[str]
+
+    def sessions(self, shape: Architecture) -> dict[str, Session]:
+        return {name: Session(path, shape) for name, path in self.paths.items()}
+
+
+def write_graphs(
+    folder: Path,
+    model: GPT,
+    names: list[str],
+    calibration: Split | None,
+    limit: Limit,
+    loss_of: Callable[[Path, Path], float],
+) -> Graphs:
+    """Write the graphs of `names`, and float32's, below `folder`. The weights of `model` are rounded on the way.
+
+    loss_of: relative loss of bits per byte of the second graph against the first, a float32 one.
+    """
+    (folder / GRAPH_FOLDER).mkdir()
+    paths = {name: folder / VARIANT_FILES[name] for name in names}
+    paths.setdefault("fp32", folder / GRAPH_FOLDER / FLOAT32)
+    with progress("Tracing the graph", 1) as advance:
+        traced = trace(model)
+        advance(1)
+    save(lower.float32(traced), paths["fp32"], apart="fp32" not in names)
+    makers = {
+        "fp16": lower.half,
+        "int8": lambda graph: lower.blocks(graph, lambda _, weight: round_int8(weight)),
+        "int8-dynamic": lambda graph: lower.dynamic(graph, lambda _, weight: round_int8(weight)),
+    }
+    for name, make in makers.items():
+        if name in names:
+            save(make(traced), paths[name])
+    if "int4" not in names:
+        return Graphs(paths, [])
+    assert calibration is not None
+    with progress("Calibrating int4", len(model.layers)) as advance:
+        mixed = Mixed(calibrate_int4(model, calibration, limit.searches(), advance))
+
+    def write(promoted: int) -> None:
+        save(lower.blocks(traced, mixed.rounded(promoted)), paths["int4"])
+
+    def loss_with(promoted: int) -> float:
+        write(promoted)
+        loss = loss_of(paths["fp32"], paths["int4"])
+        logger.info("int4 with %d of %d matrices at 8 bits loses %.2f%%", promoted, len(mixed), 100 * loss)
+        return loss
+
+    write(0)
+    promoted = 0
+    if limit.budget is not None:
+        promoted = mixed.within(paths["int4"].stat().st_size, limit.budget)
+    if limit.max_bpb_loss is not None:
+        promoted = fewest(promoted if limit.budget is not None else len(mixed), loss_with, limit.max_bpb_loss)
+    if promoted:
+        write(promoted)
+    return Graphs(paths, mixed.eight(promoted))
+
+
+def save(graph: ir.Model, path: Path, apart: bool = False) -> None:
+    """Write a graph with its weights inside, or, past the size of a protobuf or if told so, in a file beside it."""
+    total = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+    if apart or total > MAX_EMBEDDED_BYTES:
+        path.with_name(f"{path.name}_data").unlink(missing_ok=True)
+        ir.save(graph, path, external_data=f"{path.name}_data")
+    else:
+        ir.save(graph, path)
+
+
+def drop(path: Path) -> None:
+    """Delete a graph and the file of its weights."""
+    path.unlink()
+    path.with_name(f"{path.name}_data").unlink(missing_ok=True)
+
+
+def graph_bytes(path: Path) -> int:
+    """Size of a graph, its weights included."""
+    beside = path.with_name(f"{path.name}_data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def architecture(model: GPT) -> Architecture:
+    """What the runtime must know of the graph of `model`."""
+    config = model.config
+    return Architecture(
+        num_hidden_layers=config.num_hidden_layers,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        context_length=config.context_length,
+        vocab_size=model.vocab_size,
+    )

@@ -1,0 +1,121 @@
+"""Ways through a graph that ought to lead to the same logits: the oracle and the suspects of every verifier.
+
+One prefill is the obvious way; the cache, chunks, padding, company and far positions are what breaks. All of
+them run in the runtime's own session, so that what is proven is what will run.
+
+Shape letters: S tokens of a sequence, V vocabulary, C context length, L layers, K key/value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiara_runtime.session import Session
+
+CHUNK = 48  # no divisor of any context length, so that the last chunk is a short one
+MAX_STEPS = 128  # tokens of a window that are fed one by one
+BATCH, BATCH_STEPS = 4, 8  # sequences in the padded batch, and joint steps after their prompts
+END = 16  # positions at the end of the context
+
+Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Cached = list[NDArray[Any]]  # keys and values of each layer in turn, 2 L arrays (K, S, E)
+
+
+def in_chunks(session: Session, ids: Ids, chunk: int) -> Logits:
+    """`chunk` tokens of ids (S,) a pass: logits (S, V). One pass where chunk is S, single steps where it is 1."""
+    decoder = session.decoder()
+    return np.concatenate([decoder.append(ids[i : i + chunk]) for i in range(0, len(ids), chunk)])
+
+
+def batch_of(ids: Ids) -> list[Ids]:
+    """Beginnings of ids (S,) of very different lengths, the shortest hardly longer than the joint steps."""
+    return [ids[: max(BATCH_STEPS + 1, len(ids) // (4 * (i + 1)))] for i in range(BATCH)]
+
+
+def in_batch(session: Session, rows: Sequence[Ids]) -> list[Logits]:
+    """Sequences of different lengths together: one prompt pass padded at the right, then BATCH_STEPS joint steps.
+
+    Returns the logits (S, V) of each. A batch of one is the same way without company.
+    """
+    cache = session.cache(len(rows))
+    starts = [len(row) - BATCH_STEPS for row in rows]
+    padded = np.zeros((len(rows), max(starts)), dtype=np.int64)
+    for row, ids, start in zip(padded, rows, starts, strict=True):
+        row[:start] = ids[:start]
+    prompts = cache.run(padded, starts, every=True)
+    parts = [[prompt[:start]] for prompt, start in zip(prompts, starts, strict=True)]
+    for step in range(BATCH_STEPS):
+        ids = np.array([[row[start + step]] for row, start in zip(rows, starts, strict=True)])
+        for part, logits in zip(parts, cache.run(ids, [start + step + 1 for start in starts]), strict=True):
+            part.append(logits[None])
+    return [np.concatenate(part) for part in parts]
+
+
+def at_the_end(session: Session, past: Cached, ids: Ids, chunk: int) -> Logits:
+    """The last S positions of the context, behind a cache filled with `past` over and over: logits (S, V).
+
+    A prefill of a whole long context would take minutes; positions, cache and masks at its end are tried this way.
+    """
+    decoder = session.decoder()
+    decoder.position = session.architecture.context_length - len(ids)
+    for buffer, part in zip(decoder.cache.buffers, past, strict=True):
+        buffer[0, :, : decoder.position] = tiled(part, decoder.position)
+    return np.concatenate([decoder.append(ids[i : i + chunk]) for i in range(0, len(ids), chunk)])
+
+
+def cached(session: Session, ids: Ids) -> Cached:
+    """What the cache holds after one pass over ids (S,)."""
+    decoder = session.decoder()
+    decoder(ids.tolist())
+    return [buffer[0, :, : len(ids)].copy() for buffer in decoder.cache.buffers]
+
+
+def tiled(part: NDArray[Any], length: int) -> NDArray[Any]:
+    """(K, P, E) repeated along its positions, (K, length, E)."""
+    return np.take(part, np.arange(length) % part.shape[1], axis=1)
+
+
+@dataclass(frozen=True)
+class PathAgreement:
+    """How often paths find the token likeliest that a prefill of the same graph does, each a part of 1.
+
+    batch_exact: whether each sequence of a padded batch had, bit for bit, the logits that it has alone.
+    """
+
+    single_steps: float
+    chunked_prefill: float
+    padded_batch: float
+    end_of_context: float
+    batch_exact: bool
+
+    def lowest(self) -> float:
+        return min(self.single_steps, self.chunked_prefill, self.padded_batch, self.end_of_context)
+
+
+def path_agreement(session: Session, windows: Ids) -> PathAgreement:
+    """Of the paths of one graph with each other. windows: (R, S) of real text."""
+    prefills = [in_chunks(session, ids, len(ids)) for ids in windows]
+    stepped = [in_chunks(session, ids[:MAX_STEPS], 1) for ids in windows]
+    chunked = [in_chunks(session, ids, CHUNK) for ids in windows]
+    rows = batch_of(windows[0])
+    together, alone = in_batch(session, rows), [in_batch(session, [row])[0] for row in rows]
+    past, end = cached(session, windows[0]), windows[0][:END]
+    return PathAgreement(
+        single_steps=_agreeing(stepped, prefills),
+        chunked_prefill=_agreeing(chunked, prefills),
+        padded_batch=_agreeing(together, [prefills[0]] * len(rows)),
+        end_of_context=_agreeing([at_the_end(session, past, end, 1)], [at_the_end(session, past, end, len(end))]),
+        batch_exact=all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True)),
+    )
+
+
+def _agreeing(found: Sequence[Logits], expected: Sequence[Logits]) -> float:
+    """Part of the positions with the same likeliest token; what is expected may go on for longer."""
+    same = [a.argmax(-1) == b[: len(a)].argmax(-1) for a, b in zip(found, expected, strict=True)]
+    return float(np.concatenate(same).mean())
