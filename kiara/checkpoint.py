@@ -174,14 +174,14 @@ def to_hugging_face(model: GPT) -> dict[str, Tensor]:
 
 
 def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}  # all copies, so that nothing keeps the file mapped
     for name, like in model.state_dict().items():
         names = tensor_names(family, name)
         missing = [part for part in names if part not in tensors]
         if missing:
             raise UserError(f"{WEIGHTS_FILE}: the weight {missing[0]} is missing")
         parts = [tensors[part].T if is_transposed(family, name) else tensors[part] for part in names]
-        packed = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+        packed = torch.cat(parts) if len(parts) > 1 else parts[0].clone(memory_format=torch.contiguous_format)
         if packed.shape != like.shape:
             raise UserError(
                 f"{WEIGHTS_FILE}: {names[0]} makes {list(packed.shape)} where config.json asks for {list(like.shape)}"

@@ -144,6 +144,8 @@ class GPT(nn.Module):
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(config.hidden_size, vocab_size, bias=False)
         cos, sin = ops.rope_tables(config.context_length, config.head_dim, config.rope_theta)
+        self.cos: Tensor
+        self.sin: Tensor
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -158,9 +160,13 @@ class GPT(nn.Module):
         for i, layer in enumerate(self.layers):
             x_BSD, delta_BSD, layer_present = layer(x_BSD, delta_BSD, rope, past[i] if past else None, lengths)
             present.append(layer_present)
+        return self.head(x_BSD, delta_BSD, lengths), present
+
+    def head(self, x_BSD: Tensor, delta_BSD: Tensor | None, lengths: Lengths | None = None) -> Tensor:
+        """Logits of what leaves the last layer, (B, S, V)."""
         normed, _ = self.norm(x_BSD, delta_BSD)
         table = self.embed_tokens if self.lm_head is None else self.lm_head
-        return ops.linear(ops.wanted_positions(normed, lengths), table.weight, None), present
+        return ops.linear(ops.wanted_positions(normed, lengths), table.weight, None)
 
     def embed(
         self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | None = None

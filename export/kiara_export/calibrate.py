@@ -17,12 +17,11 @@ from kiara.data import Split
 from kiara.evaluate import windows
 from kiara.model import GPT, Linear
 from kiara_export.mixed import Choice
-from kiara_export.reference import window_length
 from kiara_export.rounding import SMALLEST_SCALE, Blocks, block_size, round_int8
 
 CALIBRATION_TOKENS = 1 << 14
 SLOPE_TOKENS, SLOPE_LENGTH = 1 << 11, 256  # a backward pass holds the activations of one window
-ROWS = 8  # windows a pass
+MAX_LENGTH, ROWS = 512, 8  # of a window, and windows a pass
 INT4_BLOCKS = (32, 16)
 DAMPING = 0.01  # of H's mean diagonal, added to it (the paper's)
 SHRINKS = torch.linspace(0.7, 1.0, 13)  # of a block's range: cutting its extremes off can fit the rest better
@@ -45,7 +44,8 @@ def calibrate_int4(
 def _layer_by_layer(
     model: GPT, split: Split, slopes: dict[str, Tensor], advance: Callable[[int], None]
 ) -> Iterator[tuple[str, Choice]]:
-    batches = list(windows(split, window_length(model), CALIBRATION_TOKENS, ROWS))
+    length = min(model.config.context_length, MAX_LENGTH)
+    batches = list(windows(split, length, CALIBRATION_TOKENS, ROWS))
     streams = [model.embed(batch[:, :-1])[0] for batch in batches]
     deltas: list[Tensor | None] = [None for _ in batches]
     rope = model.embed(batches[0][:, :-1])[1]
@@ -78,7 +78,7 @@ def output_slopes(model: GPT, split: Split) -> dict[str, Tensor]:
     for name, part in model.named_modules():
         if isinstance(part, Linear) and part is not model.lm_head:
             hooks.append(part.register_forward_hook(_watching(slopes, f"model.{name}.weight")))
-    length = min(window_length(model), SLOPE_LENGTH)
+    length = min(model.config.context_length, SLOPE_LENGTH)
     for batch in windows(split, length, SLOPE_TOKENS, 1):
         model.loss(batch[:, :-1], batch[:, 1:]).backward()
         model.zero_grad(set_to_none=True)

@@ -80,10 +80,13 @@ def trace(model: GPT) -> ir.Model:
             verbose=False,
         )
     assert program is not None
-    _tidy(program.model)
+    graph = program.model.clone()
+    for value in program.model.graph.initializers.values():
+        value.const_value = None  # the exporter's optimiser holds on to the last graph it saw: not to the weights, too
+    _tidy(graph)
     if model.embed_positions is None:
-        _compute_rope(program.model, model.config)
-    return program.model
+        _compute_rope(graph, model.config)
+    return graph
 
 
 def _compute_rope(model: ir.Model, config: ModelConfig) -> None:

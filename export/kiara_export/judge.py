@@ -20,17 +20,18 @@ from torch import Tensor
 from kiara.data import Split
 from kiara.evaluate import Metrics, Tally, rows_at_once, windows
 from kiara.model import GPT
-from kiara_export.reference import Reference, window_length
+from kiara_export.reference import Reference
 from kiara_export.verify import departing_layer
 from kiara_runtime.bundle import Architecture
 from kiara_runtime.errors import UserError
-from kiara_runtime.paths import PathAgreement, cached, in_chunks, path_agreement
+from kiara_runtime.paths import PathAgreement, cached
 from kiara_runtime.session import Session
 from kiara_runtime.tokenizer import Tokenizer
 
 MAX_TOKENS, MIN_TOKENS = 1 << 16, 1 << 13  # of held-out text that the variants are judged on
 MAX_WORK = 1e12  # tokens times parameters: a dozen seconds a variant on two cores
-ROWS = 64  # positions whose distributions are compared at once: they are large beside a small model
+MAX_LENGTH, PASS = 512, 256  # tokens of a window, and of a pass through it, whose logits are large
+ROWS = 8  # positions whose distributions are compared at once: a cache holds as many
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
@@ -77,33 +78,28 @@ class Judge:
     """Compares any number of variants with float32 in one reading of the text, a window at a time."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, split: Split) -> None:
-        self._tokenizer, self._split, self._length = tokenizer, split, window_length(model)
+        self._tokenizer, self._split = tokenizer, split
+        self._length = min(model.config.context_length, MAX_LENGTH)
         self._rows = rows_at_once(model)
         affordable = max(MIN_TOKENS, int(MAX_WORK / sum(parameter.numel() for parameter in model.parameters())))
         self._float32: Metrics | None = None
         self.tokens = min(MAX_TOKENS, affordable, split.windows(self._length) * self._length)
 
     def measure(
-        self,
-        float32: Session,
-        variants: Mapping[str, Session],
-        reference: Reference | None = None,
-        advance: Callable[[int], None] = lambda tokens: None,
-    ) -> tuple[Metrics, dict[str, Quality]]:
-        """Metrics of float32, and the quality of each variant, whose paths are compared on the reference's text."""
-        tally, seen = Tally(self._tokenizer), {name: _Comparison(self._tokenizer) for name in variants}
+        self, float32: Session, variants: Mapping[str, Session], advance: Callable[[int], None] = lambda tokens: None
+    ) -> tuple[Metrics, dict[str, Comparison]]:
+        """Metrics of float32, and of each variant what tells its quality."""
+        tally, seen = Tally(self._tokenizer), {name: Comparison(self._tokenizer) for name in variants}
         for batch in windows(self._split, self._length, self.tokens, self._rows):
             for window in batch:
-                ids, targets = window[:-1].numpy(), window[1:]
-                expected = torch.from_numpy(in_chunks(float32, ids, len(ids)))
-                tally.add(expected, targets)
-                for name, session in variants.items():
-                    seen[name].add(torch.from_numpy(in_chunks(session, ids, len(ids))), expected, targets)
-                advance(len(ids))
-        metrics = tally.metrics()
-        if reference is None:
-            return metrics, {}
-        return metrics, {name: seen[name].quality(metrics, variants[name], reference) for name in variants}
+                base, decoders = float32.decoder(), {name: session.decoder() for name, session in variants.items()}
+                for ids, targets in zip(window[:-1].split(PASS), window[1:].split(PASS), strict=True):
+                    expected = torch.from_numpy(base.append(ids.numpy()))
+                    tally.add(expected, targets)
+                    for name, decoder in decoders.items():
+                        seen[name].add(torch.from_numpy(decoder.append(ids.numpy())), expected, targets)
+                    advance(len(ids))
+        return tally.metrics(), seen
 
     def loss_of_files(self, shape: Architecture, float32: Path, variant: Path) -> float:
         """Relative loss of bits per byte of the second graph against the first, which is measured only once."""
@@ -112,21 +108,23 @@ class Judge:
         return self.measure(Session(variant, shape), {})[0].bits_per_byte / self._float32.bits_per_byte - 1
 
 
-class _Comparison:
+class Comparison:
+    """A variant beside float32, as the text goes by."""
+
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tally, self._agreeing, self._divergences = Tally(tokenizer), 0, list[Tensor]()
+        self._tally, self._agreeing, self._divergences = Tally(tokenizer), 0, list[float]()
 
     def add(self, found: Tensor, expected: Tensor, targets: Tensor) -> None:
         """Logits (S, V) of the variant and of float32, and the tokens that came (S,)."""
         self._tally.add(found, targets)
         self._agreeing += int((found.argmax(-1) == expected.argmax(-1)).sum())
         for ours, theirs in zip(found.split(ROWS), expected.split(ROWS), strict=True):
-            ours, theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
-            self._divergences.append((theirs.exp() * (theirs - ours)).sum(-1))
+            ahead = ours.logsumexp(-1) - theirs.logsumexp(-1)
+            inner = torch.linalg.vecdot(theirs.softmax(-1), theirs - ours)
+            self._divergences += (inner + ahead).tolist()
 
-    def quality(self, float32: Metrics, session: Session, reference: Reference) -> Quality:
-        metrics, divergences = self._tally.metrics(), torch.cat(self._divergences).clamp(min=0)
-        paths = path_agreement(session, reference.windows)
+    def quality(self, float32: Metrics, paths: PathAgreement) -> Quality:
+        metrics, divergences = self._tally.metrics(), torch.tensor(self._divergences).clamp(min=0)
         return Quality(
             metrics=metrics,
             bits_per_byte_loss=metrics.bits_per_byte / float32.bits_per_byte - 1,

@@ -13,11 +13,12 @@ from kiara.checkpoint import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model
 from kiara.config import ModelConfig
 from kiara.console import logger, progress
 from kiara.data import Split
+from kiara.device import give_back_memory
 from kiara.evaluate import held_out_text
 from kiara.files import new_folder
 from kiara_export.check_with import CHECKS, greedy_agreement
 from kiara_export.interop import write_interop
-from kiara_export.judge import LIMITS, Judge, demand, worst_layer
+from kiara_export.judge import LIMITS, Judge, Quality, demand, worst_layer
 from kiara_export.receipt import Receipt
 from kiara_export.reference import Reference, reference_of
 from kiara_export.variants import Graphs, Limit, architecture, drop, graph_bytes, write_graphs
@@ -26,6 +27,7 @@ from kiara_runtime.bench import machine, measure_apart
 from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
 from kiara_runtime.deep import probe
 from kiara_runtime.errors import UserError
+from kiara_runtime.paths import path_agreement
 from kiara_runtime.signing import read_private_key, sign
 from kiara_runtime.tokenizer import Tokenizer
 
@@ -85,6 +87,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
         loss_of = partial(judge.loss_of_files, subject.shape)
         graphs = write_graphs(folder, model, names, calibration, request.limit, loss_of)
         del model  # the graphs are judged without it
+        give_back_memory()
         receipt = _judged(subject, graphs, names, judge, reference, request.limit)
         if "fp32" not in names:
             drop(graphs.paths.pop("fp32"))
@@ -127,17 +130,22 @@ def _judged(
     subject: _Subject, graphs: Graphs, names: list[str], judge: Judge, reference: Reference, limit: Limit
 ) -> Receipt:
     """The receipt as far as the graphs themselves earn it; raises UserError where one does not."""
-    sessions = graphs.sessions(subject.shape)
-    float32 = sessions.pop("fp32")
+    float32 = graphs.session("fp32", subject.shape)
     agreements = verify_float32(float32, reference)
+    sessions = {name: graphs.session(name, subject.shape) for name in names if name != "fp32"}
     with progress("Verifying", judge.tokens) as advance:
-        metrics, qualities = judge.measure(float32, sessions, reference, advance)
-    for name, quality in qualities.items():
+        metrics, compared = judge.measure(float32, sessions, advance)
+    ids = reference.windows[0]
+    probes = {"fp32": probe(float32, ids)} if "fp32" in names else {}
+    del float32
+    qualities: dict[str, Quality] = {}
+    for name, session in sessions.items():
+        quality = qualities[name] = compared[name].quality(metrics, path_agreement(session, reference.windows))
         allowed = LIMITS[name]
         if limit.max_bpb_loss is not None:
             allowed = replace(allowed, bits_per_byte_loss=limit.max_bpb_loss)
-        demand(name, quality, allowed, partial(worst_layer, float32, sessions[name], reference))
-    ids, every = reference.windows[0], {"fp32": float32, **sessions}
+        demand(name, quality, allowed, lambda: worst_layer(graphs.session("fp32", subject.shape), session, reference))
+        probes[name] = probe(session, ids)
     return Receipt(
         name=subject.name,
         parameters=sizes.parameters(subject.config, subject.shape.vocab_size),
@@ -148,7 +156,7 @@ def _judged(
         agreements=agreements,
         qualities=qualities,
         machine=machine(),
-        probe={"ids": ids.tolist(), "variants": {name: probe(every[name], ids) for name in names}},
+        probe={"ids": ids.tolist(), "variants": probes},
         provenance=subject.provenance,
     )
 

@@ -5,10 +5,10 @@ Shape letters as in `kiara_runtime.paths`; R held-out windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from kiara.data import Split
 from kiara.evaluate import rows_at_once, windows
@@ -17,7 +17,7 @@ from kiara.ops import KeyValue
 from kiara_runtime.paths import END, Cached, Ids, Logits, batch_of, tiled
 
 WINDOWS = 4  # held-out windows that the paths are compared on; one of a model whose logits are large
-MAX_LENGTH = 512  # of a window; a longer one would only take longer to say the same
+MAX_LENGTH = 256  # of a window; a longer one would only take longer to say the same
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,10 @@ class Reference:
     end_logits: Logits
 
 
-def window_length(model: GPT) -> int:
-    return min(model.config.context_length, MAX_LENGTH)
-
-
 @torch.inference_mode()
 def reference_of(model: GPT, split: Split) -> Reference:
     """Run the model eagerly over a little held-out text, along every path that a graph must reproduce."""
-    length = window_length(model)
+    length = min(model.config.context_length, MAX_LENGTH)
     count = WINDOWS if rows_at_once(model) >= WINDOWS else 1
     batch = next(windows(split, length, count * length, count))[:, :-1]
     logits, present = model(batch)
@@ -60,22 +56,19 @@ def reference_of(model: GPT, split: Split) -> Reference:
         rows=rows,
         row_logits=[logits[0, : len(row)].numpy() for row in rows],
         end=end,
-        end_logits=model(torch.from_numpy(end)[None], _Tiled(past, model.config.context_length - END))[0][0].numpy(),
+        end_logits=_logits_behind(model, past, torch.from_numpy(end)[None]),
     )
 
 
-class _Tiled:
-    """A cache filled up to `length`, one layer in memory at a time."""
+def _logits_behind(model: GPT, past: Cached, ids: Tensor) -> Logits:
+    """Logits (S, V) of the context's last positions: GPT.forward, but with one layer's cache in memory at a time."""
+    filled = model.config.context_length - ids.shape[1]
 
-    def __init__(self, past: Cached, length: int) -> None:
-        self._past, self._length = past, length
-
-    def __len__(self) -> int:
-        return len(self._past) // 2
-
-    def __getitem__(self, layer: int) -> KeyValue:
-        keys, values = (torch.from_numpy(tiled(p, self._length))[None] for p in self._past[2 * layer : 2 * layer + 2])
+    def cache(layer: int) -> KeyValue:
+        keys, values = (torch.from_numpy(tiled(part, filled))[None] for part in past[2 * layer : 2 * layer + 2])
         return keys, values
 
-    def __iter__(self) -> Iterator[KeyValue]:
-        return (self[layer] for layer in range(len(self)))
+    (x, rope), delta = model.embed(ids, [cache(0)]), None
+    for i, layer in enumerate(model.layers):
+        x, delta, _ = layer(x, delta, rope, cache(i), None)
+    return model.head(x, delta)[0].numpy()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kiara_runtime.errors import UserError
 
 BLOCK_SIZES = (64, 32, 16)
+SLAB = 1024  # rows
 SMALLEST_SCALE = np.float32(2.0**-24)  # of float16
 
 
@@ -76,10 +77,15 @@ def round_int8(weight: NDArray[np.float32]) -> Blocks:
     """Symmetric 8-bit blocks, each from its largest weight. weight: (out, in)."""
     rows, columns = weight.shape
     size = block_size(columns)
-    grouped = weight.reshape(rows, columns // size, size)
-    scales = half_scales(np.abs(grouped).max(axis=2) / np.float32(127))
-    steps = np.rint(grouped / scales.astype(np.float32)[..., None])
-    return Blocks(8, (np.clip(steps, -128, 127) + 128).astype(np.uint8), scales)
+    values = np.empty((rows, columns // size, size), dtype=np.uint8)
+    scales = np.empty(values.shape[:2], dtype=np.float16)
+    for start in range(0, rows, SLAB):  # a large table's intermediate values would take many times its size
+        slab = slice(start, start + SLAB)
+        grouped = weight[slab].reshape(-1, columns // size, size)
+        scales[slab] = half_scales(np.abs(grouped).max(axis=2) / np.float32(127))
+        steps = np.rint(grouped / scales[slab].astype(np.float32)[..., None])
+        values[slab] = np.clip(steps, -128, 127) + 128
+    return Blocks(8, values, scales)
 
 
 def per_channel(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -8,6 +8,8 @@ Shape letters: B sequences of a pass, S new tokens of each, C context length, V 
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,17 +24,24 @@ from kiara_runtime.sampling import check_integer
 # Prompts are cut at multiples of this position: bounds the logits held at once, and makes the passes, and
 # with them the last bit of every activation, depend on the tokens alone.
 CHUNK = 256
+# A process that forks must not write into its parent's cache.
+_PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class Session:
     """A loaded graph. Any number of `Decoder`s may run on it, from any number of threads."""
 
-    def __init__(self, graph: Path, architecture: Architecture, threads: int | None = None) -> None:
+    def __init__(
+        self, graph: Path, architecture: Architecture, threads: int | None = None, lean: bool = False
+    ) -> None:
+        """threads: by default one for every core. lean: map weights that lie beside the graph, and copy none."""
         if threads is not None:
             check_integer("threads", threads, 1, 1024)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; the optimiser's warnings mean nothing to a user
         options.intra_op_num_threads = threads or 0
+        if lean:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         self.architecture = architecture
         try:
             self.graph = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -68,9 +77,11 @@ class Cache:
         shape = session.architecture
         self._session = session
         self._inputs, self._outputs = io_names(shape.num_hidden_layers)
-        # Zeroed pages cost nothing until they are written to.
-        size = (slots, shape.num_key_value_heads, shape.context_length, shape.head_dim)
-        self.buffers = [np.zeros(size, dtype=session.cache_type) for _ in self._inputs[2:]]
+        size = (2 * shape.num_hidden_layers, slots, shape.num_key_value_heads, shape.context_length, shape.head_dim)
+        # Straight from the system: pages that were never written to take no memory. NumPy would ask for huge pages,
+        # and the first token of each head would make a whole context's worth of them resident.
+        memory = mmap.mmap(-1, math.prod(size) * session.cache_type.itemsize, **_PRIVATE)
+        self.buffers = np.frombuffer(memory, dtype=session.cache_type).reshape(size)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
 
     def run(
