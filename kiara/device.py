@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import sys
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 

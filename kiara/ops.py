@@ -95,7 +95,7 @@ def skip_layer_norm(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, eps: 
 
 
 def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x) (Elfwing et al. 2017). Stands for com.microsoft QuickGelu, whose alpha scales the sigmoid's input."""
+    """x * sigmoid(x) (Elfwing et al. 2017). Stands for com.microsoft QuickGelu, x * sigmoid(alpha * x)."""
     if not torch.compiler.is_exporting():
         return F.silu(x)
     return torch.onnx.ops.symbolic("com.microsoft::QuickGelu", (x,), {"alpha": 1.0}, dtype=x.dtype, shape=x.shape)

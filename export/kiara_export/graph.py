@@ -92,7 +92,7 @@ def trace(model: GPT) -> ir.Model:
 def _compute_rope(model: ir.Model, config: ModelConfig) -> None:
     """Put the computation of the rotary tables where the tables are: ONNX Runtime folds it when it loads the graph.
 
-    A long context's tables would be megabytes. In float64, as `kiara.ops.rope_tables` has it, from the same frequencies.
+    A long context's tables would be megabytes. In float64 and from the same frequencies, as `kiara.ops.rope_tables`.
     """
     tables = {name: model.graph.initializers[f"model.{name}"] for name in ("cos", "sin")}
     steps = -np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
@@ -120,7 +120,9 @@ def constant(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value
 
 def register(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
     """Make a tensor, which may be a lazy one, the graph's."""
-    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     model.graph.register_initializer(value)
     return value
 

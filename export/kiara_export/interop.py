@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from kiara.config import ModelConfig
+from kiara_export.onnx_file import beside
 from kiara_runtime.bundle import VARIANT_FILES, io_names
 
 
 def write_interop(folder: Path, config: ModelConfig, vocab_size: int, ids: dict[str, Any], variants: list[str]) -> None:
     """Write config.json, generation_config.json and genai_config.json; the first variant is what genai opens."""
     graphs = [folder / VARIANT_FILES[name] for name in variants]
-    apart = {graph.name: 1 for graph in graphs if graph.with_name(f"{graph.name}_data").exists()}
+    apart = {graph.name: 1 for graph in graphs if beside(graph).exists()}
     javascript: dict[str, Any] = {"use_external_data_format": apart} if apart else {}
     if "fp16" in variants:
         javascript["kv_cache_dtype"] = {"fp16": "float16"}

@@ -30,7 +30,7 @@ from kiara_runtime.tokenizer import Tokenizer
 
 MAX_TOKENS, MIN_TOKENS = 1 << 16, 1 << 13  # of held-out text that the variants are judged on
 MAX_WORK = 1e12  # tokens times parameters: a dozen seconds a variant on two cores
-MAX_LENGTH, PASS = 512, 256  # tokens of a window, and of a pass through it, whose logits are large
+MAX_LENGTH, PASS = 512, 128  # tokens of a window, and of a pass through it, whose logits are large
 ROWS = 8  # positions whose distributions are compared at once: a cache holds as many
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 

@@ -29,16 +29,25 @@ Rounded = Callable[[str, NDArray[np.float32]], Blocks]  # a matrix's name and it
 Stored = Callable[[str], Blocks]
 
 
-def float32(traced: ir.Model) -> ir.Model:
+def _fused_head(node: ir.Node, table: ir.Value) -> list[ir.Node]:
+    return [ir.node("FusedMatMul", [node.inputs[0], table], {"transB": 1}, domain=CONTRIB)]
+
+
+def _turned_head(node: ir.Node, table: ir.Value) -> list[ir.Node]:
+    """In the standard's own operators, which accelerators have in float16; loading makes a turned copy."""
+    turn = ir.node("Transpose", [table], {"perm": [1, 0]})
+    return [turn, ir.node("MatMul", [node.inputs[0], turn.outputs[0]])]
+
+
+def float32(traced: ir.Model, tied_head: Callable[[ir.Node, ir.Value], list[ir.Node]] = _fused_head) -> ir.Model:
     """Plain matrix products on the weights as they are."""
     model = traced.clone()
     transposed: dict[str, ir.Value] = {}
     for node in _linears(model):
         weight = node.inputs[1]
         assert weight is not None and weight.const_value is not None and weight.name is not None
-        if weight.name == TABLE:  # stored once, for the embedding
-            turn = ir.node("Transpose", [weight], {"perm": [1, 0]})
-            _replace(model, node, [turn, *_product(node, turn.outputs[0])])
+        if weight.name == TABLE:  # stored once, as the embedding reads it
+            _replace(model, node, tied_head(node, weight))
             continue
         if weight.name not in transposed:
             lazy = ir.LazyTensor(
@@ -54,14 +63,14 @@ def float32(traced: ir.Model) -> ir.Model:
 
 def half(traced: ir.Model) -> ir.Model:
     """float16 throughout, for accelerators; the logits leave as float32."""
-    model = float32(traced)
+    model = float32(traced, _turned_head)
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
             lazy = ir.LazyTensor(
                 lambda tensor=tensor: ir.tensor(_to_half(tensor.numpy())),
                 dtype=ir.DataType.FLOAT16,
-                shape=tensor.shape,
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=name,
             )
             value.const_value, value.type = lazy, ir.TensorType(ir.DataType.FLOAT16)  # types are shared among clones

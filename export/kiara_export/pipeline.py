@@ -19,9 +19,10 @@ from kiara.files import new_folder
 from kiara_export.check_with import CHECKS, greedy_agreement
 from kiara_export.interop import write_interop
 from kiara_export.judge import LIMITS, Judge, Quality, demand, worst_layer
+from kiara_export.onnx_file import drop, graph_bytes
 from kiara_export.receipt import Receipt
 from kiara_export.reference import Reference, reference_of
-from kiara_export.variants import Graphs, Limit, architecture, drop, graph_bytes, write_graphs
+from kiara_export.variants import Graphs, Limit, architecture, write_graphs
 from kiara_export.verify import verify_float32
 from kiara_runtime.bench import machine, measure_apart
 from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
@@ -144,7 +145,7 @@ def _judged(
         allowed = LIMITS[name]
         if limit.max_bpb_loss is not None:
             allowed = replace(allowed, bits_per_byte_loss=limit.max_bpb_loss)
-        demand(name, quality, allowed, lambda: worst_layer(graphs.session("fp32", subject.shape), session, reference))
+        demand(name, quality, allowed, partial(_worst_layer, graphs, name, subject.shape, reference))
         probes[name] = probe(session, ids)
     return Receipt(
         name=subject.name,
@@ -159,6 +160,10 @@ def _judged(
         probe={"ids": ids.tolist(), "variants": probes},
         provenance=subject.provenance,
     )
+
+
+def _worst_layer(graphs: Graphs, name: str, shape: Architecture, reference: Reference) -> str:
+    return worst_layer(graphs.session("fp32", shape), graphs.session(name, shape), reference)
 
 
 def _tried(folder: Path, receipt: Receipt, request: Request, held_out: Split) -> Receipt:

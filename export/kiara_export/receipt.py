@@ -9,7 +9,6 @@ from typing import Any
 
 from kiara.evaluate import Metrics
 from kiara_export.judge import QUANTILES, Quality
-from kiara_export.receipt_plot import plot_receipt
 from kiara_export.verify import Agreement
 from kiara_runtime.bench import Speed
 
@@ -73,6 +72,8 @@ class Receipt:
             "provenance": self.provenance,
         }
         (folder / "receipt.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+        from kiara_export.receipt_plot import plot_receipt  # once the model is gone: matplotlib takes 25 MB
+
         plot_receipt(self.figures(), self.name, folder / PLOT)
         (folder / "README.md").write_text("\n".join(self._card()), "utf-8")
 
@@ -111,8 +112,8 @@ class Receipt:
             *self._path_lines(),
             *self._runtime_lines(),
             f"{self._origin()}; {versions}.",
-            "`kiara.json` lists every file with its SHA-256; `kiara-run verify` checks them, and with `--deep` compares "
-            "what the graphs compute on your machine.",
+            "`kiara.json` lists every file with its SHA-256; `kiara-run verify` checks them, and with `--deep` "
+            "compares what the graphs compute on your machine.",
             "",
         ]
 
@@ -164,14 +165,15 @@ class Receipt:
     def _runtime_lines(self) -> list[str]:
         if not self.runtimes:
             return []
+        tokens = self.runtimes[0]["tokens"]
         return [
             "## The same folder in other runtimes: greedy tokens against Kiara's",
             "",
-            "| runtime | variant | prompts | the same for 64 tokens | for all | first difference at token |",
+            f"| runtime | variant | prompts | the same for 64 tokens | the same for {tokens} | first difference at token |",
             "|---|---|---|---|---|---|",
             *(
-                f"| {r['runtime']} {r['version']} | {r['variant']} | {r['prompts']} | {r['identical_for_64_tokens']} | "
-                f"{r['identical']} of {r['tokens']} | {'-' if r['first_difference'] is None else r['first_difference']} |"
+                f"| {r['runtime']} {r['version']} | {r['variant']} | {r['prompts']} | "
+                f"{r['identical_for_64_tokens']} | {r['identical']} | {_or_dash(r['first_difference'])} |"
                 for r in self.runtimes
             ),
             "",
@@ -180,3 +182,7 @@ class Receipt:
 
 def _mebibytes(count: int | None) -> str:
     return "-" if count is None else f"{count / (1 << 20):,.0f}"
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +15,11 @@ from kiara.data import Split
 from kiara.evaluate import rows_at_once, windows
 from kiara.model import GPT
 from kiara.ops import KeyValue
-from kiara_runtime.paths import END, Cached, Ids, Logits, batch_of, tiled
+from kiara_runtime.paths import END, Cached, Ids, Logits, batch_of
 
-WINDOWS = 4  # held-out windows that the paths are compared on; one of a model whose logits are large
-MAX_LENGTH = 256  # of a window; a longer one would only take longer to say the same
+WINDOWS = 4  # held-out windows that the paths are compared on
+MAX_LENGTH = 256  # tokens of a window; a longer one would only take longer to say the same
+LARGE_LENGTH = 128  # of the one window of a model whose logits are large
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Reference:
 @torch.inference_mode()
 def reference_of(model: GPT, split: Split) -> Reference:
     """Run the model eagerly over a little held-out text, along every path that a graph must reproduce."""
-    length = min(model.config.context_length, MAX_LENGTH)
-    count = WINDOWS if rows_at_once(model) >= WINDOWS else 1
+    large = rows_at_once(model) < WINDOWS
+    length = min(model.config.context_length, LARGE_LENGTH if large else MAX_LENGTH)
+    count = 1 if large else WINDOWS
     batch = next(windows(split, length, count * length, count))[:, :-1]
     logits, present = model(batch)
     past = [part[0].numpy().copy() for pair in present for part in pair]
@@ -62,10 +65,10 @@ def reference_of(model: GPT, split: Split) -> Reference:
 
 def _logits_behind(model: GPT, past: Cached, ids: Tensor) -> Logits:
     """Logits (S, V) of the context's last positions: GPT.forward, but with one layer's cache in memory at a time."""
-    filled = model.config.context_length - ids.shape[1]
+    positions = np.arange(model.config.context_length - ids.shape[1]) % past[0].shape[1]
 
     def cache(layer: int) -> KeyValue:
-        keys, values = (torch.from_numpy(tiled(part, filled))[None] for part in past[2 * layer : 2 * layer + 2])
+        keys, values = (torch.from_numpy(part[:, positions])[None] for part in past[2 * layer : 2 * layer + 2])
         return keys, values
 
     (x, rope), delta = model.embed(ids, [cache(0)]), None

@@ -102,4 +102,4 @@ def half_scales(scales: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def _pairs(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return values[..., ::2] | values[..., 1::2] << 4
+    return values[..., ::2] | np.left_shift(values[..., 1::2], np.uint8(4))

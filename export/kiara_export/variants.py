@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir as ir
-
 from kiara.console import logger, progress
 from kiara.data import Split
 from kiara.model import GPT
@@ -15,11 +13,11 @@ from kiara_export import lower
 from kiara_export.calibrate import calibrate_int4
 from kiara_export.graph import trace
 from kiara_export.mixed import Mixed, fewest
+from kiara_export.onnx_file import save
 from kiara_export.rounding import round_int8
 from kiara_runtime.bundle import GRAPH_FOLDER, VARIANT_FILES, Architecture
 from kiara_runtime.session import Session
 
-MAX_EMBEDDED_BYTES = 1_900_000_000  # of weights inside the graph's own file: a protobuf ends at 2 GiB
 FLOAT32 = "float32.onnx"  # what the others are measured against, where fp32 itself is not asked for
 
 
@@ -100,28 +98,6 @@ def write_graphs(
     if promoted:
         write(promoted)
     return Graphs(paths, mixed.eight(promoted))
-
-
-def save(graph: ir.Model, path: Path, apart: bool = False) -> None:
-    """Write a graph with its weights inside, or, past the size of a protobuf or if told so, in a file beside it."""
-    total = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
-    if apart or total > MAX_EMBEDDED_BYTES:
-        path.with_name(f"{path.name}_data").unlink(missing_ok=True)
-        ir.save(graph, path, external_data=f"{path.name}_data")
-    else:
-        ir.save(graph, path)
-
-
-def drop(path: Path) -> None:
-    """Delete a graph and the file of its weights."""
-    path.unlink()
-    path.with_name(f"{path.name}_data").unlink(missing_ok=True)
-
-
-def graph_bytes(path: Path) -> int:
-    """Size of a graph, its weights included."""
-    beside = path.with_name(f"{path.name}_data")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
 def architecture(model: GPT) -> Architecture:

@@ -48,18 +48,19 @@ def verify_float32(session: Session, reference: Reference) -> list[Agreement]:
 def _paths(session: Session, reference: Reference) -> Iterator[tuple[str, Logits, Logits]]:
     """Name of a path, what PyTorch gives and what the graph gives, (S, V) each."""
     length = reference.windows.shape[1]
-    for name, chunk, limit in (
-        ("prefill", length, length),
-        ("single steps", 1, MAX_STEPS),
-        ("chunked prefill", CHUNK, length),
-    ):
+
+    def windows(name: str, chunk: int, limit: int) -> Iterator[tuple[str, Logits, Logits]]:
         for ids, logits in zip(reference.windows, reference.logits, strict=True):
             yield name, logits[:limit], in_chunks(session, ids[:limit], chunk)
-    batch = in_batch(session, reference.rows)
-    for expected, found in zip(reference.row_logits, batch, strict=True):
-        yield "right-padded batch", expected, found
+
+    # The whole context's cache is the most memory of all: first, before the heap is in pieces.
     for name, chunk in (("end of the context", len(reference.end)), ("single steps to the end of the context", 1)):
         yield name, reference.end_logits, at_the_end(session, reference.past, reference.end, chunk)
+    yield from windows("prefill", length, length)
+    yield from windows("single steps", 1, MAX_STEPS)
+    yield from windows("chunked prefill", CHUNK, length)
+    for expected, found in zip(reference.row_logits, in_batch(session, reference.rows), strict=True):
+        yield "right-padded batch", expected, found
 
 
 def _compare(path: str, expected: Logits, found: Logits, session: Session, reference: Reference) -> Agreement:

@@ -64,7 +64,8 @@ def measure(bundle: Path, variant: str | None = None, threads: int | None = None
     prompt = min(PROMPT_TOKENS, max(1, model.context_length // 2))
     steps = min(DECODE_TOKENS, model.context_length - prompt - 1)
     ids = [(7919 * i) % model.tokenizer.vocab_size for i in range(prompt)]
-    prefills, decodes = [], []
+    prefills: list[float] = []
+    decodes: list[float] = []
     for _ in range(ROUNDS + 1):
         advance = model.begin()
         times = [time.perf_counter()]

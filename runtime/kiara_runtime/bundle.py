@@ -106,7 +106,7 @@ class Bundle:
         return [name for name in self.manifest["files"] if not name.startswith(others)]
 
     def graph_of(self, variant: str | None) -> Path:
-        """The graph of a variant that `check` has passed; refused where it reads a file that the manifest does not list.
+        """The graph of a variant that `check` has passed; refused where it reads a file that is not listed.
 
         ONNX Runtime follows the names of weights outside a graph: only plain ones beside it may stand there.
         """

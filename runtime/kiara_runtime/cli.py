@@ -123,7 +123,8 @@ def figures_line(name: str, figures: Mapping[str, Any]) -> str:
     return (
         f"{name}: {figures['size_bytes'] / 1e6:.2f} MB ({figures['bytes_per_parameter']:.3f} bytes a parameter), "
         f"{figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against fp32), "
-        f"{figures['top1_agreement']:.2%} of choices as fp32, decode {figures['decode_tokens_per_second']:,.0f} tokens/s"
+        f"{figures['top1_agreement']:.2%} of choices as fp32, "
+        f"decode {figures['decode_tokens_per_second']:,.0f} tokens/s"
     )
 
 

@@ -20,7 +20,7 @@ from kiara_runtime.session import Session
 CHUNK = 48  # no divisor of any context length, so that the last chunk is a short one
 MAX_STEPS = 64  # tokens of a window that are fed one by one
 BATCH, BATCH_STEPS = 4, 8  # sequences in the padded batch, and joint steps after their prompts
-END = 32  # positions at the end of the context
+END = 16  # positions at the end of the context
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -65,7 +65,9 @@ def at_the_end(session: Session, past: Cached, ids: Ids, chunk: int) -> Logits:
     decoder = session.decoder()
     decoder.position = session.architecture.context_length - len(ids)
     for buffer, part in zip(decoder.cache.buffers, past, strict=True):
-        buffer[0, :, : decoder.position] = tiled(part, decoder.position)
+        for start in range(0, decoder.position, part.shape[1]):
+            piece = buffer[0, :, start : min(start + part.shape[1], decoder.position)]
+            piece[:] = part[:, : piece.shape[1]]
     return np.concatenate([decoder.append(ids[i : i + chunk]) for i in range(0, len(ids), chunk)])
 
 
@@ -74,11 +76,6 @@ def cached(session: Session, ids: Ids) -> Cached:
     decoder = session.decoder()
     decoder(ids.tolist())
     return [buffer[0, :, : len(ids)].copy() for buffer in decoder.cache.buffers]
-
-
-def tiled(part: NDArray[Any], length: int) -> NDArray[Any]:
-    """(K, P, E) repeated along its positions, (K, length, E)."""
-    return np.take(part, np.arange(length) % part.shape[1], axis=1)
 
 
 @dataclass(frozen=True)

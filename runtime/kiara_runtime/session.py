@@ -31,10 +31,9 @@ _PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if h
 class Session:
     """A loaded graph. Any number of `Decoder`s may run on it, from any number of threads."""
 
-    def __init__(
-        self, graph: Path, architecture: Architecture, threads: int | None = None, lean: bool = False
-    ) -> None:
-        """threads: by default one for every core. lean: map weights that lie beside the graph, and copy none."""
+    def __init__(self, graph: Path, architecture: Architecture, threads: int | None = None, lean: bool = False) -> None:
+        """threads: by default one for every core. lean: take little memory rather than time: map weights that lie
+        beside the graph, and give the memory of a pass back after it."""
         if threads is not None:
             check_integer("threads", threads, 1, 1024)
         options = ort.SessionOptions()
@@ -42,6 +41,7 @@ class Session:
         options.intra_op_num_threads = threads or 0
         if lean:
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
         self.architecture = architecture
         try:
             self.graph = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 class SessionOptions:
     log_severity_level: int
     intra_op_num_threads: int
+    enable_cpu_mem_arena: bool
+    def add_session_config_entry(self, config_key: str, config_value: str) -> None: ...
 
 class OrtValue:
     @staticmethod
@@ -18,6 +20,7 @@ class IOBinding:
 
 class NodeArg:
     name: str
+    type: str
     shape: list[int | str | None]
 
 class InferenceSession:

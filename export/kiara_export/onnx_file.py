@@ -1,0 +1,75 @@
+"""Graphs on disk, written a tensor at a time: serialising a whole one would hold the weights three times.
+
+The file is an ordinary ModelProto. All but the weights is serialised by the library; the weights follow as the
+`initializer` fields of the same GraphProto, whose length is known before any of them is in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+MAX_EMBEDDED_BYTES = 1_900_000_000  # of weights inside the graph's own file: a protobuf ends at 2 GiB
+GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto and TensorProto
+
+
+def save(graph: ir.Model, path: Path, apart: bool = False) -> None:
+    """Write a graph with its weights inside, or, past the size of a protobuf or if told so, in a file beside it."""
+    tensors = {name: value.const_value for name, value in graph.graph.initializers.items() if value.const_value}
+    beside(path).unlink(missing_ok=True)
+    if apart or sum(tensor.nbytes for tensor in tensors.values()) > MAX_EMBEDDED_BYTES:
+        ir.save(graph, path, external_data=beside(path).name)
+        return
+    bare = graph.clone()
+    bare.graph.initializers.clear()
+    model = ir.to_proto(bare)
+    body = model.graph.SerializeToString()
+    model.ClearField("graph")
+    heads = [_head(name, tensor) for name, tensor in tensors.items()]
+    sizes = [len(head) + tensor.nbytes for head, tensor in zip(heads, tensors.values(), strict=True)]
+    openings = [_opening(INITIALIZER, size) for size in sizes]
+    total = len(body) + sum(map(len, openings)) + sum(sizes)
+    with path.open("wb") as file:
+        file.write(model.SerializeToString() + _opening(GRAPH, total) + body)
+        for opening, head, tensor in zip(openings, heads, tensors.values(), strict=True):
+            data = tensor.tobytes()
+            assert len(data) == tensor.nbytes
+            file.write(opening + head)
+            file.write(data)
+
+
+def beside(path: Path) -> Path:
+    """The file of the weights of a large graph, by the name that transformers.js looks for."""
+    return path.with_name(f"{path.name}_data")
+
+
+def drop(path: Path) -> None:
+    """Delete a graph and the file of its weights."""
+    path.unlink()
+    beside(path).unlink(missing_ok=True)
+
+
+def graph_bytes(path: Path) -> int:
+    """Size of a graph, its weights included."""
+    return path.stat().st_size + (beside(path).stat().st_size if beside(path).exists() else 0)
+
+
+def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
+    """A TensorProto up to its data, which the caller appends."""
+    proto = onnx.TensorProto(name=name, data_type=tensor.dtype.value, dims=tensor.shape.numpy())
+    return proto.SerializeToString() + _opening(RAW_DATA, tensor.nbytes)
+
+
+def _opening(field: int, size: int) -> bytes:
+    """Tag and length of a length-delimited field."""
+    return _varint(field << 3 | 2) + _varint(size)
+
+
+def _varint(value: int) -> bytes:
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
