@@ -32,6 +32,7 @@ from kiara.ops import Lengths
 from kiara_runtime.bundle import io_names
 
 OPSET = 21
+ROPE, FINE = "rope.", 64  # begins the names of what computes the rotary tables; positions of the fine one
 
 
 class _Traced(nn.Module):
@@ -92,24 +93,38 @@ def trace(model: GPT) -> ir.Model:
 def _compute_rope(model: ir.Model, config: ModelConfig) -> None:
     """Put the computation of the rotary tables where the tables are: ONNX Runtime folds it when it loads the graph.
 
-    A long context's tables would be megabytes. In float64 and from the same frequencies, as `kiara.ops.rope_tables`.
+    A long context's tables would be megabytes. Angles add up, so two small tables make all others in a product:
+    cos(a + b) = cos a cos b - sin a sin b, a the position's multiple of FINE and b its rest. Everything in float32,
+    which is all that ONNX Runtime's build for browsers can add and multiply.
     """
-    tables = {name: model.graph.initializers[f"model.{name}"] for name in ("cos", "sin")}
-    steps = -np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    bounds = [
-        constant(model, f"rope.{n}", np.array(v, np.float64)) for n, v in enumerate((0, config.context_length, 1))
-    ]
-    positions = ir.node("Range", bounds)
-    column = ir.node("Unsqueeze", [positions.outputs[0], constant(model, "rope.axis", np.array([1]))])
-    frequencies = constant(model, "rope.frequencies", config.rope_theta**steps)
-    angles = ir.node("Mul", [column.outputs[0], frequencies])
-    nodes = [positions, column, angles]
-    for name, table in tables.items():
-        wave = ir.node(name.capitalize(), [angles.outputs[0]])
-        cast = ir.node("Cast", [wave.outputs[0]], {"to": ir.DataType.FLOAT})
-        ir.convenience.replace_all_uses_with(table, cast.outputs[0])
-        del model.graph.initializers[f"model.{name}"]
-        nodes += [wave, cast]
+    coarse = -(-config.context_length // FINE)
+    frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    angles = {
+        "coarse": np.arange(coarse)[:, None, None] * FINE * frequencies,  # (C / FINE, 1, E / 2)
+        "fine": np.arange(FINE)[None, :, None] * frequencies,  # (1, FINE, E / 2)
+    }
+    waves = {
+        f"{wave}.{part}": constant(model, f"{ROPE}{wave}.{part}", getattr(np, wave)(angle).astype(np.float32))
+        for wave in ("cos", "sin")
+        for part, angle in angles.items()
+    }
+    shape = constant(model, f"{ROPE}shape", np.array([coarse * FINE, config.head_dim // 2]))
+    nodes: list[ir.Node] = []
+
+    def node(kind: str, *inputs: ir.Value, **attributes: ir.DataType) -> ir.Value:
+        nodes.append(ir.node(kind, inputs, attributes, name=f"{ROPE}{len(nodes)}"))
+        return nodes[-1].outputs[0]
+
+    for table, combine, first, second in (
+        ("cos", "Sub", ("cos", "cos"), ("sin", "sin")),
+        ("sin", "Add", ("sin", "cos"), ("cos", "sin")),
+    ):
+        products = [node("Mul", waves[f"{a}.coarse"], waves[f"{b}.fine"]) for a, b in (first, second)]
+        whole = node("Reshape", node(combine, *products), shape)
+        ir.convenience.replace_all_uses_with(
+            model.graph.initializers[f"model.{table}"], node("Cast", whole, to=ir.DataType.FLOAT)
+        )
+        del model.graph.initializers[f"model.{table}"]
     model.graph.insert_before(model.graph[0], nodes)
 
 

@@ -23,6 +23,7 @@ from kiara.model import GPT
 from kiara_export.reference import Reference
 from kiara_export.verify import departing_layer
 from kiara_runtime.bundle import Architecture
+from kiara_runtime.deep import MIN_PATH_AGREEMENT
 from kiara_runtime.errors import UserError
 from kiara_runtime.paths import PathAgreement, cached
 from kiara_runtime.session import Session
@@ -31,7 +32,8 @@ from kiara_runtime.tokenizer import Tokenizer
 MAX_TOKENS, MIN_TOKENS = 1 << 16, 1 << 13  # of held-out text that the variants are judged on
 MAX_WORK = 1e12  # tokens times parameters: a dozen seconds a variant on two cores
 MAX_LENGTH, PASS = 512, 128  # tokens of a window, and of a pass through it, whose logits are large
-ROWS = 8  # positions whose distributions are compared at once: a cache holds as many
+CELLS = 1 << 19  # logits that are compared at once, so that they stay in the processor's cache
+MANY = {"session.intra_op.allow_spinning": "0"}  # several sessions: threads that wait in a loop take the others' cores
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
@@ -45,10 +47,10 @@ class Limits:
 
 
 LIMITS = {
-    "int8": Limits(0.003, 0.9, 0.9),
-    "int4": Limits(0.02, 0.75, 0.9),
-    "fp16": Limits(0.001, 0.97, 0.95),
-    "int8-dynamic": Limits(0.02, 0.75, 0.6),  # its activations share a scale with the whole pass
+    "int8": Limits(0.003, 0.9, MIN_PATH_AGREEMENT["int8"]),
+    "int4": Limits(0.02, 0.75, MIN_PATH_AGREEMENT["int4"]),
+    "fp16": Limits(0.001, 0.97, MIN_PATH_AGREEMENT["fp16"]),
+    "int8-dynamic": Limits(0.02, 0.75, MIN_PATH_AGREEMENT["int8-dynamic"]),
 }
 
 
@@ -104,8 +106,8 @@ class Judge:
     def loss_of_files(self, shape: Architecture, float32: Path, variant: Path) -> float:
         """Relative loss of bits per byte of the second graph against the first, which is measured only once."""
         if self._float32 is None:
-            self._float32, _ = self.measure(Session(float32, shape), {})
-        return self.measure(Session(variant, shape), {})[0].bits_per_byte / self._float32.bits_per_byte - 1
+            self._float32, _ = self.measure(Session(float32, shape, settings=MANY), {})
+        return self.measure(Session(variant, shape, settings=MANY), {})[0].bits_per_byte / self._float32.bits_per_byte - 1
 
 
 class Comparison:
@@ -118,7 +120,8 @@ class Comparison:
         """Logits (S, V) of the variant and of float32, and the tokens that came (S,)."""
         self._tally.add(found, targets)
         self._agreeing += int((found.argmax(-1) == expected.argmax(-1)).sum())
-        for ours, theirs in zip(found.split(ROWS), expected.split(ROWS), strict=True):
+        rows = max(1, CELLS // found.shape[-1])
+        for ours, theirs in zip(found.split(rows), expected.split(rows), strict=True):
             ahead = ours.logsumexp(-1) - theirs.logsumexp(-1)
             inner = torch.linalg.vecdot(theirs.softmax(-1), theirs - ours)
             self._divergences += (inner + ahead).tolist()

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from kiara_export.graph import constant, register
+from kiara_export.graph import ROPE, constant, register
 from kiara_export.rounding import Blocks, per_channel
 from kiara_runtime.errors import UserError
 
@@ -64,9 +64,9 @@ def float32(traced: ir.Model, tied_head: Callable[[ir.Node, ir.Value], list[ir.N
 def half(traced: ir.Model) -> ir.Model:
     """float16 throughout, for accelerators; the logits leave as float32."""
     model = float32(traced, _turned_head)
-    for name, value in list(model.graph.initializers.items()):
+    for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT and not name.startswith(ROPE):
             lazy = ir.LazyTensor(
                 lambda tensor=tensor: ir.tensor(_to_half(tensor.numpy())),
                 dtype=ir.DataType.FLOAT16,
@@ -75,9 +75,13 @@ def half(traced: ir.Model) -> ir.Model:
             )
             value.const_value, value.type = lazy, ir.TensorType(ir.DataType.FLOAT16)  # types are shared among clones
     for node in model.graph:
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)  # the rotary tables
-    for value in (*model.graph.inputs, *(output for node in model.graph for output in node.outputs)):
+        rotary = (node.name or "").startswith(ROPE)  # computed in float32, and cast at its end
+        if rotary and node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+        for value in node.outputs if not rotary else ():
+            if value.dtype == ir.DataType.FLOAT:
+                value.type = ir.TensorType(ir.DataType.FLOAT16)
+    for value in model.graph.inputs:
         if value.dtype == ir.DataType.FLOAT:
             value.type = ir.TensorType(ir.DataType.FLOAT16)
     logits = model.graph.outputs[0]

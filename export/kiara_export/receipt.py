@@ -169,7 +169,7 @@ class Receipt:
         return [
             "## The same folder in other runtimes: greedy tokens against Kiara's",
             "",
-            f"| runtime | variant | prompts | the same for 64 tokens | the same for {tokens} | first difference at token |",
+            f"| runtime | variant | prompts | the same for 64 tokens | for {tokens} | first difference at token |",
             "|---|---|---|---|---|---|",
             *(
                 f"| {r['runtime']} {r['version']} | {r['variant']} | {r['prompts']} | "

@@ -12,6 +12,7 @@ from kiara.model import GPT
 from kiara_export import lower
 from kiara_export.calibrate import calibrate_int4
 from kiara_export.graph import trace
+from kiara_export.judge import MANY
 from kiara_export.mixed import Mixed, fewest
 from kiara_export.onnx_file import save
 from kiara_export.rounding import round_int8
@@ -19,6 +20,7 @@ from kiara_runtime.bundle import GRAPH_FOLDER, VARIANT_FILES, Architecture
 from kiara_runtime.session import Session
 
 FLOAT32 = "float32.onnx"  # what the others are measured against, where fp32 itself is not asked for
+MAPPED = {"session.disable_prepacking": "1"}
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Graphs:
     eight: list[str]
 
     def session(self, name: str, shape: Architecture) -> Session:
-        """float32, which only measures the others, takes no more memory than it must."""
-        return Session(self.paths[name], shape, lean=name == "fp32")
+        """One of several in a process. float32, which only measures the others, copies none of its mapped weights."""
+        return Session(self.paths[name], shape, settings={**MANY, **(MAPPED if name == "fp32" else {})})
 
 
 def write_graphs(

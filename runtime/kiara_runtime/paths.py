@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kiara_runtime.session import Session
 
 CHUNK = 48  # no divisor of any context length, so that the last chunk is a short one
-MAX_STEPS = 64  # tokens of a window that are fed one by one
+MAX_STEPS = 128  # tokens of a window that are fed one by one
 BATCH, BATCH_STEPS = 4, 8  # sequences in the padded batch, and joint steps after their prompts
 END = 16  # positions at the end of the context
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +31,21 @@ _PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if h
 class Session:
     """A loaded graph. Any number of `Decoder`s may run on it, from any number of threads."""
 
-    def __init__(self, graph: Path, architecture: Architecture, threads: int | None = None, lean: bool = False) -> None:
-        """threads: by default one for every core. lean: take little memory rather than time: map weights that lie
-        beside the graph, and give the memory of a pass back after it."""
+    def __init__(
+        self,
+        graph: Path,
+        architecture: Architecture,
+        threads: int | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """threads: by default one for every core. settings: of an ONNX Runtime session, by their own names."""
         if threads is not None:
             check_integer("threads", threads, 1, 1024)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; the optimiser's warnings mean nothing to a user
         options.intra_op_num_threads = threads or 0
-        if lean:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_cpu_mem_arena = False
+        for name, value in (settings or {}).items():
+            options.add_session_config_entry(name, value)
         self.architecture = architecture
         try:
             self.graph = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 class SessionOptions:
     log_severity_level: int
     intra_op_num_threads: int
-    enable_cpu_mem_arena: bool
     def add_session_config_entry(self, config_key: str, config_value: str) -> None: ...
 
 class OrtValue:
