@@ -6,8 +6,8 @@ traces, so this module only wraps the model in the names and shapes that every r
 inputs   input_ids, attention_mask (int64, `[batch_size, ...]`), past_key_values.{i}.key|value
 outputs  logits (float32), present.{i}.key|value
 
-A mask of ones alone, an ordinary prompt's, asks for the logits after the last token; a zero anywhere, as in a
-padded batch, asks for all of them. Each runtime reads the last of what it gets, so each is content with one.
+The graph gives logits for every new token, as onnxruntime-genai demands. A 2 in the attention mask asks for those of
+the last column alone, which spares a prompt most of the LM head's work; with a 0 beside it, no sum changes.
 
 The cache is `[batch_size, kv_heads, past, head_size]` with static heads and head size: transformers.js
 reads them off the graph. Lengths are computed in the graph, so there are no further inputs.
@@ -46,7 +46,7 @@ class _Traced(nn.Module):
         lengths = Lengths(
             last=(attention_mask.sum(dim=1) - 1).to(torch.int32),
             total=torch.scalar_tensor(attention_mask.shape[1], dtype=torch.int32),
-            wanted=-attention_mask.amin(dim=(0, 1), keepdim=True).reshape(1),
+            wanted=1 - attention_mask.amax(dim=(0, 1), keepdim=True).reshape(1),
         )
         past = list(zip(flat_past[::2], flat_past[1::2], strict=True))
         logits, present = self.model(input_ids, past, lengths)

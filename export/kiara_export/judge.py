@@ -107,7 +107,8 @@ class Judge:
         """Relative loss of bits per byte of the second graph against the first, which is measured only once."""
         if self._float32 is None:
             self._float32, _ = self.measure(Session(float32, shape, settings=MANY), {})
-        return self.measure(Session(variant, shape, settings=MANY), {})[0].bits_per_byte / self._float32.bits_per_byte - 1
+        loss = self.measure(Session(variant, shape, settings=MANY), {})[0].bits_per_byte
+        return loss / self._float32.bits_per_byte - 1
 
 
 class Comparison:

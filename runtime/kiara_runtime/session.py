@@ -103,11 +103,10 @@ class Cache:
                 f"{ids.shape} new tokens make sequences of {lengths} in a context of {shape.context_length}"
             )
         mask = (np.arange(longest) < np.asarray(lengths)[:, None]).astype(np.int64)  # (B, longest)
-        padded = new > 1 and not mask.all()
-        if every and new > 1 and not padded:
-            # The graph gives every logit where the mask has a zero, and takes lengths from its sums.
-            mask[0, :2] = 2, 0
-        logits = np.empty((rows, new if every or padded else 1, shape.vocab_size), dtype=np.float32)
+        whole = every or new == 1 or not mask.all()  # of a padded prompt the last column is not every row's last token
+        if not whole:
+            mask[0, :2] = 2, 0  # asks the graph for the last column's logits alone, and leaves the length, a sum
+        logits = np.empty((rows, new if whole else 1, shape.vocab_size), dtype=np.float32)
         bind = self._binding(first, first + rows)
         bind.bind_ortvalue_input("input_ids", ort.OrtValue.ortvalue_from_numpy(ids))
         bind.bind_ortvalue_input("attention_mask", ort.OrtValue.ortvalue_from_numpy(mask))
@@ -115,7 +114,7 @@ class Cache:
         self._session.graph.run_with_iobinding(bind)
         if every:
             return logits
-        return logits[range(rows), np.asarray(lengths) - 1] if padded else logits[:, 0]
+        return logits[range(rows), np.asarray(lengths) - 1] if whole and new > 1 else logits[:, 0]
 
     def _binding(self, first: int, end: int) -> ort.IOBinding:
         """Past and present of a run of slots, bound to the same memory."""
