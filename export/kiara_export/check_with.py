@@ -113,12 +113,11 @@ def _first_difference(model: Model, prompt: str, other: dict[str, Any], tokens: 
     if other["prompt"] != ids:
         return -1
     ours = model.generate(ids, max_tokens=tokens, temperature=0.0, ignore_eos=True).tokens
-    for i, (mine, their) in enumerate(zip(ours, other["tokens"], strict=False)):
-        if mine != their:
-            return i
-        if mine in model.eos_token_ids:  # where the others stop
-            return None
-    return None if len(other["tokens"]) >= len(ours) else len(other["tokens"])
+    ends = [i for i, token in enumerate(ours) if token in model.eos_token_ids]
+    ours = ours[: ends[0]] if ends else ours  # where the others stop; some give the end's id, some do not
+    found = other["tokens"][: len(ours)]
+    differing = (i for i, (mine, their) in enumerate(zip(ours, found, strict=False)) if mine != their)
+    return next(differing, None if len(found) == len(ours) else len(found))
 
 
 @contextmanager

@@ -26,7 +26,6 @@ TABLE, HEAD = "model.embed_tokens.weight", "model.lm_head.weight"  # of the trac
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: products in integers, the fastest on every CPU tried
 
 Rounded = Callable[[str, NDArray[np.float32]], Blocks]  # a matrix's name and its weights (out, in) -> its blocks
-Stored = Callable[[str], Blocks]
 
 
 def _fused_head(node: ir.Node, table: ir.Value) -> list[ir.Node]:
@@ -67,32 +66,37 @@ def half(traced: ir.Model) -> ir.Model:
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT and not name.startswith(ROPE):
-            lazy = ir.LazyTensor(
+            value.const_value = ir.LazyTensor(
                 lambda tensor=tensor: ir.tensor(_to_half(tensor.numpy())),
                 dtype=ir.DataType.FLOAT16,
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=name,
             )
-            value.const_value, value.type = lazy, ir.TensorType(ir.DataType.FLOAT16)  # types are shared among clones
+            _make_half(value)
     for node in model.graph:
-        rotary = (node.name or "").startswith(ROPE)  # computed in float32, and cast at its end
-        if rotary and node.op_type == "Cast":
+        if not (node.name or "").startswith(ROPE):
+            for value in node.outputs:
+                _make_half(value)
+        elif node.op_type == "Cast":  # at the end of what computes the rotary tables in float32
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
-        for value in node.outputs if not rotary else ():
-            if value.dtype == ir.DataType.FLOAT:
-                value.type = ir.TensorType(ir.DataType.FLOAT16)
     for value in model.graph.inputs:
-        if value.dtype == ir.DataType.FLOAT:
-            value.type = ir.TensorType(ir.DataType.FLOAT16)
-    logits = model.graph.outputs[0]
-    last = logits.producer()
+        _make_half(value)
+    _cast_logits(model)
+    return model
+
+
+def _make_half(value: ir.Value) -> None:
+    if value.dtype == ir.DataType.FLOAT:
+        value.type = ir.TensorType(ir.DataType.FLOAT16)  # a new one: clones share their types
+
+
+def _cast_logits(model: ir.Model) -> None:
+    last = model.graph.outputs[0].producer()
     assert last is not None
     inner = ir.Value(name="logits.half", type=ir.TensorType(ir.DataType.FLOAT16))
     product = ir.Node(last.domain, last.op_type, last.inputs, list(last.attributes.values()), outputs=[inner])
-    cast = ir.node("Cast", [inner], {"to": ir.DataType.FLOAT})
-    _replace(model, last, [product, cast])
+    _replace(model, last, [product, ir.node("Cast", [inner], {"to": ir.DataType.FLOAT})])
     model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    return model
 
 
 def blocks(traced: ir.Model, rounded: Rounded) -> ir.Model:

@@ -29,7 +29,7 @@ from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, Bundle, 
 from kiara_runtime.deep import probe
 from kiara_runtime.errors import UserError
 from kiara_runtime.paths import path_agreement
-from kiara_runtime.signing import read_private_key, sign
+from kiara_runtime.signing import SIGNATURE, read_private_key, sign
 from kiara_runtime.tokenizer import Tokenizer
 
 
@@ -124,6 +124,7 @@ def _up_to_date(out: Path, names: list[str], provenance: dict[str, Any]) -> dict
     except UserError:
         return None
     same = bundle.variants == names and bundle.manifest["provenance"] == provenance
+    same = same and (provenance["signed_by"] is None or (out / SIGNATURE).is_file())
     return dict(bundle.manifest["receipt"]) if same else None
 
 

@@ -1,32 +1,29 @@
-"""Export end to end: the graph against PyTorch, the int8 arithmetic against NumPy, and refusals."""
+"""The command from end to end: receipts, replacement, budgets, and refusals that leave nothing."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from click.testing import Result
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
-import kiara_export.pipeline
-import kiara_export.verify
+import kiara_export.variants
 from kiara import sizes
 from kiara.checkpoint import find_checkpoint, load_model
-from kiara.data import Dataset
 from kiara.model import GPT
-from kiara_export.quantize import quantize_blocks
-from kiara_export.verify import Judge, verify_float32
+from kiara_export.rounding import Blocks, round_int8
 from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.generate import load
-from kiara_runtime.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -34,87 +31,108 @@ def model(run: Path) -> GPT:
     return load_model(find_checkpoint(run))[0]
 
 
-@pytest.fixture(scope="module")
-def sessions(bundle: Path) -> dict[str, Session]:
-    opened = Bundle.open(bundle)
-    return {name: Session(bundle / opened.variant_file(name), opened.architecture) for name in opened.variants}
-
-
-def _by_chunks(session: Session, ids: np.ndarray, chunk: int) -> np.ndarray:
-    decoder = session.decoder()
-    return np.concatenate([decoder.append(ids[i : i + chunk]) for i in range(0, len(ids), chunk)])
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 31, 96])
-def test_float32_graph_is_pytorch_along_every_path(
-    chunk: int, model: GPT, sessions: dict[str, Session], dataset: Dataset
-) -> None:
-    ids = dataset.val.window(1, 96)[:-1]
-    with torch.no_grad():
-        expected = model(torch.from_numpy(ids)[None])[0][0].numpy()
-    np.testing.assert_allclose(_by_chunks(sessions["fp32"], ids, chunk), expected, atol=1e-4)
-
-
-def test_int8_graph_is_the_dequantised_model(model: GPT, sessions: dict[str, Session], dataset: Dataset) -> None:
-    """What remains is the rounding of activations: far below what rounding the weights changes."""
-    ids = dataset.val.window(0, 96)[:-1]
-    rounded, _ = load_model_like(model)
-    with torch.no_grad():
-        expected = rounded(torch.from_numpy(ids)[None])[0][0].numpy()
-    difference = np.abs(_by_chunks(sessions["int8"], ids, 96) - expected)
-    assert difference.max() < 0.03 * np.abs(expected).max()
-
-
-def load_model_like(model: GPT) -> tuple[GPT, None]:
-    """A copy of `model` with every matrix rounded as the export rounds it."""
-    copy = GPT(model.config, model.vocab_size)
-    copy.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        for parameter in copy.parameters():
-            if parameter.dim() == 2:
-                values, scales = quantize_blocks(parameter.numpy())
-                back = (values.astype(np.float32) - 128) * scales[..., None]
-                parameter.copy_(torch.from_numpy(back.reshape(parameter.shape)))
-    return copy.eval(), None
-
-
-@given(
-    st.integers(1, 5),
-    st.sampled_from([16, 48, 32, 96, 64, 192]),
-    st.integers(0, 99),
-    st.sampled_from([0, 1e-30, 1, 1e6]),
-)
-@settings(max_examples=50)
-def test_rounding_is_within_half_a_step(rows: int, columns: int, seed: int, scale: float) -> None:
-    weight = (np.random.default_rng(seed).standard_normal((rows, columns)) * scale).astype(np.float32)
-    values, scales = quantize_blocks(weight)
-    back = ((values.astype(np.float32) - 128) * scales[..., None]).reshape(weight.shape)
-    assert (np.abs(back - weight) <= 0.5001 * np.repeat(scales, values.shape[2], axis=1)).all()
-
-
-def test_graph_has_the_names_axes_and_few_nodes_that_other_runtimes_expect(bundle: Path, model: GPT) -> None:
-    graph = onnx.load(str(bundle / "onnx/model_quantized.onnx")).graph
-    shape = {
-        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.output)
-    }
-    config = model.config
-    assert shape["input_ids"] == ["batch_size", "sequence_length"]
-    assert shape["attention_mask"] == ["batch_size", "total_sequence_length"]
-    assert shape["logits"] == ["batch_size", "sequence_length", model.vocab_size]
-    heads, size = config.num_key_value_heads, config.head_dim
-    assert shape["past_key_values.1.value"] == ["batch_size", heads, "past_sequence_length", size]
-    assert shape["present.1.value"] == ["batch_size", heads, "total_sequence_length", size]
-    assert len(shape) == 3 + 4 * config.num_hidden_layers
-    assert len(graph.node) <= 9 * config.num_hidden_layers + 12
-    assert not [node for node in graph.node if node.metadata_props or node.doc_string]
-    tables = [tensor for tensor in graph.initializer if list(tensor.dims)[:1] == [model.vocab_size]]
-    assert sorted(tensor.data_type for tensor in tables) == [onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8]
-
-
 def test_bundle_is_as_small_as_announced(bundle: Path, model: GPT) -> None:
     announced = sizes.bundle_bytes(model.config, model.vocab_size, 8)
     assert (bundle / "onnx/model_quantized.onnx").stat().st_size == pytest.approx(announced, abs=30_000)
+
+
+def test_every_variant_at_once_and_a_budget_between_int4_and_int8(
+    run: Path, tmp_path: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
+) -> None:
+    every = ("int4", "int8", "fp16", "int8-dynamic", "none")
+    options = [word for name in every for word in ("--quantize", name)]
+    assert kiara("export", run, "--out", tmp_path / "every", *options).exit_code == 0
+    figures = Bundle.open(tmp_path / "every").manifest["receipt"]
+    assert list(figures) == ["int8", "int4", "int8-dynamic", "fp32", "fp16"]  # the default first
+    assert figures["int4"]["size_bytes"] < figures["int8"]["size_bytes"] < figures["fp16"]["size_bytes"]
+    for name in figures:
+        assert load(tmp_path / "every", name).generate("import", max_tokens=3, temperature=0.0).tokens
+    result = kiara_run("verify", tmp_path / "every", "--deep")
+    assert result.exit_code == 0, result.stderr
+    card = (tmp_path / "every/README.md").read_text("utf-8")
+    assert all(f"| {name} |" in card for name in figures) and "receipt.png" in card
+    assert (tmp_path / "every/receipt.png").read_bytes().startswith(b"\x89PNG")
+
+    budget = (figures["int4"]["size_bytes"] + figures["int8"]["size_bytes"]) // 2
+    result = kiara("export", run, "--out", tmp_path / "mixed", "--quantize", "int4", "--budget", f"{budget / 1000}kB")
+    assert result.exit_code == 0, result.stderr
+    mixed = Bundle.open(tmp_path / "mixed").manifest["receipt"]["int4"]
+    assert figures["int4"]["size_bytes"] < mixed["size_bytes"] <= budget
+    assert figures["int8"]["kl"] < mixed["kl"] < figures["int4"]["kl"]
+    assert json.loads((tmp_path / "mixed/receipt.json").read_text("utf-8"))["eight_bit_matrices"]
+    result = kiara("export", run, "--out", tmp_path / "small", "--quantize", "int4", "--budget", "20kB")
+    assert result.exit_code == 1 and "--budget 0.02MB: the smallest graph takes" in result.stderr
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_bound_on_the_loss_promotes_the_fewest_matrices_that_keep_it(
+    run: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    assert kiara("export", run, "--out", tmp_path / "plain", "--quantize", "int4").exit_code == 0
+    loss = Bundle.open(tmp_path / "plain").manifest["receipt"]["int4"]["bits_per_byte_loss"]
+    assert 0.0001 < loss < 0.02
+    options = ("--quantize", "int4", "--max-bpb-loss", f"{50 * loss}%")
+    result = kiara("export", run, "--out", tmp_path / "better", *options)
+    assert result.exit_code == 0, result.stderr
+    assert Bundle.open(tmp_path / "better").manifest["receipt"]["int4"]["bits_per_byte_loss"] <= loss / 2
+    assert 0 < len(json.loads((tmp_path / "better/receipt.json").read_text("utf-8"))["eight_bit_matrices"]) < 8
+    result = kiara("export", run, "--out", tmp_path / "none", "--max-bpb-loss", "0.00001%")
+    assert result.exit_code == 1 and "int8 has bits_per_byte_loss" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--quantize", "int3"), "'int3'"),
+        (("--budget", "40MB"), "add --quantize int4"),
+        (("--calibration", "x.txt"), "add --quantize int4"),
+        (("--quantize", "int4", "--budget", "forty"), "'forty' is no size; give one such as 40MB"),
+        (("--quantize", "int4", "--budget", "0MB"), "'0MB' is no size"),
+        (("--max-bpb-loss", "0.5"), "'0.5' is no percentage; give one such as 0.5%"),
+        (("--check-with", "genai,llama"), "'llama' is none of genai, transformersjs"),
+        (("--sign-key", "/none.pem"), "/none.pem: there is no such key file"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(
+    options: tuple[str, ...], expected: str, run: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    result = kiara("export", run, "--out", tmp_path / "bundle", *options)
+    assert result.exit_code != 0 and expected in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signed_export_is_signed(
+    run: Path, tmp_path: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
+) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    (tmp_path / "key.pub").write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    out = tmp_path / "bundle"
+    assert kiara("export", run, "--out", out, "--sign-key", tmp_path / "key.pem").exit_code == 0
+    result = kiara_run("verify", out, "--public-key", tmp_path / "key.pub")
+    assert result.exit_code == 0 and "signed by the owner" in result.stdout
+
+
+def test_weights_past_a_protobuf_s_size_lie_beside_their_graph(
+    run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiara_export.onnx_file.MAX_EMBEDDED_BYTES", 1000)
+    out = tmp_path / "bundle"
+    assert kiara("export", run, "--out", out).exit_code == 0
+    assert sorted(path.name for path in (out / "onnx").iterdir()) == [
+        "model_quantized.onnx",
+        "model_quantized.onnx_data",
+    ]
+    hints = json.loads((out / "config.json").read_text("utf-8"))["transformers.js_config"]
+    assert hints == {"use_external_data_format": {"model_quantized.onnx": 1}}
+    assert load(out).generate("import", max_tokens=3).tokens
+    (out / "onnx/model_quantized.onnx_data").write_bytes(b"\0")
+    with pytest.raises(UserError, match=r"model_quantized.onnx_data: damaged"):
+        load(out)
 
 
 def test_receipt_and_card_give_the_measured_figures(bundle: Path) -> None:
@@ -165,62 +183,37 @@ def test_export_again_replaces_the_bundle_and_only_a_bundle(
 def test_a_graph_that_departs_writes_no_bundle(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
-    trace = kiara_export.pipeline.trace
+    trace = kiara_export.variants.trace
 
     def wrong_trace(model: GPT) -> Any:
         with torch.no_grad():
-            other, _ = load_model_like(model)
-            other.norm.weight.mul_(1.01)
+            other = copy.deepcopy(model)
+            other.layers[1].input_layernorm.weight.mul_(1.1)
         return trace(other)
 
-    monkeypatch.setattr(kiara_export.pipeline, "trace", wrong_trace)
+    monkeypatch.setattr(kiara_export.variants, "trace", wrong_trace)
     result = kiara("export", run, "--out", tmp_path / "bundle")
     assert result.exit_code == 1
-    assert "prefill of the float32 graph differs from PyTorch" in result.stderr
+    assert "of the float32 graph differs from PyTorch" in result.stderr
+    assert "first in the keys or values of layer 1" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_a_variant_that_loses_too_much_writes_no_bundle(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
-    def coarse(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values, scales = quantize_blocks(weight)
-        return (values - 128 + 16) // 32 * 32 + 128, scales
+    def coarse(weight: np.ndarray) -> Blocks:
+        made = round_int8(weight)
+        return dataclasses.replace(
+            made, values=np.clip((made.values.astype(int) + 16) // 32 * 32, 0, 255).astype(np.uint8)
+        )
 
-    monkeypatch.setattr("kiara_export.quantize.quantize_blocks", coarse)
+    monkeypatch.setattr(kiara_export.variants, "round_int8", coarse)
     result = kiara("export", run, "--out", tmp_path / "bundle")
     assert result.exit_code == 1
-    assert "int8 loses" in result.stderr and result.stderr.count("\n") <= 2
+    assert "int8 has bits_per_byte_loss" in result.stderr and "depart most from layer" in result.stderr
+    assert result.stderr.count("\n") <= 2
     assert not list(tmp_path.iterdir())
-
-
-class Forgetful:
-    """Right in one prefill, wrong as soon as a second pass needs the cache."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def decoder(self) -> Any:
-        decoder = self.session.decoder()
-        append = decoder.append
-
-        def forgetting(ids: np.ndarray) -> np.ndarray:
-            decoder.position = min(decoder.position, 3)
-            return append(ids)
-
-        decoder.append = forgetting  # type: ignore[method-assign]
-        return decoder
-
-
-def test_verifier_catches_a_cache_that_forgets(model: GPT, sessions: dict[str, Session], dataset: Dataset) -> None:
-    with pytest.raises(UserError, match="single steps"):
-        verify_float32(Forgetful(sessions["fp32"]), model, dataset.val)  # type: ignore[arg-type]
-    judge = Judge(model, dataset.tokenizer, dataset.val)
-    float32 = judge.measure_float32(sessions["fp32"], lambda tokens: None)
-    quality = judge.measure("int8", sessions["int8"], float32, lambda tokens: None)
-    assert quality.path_agreement > 0.97
-    with pytest.raises(UserError, match="agree with its prefill"):
-        judge.measure("int8", Forgetful(sessions["int8"]), float32, lambda tokens: None)  # type: ignore[arg-type]
 
 
 def test_any_flipped_byte_of_a_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kiara_runtime.bundle import Bundle, write_manifest
 from kiara_runtime.errors import UserError
 from kiara_runtime.generate import load
+from kiara_runtime.graph_file import external_files
 
 
 @pytest.fixture
@@ -26,17 +31,26 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_any_flipped_byte_is_refused_by_name(copy: Path) -> None:
+def test_a_thousand_flipped_bytes_and_two_hundred_truncations_are_refused_by_name(copy: Path) -> None:
     rng = random.Random(0)
-    for path in _files(copy):
-        data = path.read_bytes()
-        for position in {0, len(data) - 1, *(rng.randrange(len(data)) for _ in range(12))}:
-            flipped = bytearray(data)
-            flipped[position] ^= 1 << rng.randrange(8)
-            path.write_bytes(flipped)
-            with pytest.raises(UserError, match=path.name):
-                Bundle.open(copy).check()
+    paths = _files(copy)
+    originals = {path: path.read_bytes() for path in paths}
+
+    def refused(path: Path, data: bytes) -> None:
         path.write_bytes(data)
+        with pytest.raises(UserError, match=path.name):
+            Bundle.open(copy).check()
+        path.write_bytes(originals[path])
+
+    for i in range(1000):
+        path = paths[i % len(paths)]
+        position = {0: 0, 1: len(originals[path]) - 1}.get(i // len(paths), rng.randrange(len(originals[path])))
+        flipped = bytearray(originals[path])
+        flipped[position] ^= 1 << rng.randrange(8)
+        refused(path, flipped)
+    for i in range(200):
+        path = paths[i % len(paths)]
+        refused(path, originals[path][: 0 if i < len(paths) else rng.randrange(len(originals[path]))])
     Bundle.open(copy).check()
 
 
@@ -133,8 +147,68 @@ def test_an_older_minor_format_and_extra_files_do_no_harm(copy: Path) -> None:
 def test_a_graph_that_is_no_graph_is_one_line(copy: Path) -> None:
     (copy / "onnx/model_quantized.onnx").write_bytes(b"not a graph")
     _rewrite(copy)
+    with pytest.raises(UserError, match="no ONNX graph"):
+        load(copy)
+    (copy / "onnx/model_quantized.onnx").write_bytes(b"\x08\x07")  # a protobuf, but no graph in it
+    _rewrite(copy)
     with pytest.raises(UserError, match="ONNX Runtime cannot open it"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    "location", ["../outside.bin", "/etc/passwd", "sub/weights.bin", "unlisted.bin", "..", "", "a\\b", "x" * 9000]
+)
+def test_weights_outside_the_bundle_are_refused(location: str, copy: Path, bundle: Path) -> None:
+    import onnx
+
+    path = copy / "onnx/model_quantized.onnx"
+    graph = onnx.load(str(path))
+    tensor = next(tensor for tensor in graph.graph.initializer if len(tensor.raw_data) > 1000)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    path.write_bytes(graph.SerializeToString())
+    _rewrite(copy)
+    with pytest.raises(UserError, match=r"which is no file of the bundle; refused"):
+        load(copy)
+
+
+def test_external_names_are_found_wherever_a_tensor_can_be(tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper
+
+    def tensor(name: str) -> onnx.TensorProto:
+        made = onnx.TensorProto(name=name, data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+        made.external_data.add(key="offset", value="0")
+        made.external_data.add(key="location", value=name)
+        return made
+
+    constant = helper.make_node("Constant", [], ["c"], value=tensor("in-attribute"))
+    inner = helper.make_graph([constant], "inner", [], [], [tensor("in-subgraph")])
+    branch = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    listed = helper.make_node("Odd", [], ["z"], domain="own")
+    listed.attribute.append(helper.make_attribute("many", [tensor("in-list")]))
+    function = helper.make_function(
+        "own", "F", [], ["c"], [helper.make_node("Constant", [], ["c"], value=tensor("in-function"))], []
+    )
+    sparse = onnx.SparseTensorProto(values=tensor("in-sparse"), indices=tensor("in-indices"), dims=[4])
+    model = helper.make_model(
+        helper.make_graph([branch, listed], "g", [], [], [tensor("in-graph")], sparse_initializer=[sparse]),
+        functions=[function],
+    )
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    places = ("attribute", "subgraph", "list", "function", "sparse", "indices", "graph")
+    assert external_files(path) == {f"in-{place}" for place in places}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_graph_or_a_value_error(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        path.write_bytes(data)
+        with contextlib.suppress(ValueError):
+            assert isinstance(external_files(path), set)
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "generate"])
@@ -159,3 +233,14 @@ def test_an_unreadable_file_is_one_line(copy: Path, kiara_run: Callable[..., Res
     (copy / "tokenizer.json").chmod(0)
     result = kiara_run("verify", copy)
     assert result.exit_code == 1 and "Permission denied" in result.stderr
+
+
+FROZEN = Path(__file__).parents[1] / "fixtures/bundle-1.0"
+
+
+@pytest.mark.parametrize("variant", ["int8", "int4"])
+def test_the_bundle_of_an_earlier_release_still_gives_its_tokens(variant: str) -> None:
+    """Exported once, by the release that brought format 1.0; whatever comes later must open it."""
+    expected = json.loads((FROZEN.parent / "bundle-1.0.json").read_text("utf-8"))
+    found = load(FROZEN, variant).generate(expected["prompt"], max_tokens=32, temperature=0.0)
+    assert found.tokens == expected["tokens"][variant]

@@ -1,0 +1,138 @@
+"""The bundle in other people's runtimes: onnxruntime-genai, transformers.js in Node, and a page in a browser.
+
+On a machine without Node, Chromium or the npm packages these are skipped; in CI, which installs them, they fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from kiara_runtime.generate import load
+
+REPOSITORY = Path(__file__).parents[2]
+EXAMPLE = REPOSITORY / "examples/browser"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+def _need(there: bool, what: str) -> None:
+    if not there:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is not installed")
+
+
+@pytest.fixture
+def npm_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command run from where `npm install` put transformers.js."""
+    _need(shutil.which("node") is not None, "Node.js")
+    _need((EXAMPLE / "node_modules/@huggingface/transformers").is_dir(), "transformers.js (npm install)")
+    monkeypatch.chdir(EXAMPLE)
+
+
+def test_one_folder_gives_the_same_tokens_in_three_runtimes(
+    npm_packages: None, run: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    options = ("--quantize", "int8", "--quantize", "int4", "--check-with", "genai,transformersjs")
+    result = kiara("export", run, "--out", tmp_path / "bundle", *options)
+    assert result.exit_code == 0, result.stderr
+    recorded = json.loads((tmp_path / "bundle/receipt.json").read_text("utf-8"))["runtimes"]
+    assert sorted((r["runtime"], r["variant"]) for r in recorded) == [
+        (runtime, variant) for runtime in ("onnxruntime-genai", "transformers.js") for variant in ("int4", "int8")
+    ]
+    assert all(r["identical_for_64_tokens"] == r["prompts"] == 20 and r["version"] for r in recorded)
+    assert "onnxruntime-genai" in (tmp_path / "bundle/README.md").read_text("utf-8")
+
+
+def test_another_runtime_that_departs_writes_no_bundle(
+    run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kiara_export.check_with as checks
+
+    true_run = checks._run
+
+    def wrong_run(*arguments: Any) -> dict[str, Any]:
+        theirs = true_run(*arguments)
+        theirs["continuations"][3]["tokens"][5] += 1
+        return theirs
+
+    monkeypatch.setattr(checks, "_run", wrong_run)
+    result = kiara("export", run, "--out", tmp_path / "bundle", "--check-with", "genai")
+    assert result.exit_code == 1
+    assert "onnxruntime-genai gives other greedy tokens for int8 on 1 of 20 prompts, first at token 5" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def page_url(npm_packages: None, bundle: Path) -> Iterator[str]:
+    _need(CHROMIUM is not None, "Chromium")
+    spec = spec_from_file_location("serve", EXAMPLE / "serve.py")
+    assert spec is not None and spec.loader is not None
+    serve = module_from_spec(spec)
+    spec.loader.exec_module(serve)
+    with serve.make_server(bundle, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("variant", ["int8", "fp32"])
+def test_the_page_generates_what_the_runtime_does_and_asks_nobody_else(
+    variant: str, page_url: str, bundle: Path
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    prompt, asked, errors = "class Reader:\n    def ", [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(f"{page_url}?variant={variant}")
+        page.wait_for_selector("#generate:enabled", timeout=60_000)
+        page.fill("#prompt", prompt)
+        page.fill("#max-tokens", "32")
+        page.click("#generate")
+        page.wait_for_function("document.getElementById('status').textContent.includes('tokens/s')", timeout=60_000)
+        shown = page.text_content("#output")
+        browser.close()
+    expected = load(bundle, variant).generate(prompt, max_tokens=32, temperature=0.0).text
+    assert shown == prompt + expected
+    assert not errors and all(url.startswith((page_url, "blob:", "data:")) for url in asked)
+
+
+def test_the_example_server_reads_nothing_else(page_url: str) -> None:
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    assert b"Kiara" in urlopen(page_url).read()
+    assert urlopen(f"{page_url}models/bundle/kiara.json").status == 200
+    for path in (
+        "serve.py",
+        "models/bundle/../../conftest.py",
+        "models/bundle/%2e%2e/serve.py",
+        "vendor/",
+        "package.json",
+    ):
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(f"{page_url}{path}")
+
+
+def test_the_example_says_what_is_missing(tmp_path: Path) -> None:
+    import subprocess
+
+    done = subprocess.run([sys.executable, EXAMPLE / "serve.py", tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "no bundle" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,150 @@
+"""The verifier must refuse what it is there to refuse; its figures are compared with their definitions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kiara.checkpoint import find_checkpoint, load_model
+from kiara.data import Dataset
+from kiara.model import GPT
+from kiara_export.judge import LIMITS, Comparison, Judge, demand
+from kiara_export.reference import Reference, reference_of
+from kiara_export.verify import verify_float32
+from kiara_runtime.bundle import Bundle
+from kiara_runtime.errors import UserError
+from kiara_runtime.paths import path_agreement
+from kiara_runtime.session import Cache, Session
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> GPT:
+    return load_model(find_checkpoint(run))[0]
+
+
+@pytest.fixture(scope="module")
+def reference(model: GPT, dataset: Dataset) -> Reference:
+    return reference_of(model, dataset.val)
+
+
+@pytest.fixture(scope="module")
+def sessions(bundle: Path) -> dict[str, Session]:
+    opened = Bundle.open(bundle)
+    return {name: Session(opened.graph_of(name), opened.architecture) for name in opened.variants}
+
+
+class Broken(Cache):
+    """A cache with a fault: `forget` reads no further back than three tokens, `mix` gives a batch one length, `far` is
+    wrong late in the context, `swap` exchanges a batch's rows."""
+
+    fault = ""
+
+    def run(self, ids: np.ndarray, lengths: Any, first: int = 0, every: bool = False) -> np.ndarray:
+        lengths = list(lengths)
+        if self.fault == "forget" and lengths[0] > ids.shape[1]:
+            lengths = [min(length, ids.shape[1] + 3) for length in lengths]
+        if self.fault == "mix" and ids.shape[1] == 1:
+            lengths = [max(lengths)] * len(lengths)
+        if self.fault == "far" and lengths[0] > 88:
+            lengths = [length - 1 for length in lengths]
+        logits = super().run(ids, lengths, first, every)
+        return logits[::-1] if self.fault == "swap" and len(logits) > 1 and ids.shape[1] == 1 else logits
+
+
+def _broken(session: Session, fault: str, monkeypatch: pytest.MonkeyPatch) -> Session:
+    def cache(slots: int) -> Broken:
+        made = Broken(session, slots)
+        made.fault = fault
+        return made
+
+    monkeypatch.setattr(session, "cache", cache)
+    return session
+
+
+def test_the_true_graph_passes_and_every_path_is_named(sessions: dict[str, Session], reference: Reference) -> None:
+    agreements = verify_float32(sessions["fp32"], reference)
+    assert {agreement.path for agreement in agreements} == {
+        "prefill", "single steps", "chunked prefill", "right-padded batch", "end of the context",
+        "single steps to the end of the context",
+    }  # fmt: skip
+    assert all(agreement.max_difference < 1e-5 * agreement.scale and agreement.tokens for agreement in agreements)
+
+
+@pytest.mark.parametrize(
+    ("fault", "path"),
+    [("forget", "steps"), ("mix", "right-padded batch"), ("far", "end of the context"), ("swap", "right-padded batch")],
+)
+def test_a_broken_cache_is_refused(
+    fault: str, path: str, sessions: dict[str, Session], reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=path):
+        verify_float32(_broken(sessions["fp32"], fault, monkeypatch), reference)
+
+
+def test_paths_of_int8_agree_and_batches_are_exact(
+    sessions: dict[str, Session], reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = path_agreement(sessions["int8"], reference.windows)
+    assert found.lowest() > 0.97 and found.batch_exact
+    with monkeypatch.context() as patch:
+        broken = path_agreement(_broken(sessions["int8"], "forget", patch), reference.windows)
+        assert broken.lowest() < LIMITS["int8"].path_agreement
+    with monkeypatch.context() as patch:
+        assert not path_agreement(_broken(sessions["int8"], "swap", patch), reference.windows).batch_exact
+
+
+def test_figures_are_what_they_are_called(dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    vocabulary = dataset.tokenizer.vocab_size
+    expected, found = torch.randn(50, vocabulary), torch.randn(50, vocabulary)
+    targets = torch.randint(vocabulary, (50,))
+    seen = Comparison(dataset.tokenizer)
+    for part in (slice(0, 20), slice(20, 50)):
+        seen.add(found[part], expected[part], targets[part])
+    quality = seen.quality(_metrics(dataset, expected, targets), _perfect_paths())
+    p, q = expected.double().softmax(-1), found.double().softmax(-1)
+    divergence = (p * (p.log() - q.log())).sum(-1)
+    assert quality.kl == pytest.approx(divergence.mean().item(), rel=1e-5)
+    assert quality.kl_quantiles[-1] == pytest.approx(divergence.max().item(), rel=1e-5)
+    assert quality.top1_agreement == (expected.argmax(-1) == found.argmax(-1)).double().mean().item()
+    same = Comparison(dataset.tokenizer)
+    same.add(expected, expected, targets)
+    itself = same.quality(_metrics(dataset, expected, targets), _perfect_paths())
+    assert (itself.kl, itself.top1_agreement, itself.bits_per_byte_loss) == (pytest.approx(0, abs=1e-6), 1.0, 0.0)
+
+
+def _metrics(dataset: Dataset, logits: torch.Tensor, targets: torch.Tensor) -> Any:
+    from kiara.evaluate import Tally
+
+    tally = Tally(dataset.tokenizer)
+    tally.add(logits, targets)
+    return tally.metrics()
+
+
+def _perfect_paths() -> Any:
+    from kiara_runtime.paths import PathAgreement
+
+    return PathAgreement(1.0, 1.0, 1.0, 1.0, True)
+
+
+def test_each_limit_is_enforced(
+    model: GPT, dataset: Dataset, sessions: dict[str, Session], reference: Reference
+) -> None:
+    import dataclasses
+
+    judge = Judge(model, dataset.tokenizer, dataset.val)
+    metrics, seen = judge.measure(sessions["fp32"], {"int8": sessions["int8"]})
+    quality = seen["int8"].quality(metrics, path_agreement(sessions["int8"], reference.windows))
+    demand("int8", quality, LIMITS["int8"], lambda: "nowhere")
+    for field, value in (
+        ("bits_per_byte_loss", 0.0031),
+        ("bits_per_byte_loss", float("nan")),
+        ("top1_agreement", 0.89),
+        ("path_agreement", 0.84),
+    ):
+        with pytest.raises(UserError, match=field):
+            demand("int8", dataclasses.replace(quality, **{field: value}), LIMITS["int8"], lambda: "nowhere")
