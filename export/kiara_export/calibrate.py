@@ -64,7 +64,7 @@ def _layer_by_layer(
             full = f"model.layers.{i}.{name}.weight"
             slope = slopes.get(full, torch.zeros(error.shape[0]))
             cost = 0.5 * (slope * ((error @ moments[name]) * error).sum(1)).sum().item() / tokens
-            part.weight.sub_(error)
+            part.weight.copy_(torch.from_numpy(four.weight()))
             yield full, Choice(four, eight, cost)
         for j, (stream, delta) in enumerate(zip(streams, deltas, strict=True)):
             streams[j], deltas[j], _ = layer(stream, delta, rope, None, None)

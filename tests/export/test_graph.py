@@ -86,7 +86,7 @@ def test_padded_batches_are_pytorch_and_exactly_each_sequence_alone(
     model: GPT, float32: Session, ids: np.ndarray
 ) -> None:
     rows = batch_of(ids)
-    assert len({len(row) for row in rows}) == len(rows)
+    assert len({len(row) for row in rows}) > 2
     for row, together in zip(rows, in_batch(float32, rows), strict=True):
         np.testing.assert_allclose(together, _logits(model, row), atol=1e-4)
         np.testing.assert_array_equal(together, in_batch(float32, [row])[0])

@@ -65,7 +65,8 @@ def test_gptq_bears_odd_weights_and_dead_inputs(scale: float) -> None:
     weight, moments = torch.randn(8, 32) * scale, torch.zeros(32, 32)
     back = gptq(weight, moments).weight()
     assert np.isfinite(back).all()
-    assert np.abs(back - weight.numpy()).max() <= 0.2 * max(scale, 1e-6)
+    # a shrunken range may cut three tenths off the largest
+    assert np.abs(back - weight.numpy()).max() <= 0.35 * weight.abs().max().item() + 1e-6
 
 
 def test_a_weight_beyond_float16_scales_is_refused() -> None:

@@ -49,7 +49,7 @@ class Broken(Cache):
             lengths = [min(length, ids.shape[1] + 3) for length in lengths]
         if self.fault == "mix" and ids.shape[1] == 1:
             lengths = [max(lengths)] * len(lengths)
-        if self.fault == "far" and lengths[0] > 88:
+        if self.fault == "far" and lengths[0] > 88 and ids.shape[1] < 20:
             lengths = [length - 1 for length in lengths]
         logits = super().run(ids, lengths, first, every)
         return logits[::-1] if self.fault == "swap" and len(logits) > 1 and ids.shape[1] == 1 else logits
@@ -76,7 +76,12 @@ def test_the_true_graph_passes_and_every_path_is_named(sessions: dict[str, Sessi
 
 @pytest.mark.parametrize(
     ("fault", "path"),
-    [("forget", "steps"), ("mix", "right-padded batch"), ("far", "end of the context"), ("swap", "right-padded batch")],
+    [
+        ("forget", "end of the context"),
+        ("mix", "right-padded batch"),
+        ("far", "end of the context"),
+        ("swap", "right-padded batch"),
+    ],
 )
 def test_a_broken_cache_is_refused(
     fault: str, path: str, sessions: dict[str, Session], reference: Reference, monkeypatch: pytest.MonkeyPatch
