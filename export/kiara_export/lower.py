@@ -154,23 +154,27 @@ class _Tables:
         return self._made[name]
 
     def gather(self, model: ir.Model) -> None:
-        """The embedding's rows, out of the table of MatMulNBits; its three axes want a shape of scales of their own."""
+        """The embedding's rows, out of the table of MatMulNBits.
+
+        In the standard's own operators: ONNX Runtime's build for browsers has no GatherBlockQuantized of 8 bits.
+        """
         for node in list(model.graph):
             table = node.inputs[0] if node.op_type == "Gather" else None
             if table is None or table.name != TABLE:
                 continue
             data, scales, _, spec = self.of(model, table)
-            count = spec.columns // spec.size
-            shape = constant(model, "table_scales.shape", np.array([spec.rows, count, 1]))
+            shape = constant(model, "table_scales.shape", np.array([spec.rows, spec.columns // spec.size, 1]))
+            middle = constant(model, "embedding.zero", np.array(1 << (spec.bits - 1), np.float32))
             flat = constant(model, "embedding.shape", np.array([0, 0, spec.columns]))
-            reshaped = ir.node("Reshape", [scales, shape])
-            gathered = ir.node(
-                "GatherBlockQuantized",
-                [data, node.inputs[1], reshaped.outputs[0]],
-                {"bits": spec.bits, "block_size": spec.size, "gather_axis": 0, "quantize_axis": 2},
-                domain=CONTRIB,
-            )
-            _replace(model, node, [reshaped, gathered, ir.node("Reshape", [gathered.outputs[0], flat])])
+            ids = node.inputs[1]
+            column = ir.node("Reshape", [scales, shape])
+            rows = ir.node("Gather", [data, ids], {"axis": 0})  # (B, S, blocks, size)
+            wide = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
+            centred = ir.node("Sub", [wide.outputs[0], middle])
+            steps = ir.node("Gather", [column.outputs[0], ids], {"axis": 0})  # (B, S, blocks, 1)
+            scaled = ir.node("Mul", [centred.outputs[0], steps.outputs[0]])
+            nodes = [column, rows, wide, centred, steps, scaled, ir.node("Reshape", [scaled.outputs[0], flat])]
+            _replace(model, node, nodes)
 
     def pool_scales(self, model: ir.Model) -> None:
         """Put Cast and Split, which give every matrix its scales, before all other nodes."""
