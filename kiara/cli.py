@@ -190,7 +190,7 @@ def _size(option: str, value: str | None) -> int | None:
     if value is None:
         return None
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kMG]?)B\s*", value)
-    if not found or float(found[1]) <= 0:
+    if not found or not 0 < float(found[1]) < 1e9:
         raise click.UsageError(f"{option}: {value!r} is no size; give one such as 40MB")
     return round(float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]])
 

@@ -18,11 +18,15 @@ const DTYPES = { int8: "q8", int4: "q4", "int8-dynamic": "int8", fp16: "fp16", f
 const element = (id) => document.getElementById(id);
 const say = (text) => (element("status").textContent = text);
 const stopping = new InterruptableStoppingCriteria();
-let tokenizer, model;
+let tokenizer, model, context;
 
 async function load() {
   const manifest = await (await fetch("models/bundle/kiara.json")).json();
   const variant = new URLSearchParams(location.search).get("variant") ?? Object.keys(manifest.variants)[0];
+  if (!(variant in manifest.variants)) {
+    throw new Error(`there is no variant ${variant}; it has ${Object.keys(manifest.variants).join(", ")}`);
+  }
+  context = manifest.architecture.context_length;
   tokenizer = await AutoTokenizer.from_pretrained("bundle");
   model = await AutoModelForCausalLM.from_pretrained("bundle", { dtype: DTYPES[variant], device: "wasm" });
   say(`${manifest.name}, ${variant}: ${(manifest.parameters / 1e6).toFixed(1)}M parameters. Ready.`);
@@ -33,6 +37,11 @@ async function generate(event) {
   event.preventDefault();
   const temperature = Number(element("temperature").value);
   const inputs = tokenizer(element("prompt").value);
+  const room = context - inputs.input_ids.dims[1];
+  if (room < 1) {
+    say(`The prompt has ${context - room} tokens, the context only ${context}: shorten it.`);
+    return;
+  }
   const output = element("output");
   output.textContent = element("prompt").value;
   element("generate").disabled = true;
@@ -48,7 +57,7 @@ async function generate(event) {
   try {
     await model.generate({
       ...inputs,
-      max_new_tokens: Number(element("max-tokens").value),
+      max_new_tokens: Math.min(room, Number(element("max-tokens").value)),
       do_sample: temperature > 0,
       temperature: temperature || 1,
       streamer,

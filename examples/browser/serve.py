@@ -5,7 +5,9 @@ python examples/browser/serve.py bundles/demo
 """
 
 import argparse
+import contextlib
 import mimetypes
+import shutil
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,15 +43,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")  # graph runs on every core
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                self.wfile.write(chunk)
+        with path.open("rb") as file, contextlib.suppress(ConnectionError):  # the browser may have gone
+            shutil.copyfileobj(file, self.wfile)
 
     def _find(self, wanted: str) -> Path | None:
         for prefix, folder in self.folders.items():
             if wanted.startswith(prefix):
-                path = (folder / wanted[len(prefix) :]).resolve()
-                return path if path.is_file() and path.is_relative_to(folder.resolve()) else None
+                try:
+                    path = (folder / wanted[len(prefix) :]).resolve()
+                    return path if path.is_file() and path.is_relative_to(folder.resolve()) else None
+                except (ValueError, OSError):  # no name that a file could have
+                    return None
         return HERE / PAGE[wanted] if wanted in PAGE else None
 
     def log_message(self, *args: object) -> None:
@@ -75,7 +79,11 @@ def main() -> None:
         parser.error(f"{arguments.bundle}: no bundle; name one that `kiara export` wrote")
     if not PACKAGES.is_dir():
         parser.error(f"npm install --prefix {HERE} first: it brings transformers.js")
-    with make_server(arguments.bundle, arguments.port) as server:
+    try:
+        server = make_server(arguments.bundle, arguments.port)
+    except (OSError, OverflowError) as error:
+        parser.error(f"--port {arguments.port}: {error}; name another one")
+    with server:
         print(f"http://127.0.0.1:{server.server_port}/", flush=True)
         try:
             server.serve_forever()

@@ -70,6 +70,11 @@ def greedy_agreement(check: Check, bundle: Path, variant: str, split: Split) -> 
     model = load(bundle, variant)
     prompts = list(_prompts(model, split))
     tokens = min(MAX_TOKENS, model.context_length - 2 * PROMPT_TOKENS)
+    if not prompts or tokens < 1:
+        raise UserError(
+            f"--check-with: {len(prompts)} prompts of held-out text and {tokens} tokens of the context are left to "
+            "compare; give more text, or leave it out"
+        )
     asked = {"prompts": prompts, "max_tokens": tokens}
     with _opened_by_others(bundle, variant) as folder, progress(f"{check.runtime} {variant}", len(prompts)) as advance:
         theirs = _run([*check.command(variant), str(folder)], json.dumps(asked), check.runtime)
@@ -100,8 +105,9 @@ def _prompts(model: Model, split: Split) -> Iterator[str]:
     """Beginnings of windows spread over the split, as text that encodes to about PROMPT_TOKENS tokens."""
     length = min(PROMPT_TOKENS, model.context_length // 2)
     count = split.windows(length)
-    for i in range(min(PROMPTS, count)):
-        ids = split.window(i * count // PROMPTS, length)[:-1].tolist()
+    wanted = min(PROMPTS, count)
+    for i in range(wanted):
+        ids = split.window(i * count // wanted, length)[:-1].tolist()
         text = b"".join(model.tokenizer.token_bytes[token] for token in ids).decode("utf-8", "ignore")
         if text.strip():
             yield text
@@ -113,11 +119,15 @@ def _first_difference(model: Model, prompt: str, other: dict[str, Any], tokens: 
     if other["prompt"] != ids:
         return -1
     ours = model.generate(ids, max_tokens=tokens, temperature=0.0, ignore_eos=True).tokens
-    ends = [i for i, token in enumerate(ours) if token in model.eos_token_ids]
-    ours = ours[: ends[0]] if ends else ours  # where the others stop; some give the end's id, some do not
-    found = other["tokens"][: len(ours)]
-    differing = (i for i, (mine, their) in enumerate(zip(ours, found, strict=False)) if mine != their)
-    return next(differing, None if len(found) == len(ours) else len(found))
+    theirs = other["tokens"]
+    for i, mine in enumerate(ours):
+        if i < len(theirs) and theirs[i] != mine:
+            return i
+        if mine in model.eos_token_ids:  # where the others stop; some give the end's id, some do not
+            return None
+        if i >= len(theirs):
+            return i
+    return None
 
 
 @contextmanager
@@ -139,7 +149,7 @@ def _opened_by_others(bundle: Path, variant: str) -> Iterator[Path]:
 def _run(command: list[str], asked: str, runtime: str) -> dict[str, Any]:
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, input=asked, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
+    if done.returncode or not done.stdout.strip():
         said = " ".join(done.stderr.split())[-400:]
         raise UserError(f"verification: {runtime} cannot run the bundle ({said}); no bundle was written")
     return json.loads(done.stdout.splitlines()[-1])

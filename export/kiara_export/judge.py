@@ -23,7 +23,7 @@ from kiara.model import GPT
 from kiara_export.reference import Reference
 from kiara_export.verify import departing_layer
 from kiara_runtime.bundle import Architecture
-from kiara_runtime.deep import MIN_PATH_AGREEMENT
+from kiara_runtime.deep import MIN_END_AGREEMENT, MIN_PATH_AGREEMENT
 from kiara_runtime.errors import UserError
 from kiara_runtime.paths import PathAgreement, cached
 from kiara_runtime.session import Session
@@ -44,6 +44,7 @@ class Limits:
     bits_per_byte_loss: float
     top1_agreement: float
     path_agreement: float
+    end_of_context: float = MIN_END_AGREEMENT
 
 
 LIMITS = {
@@ -59,8 +60,8 @@ class Quality:
     """Of a variant on held-out text.
 
     kl: mean divergence of the next-token distribution from float32's, in nats a token; kl_quantiles: at QUANTILES.
-    top1_agreement: part of the positions whose likeliest token is float32's. paths: the same of single steps, chunks,
-    a padded batch and the context's end with the variant's own prefill; path_agreement: the lowest of them.
+    top1_agreement: part of the positions whose likeliest token is float32's. paths: the same of every path with the
+    variant's own prefill; path_agreement: the lowest over real text.
     """
 
     metrics: Metrics
@@ -146,12 +147,14 @@ def demand(name: str, quality: Quality, limits: Limits, blame: Callable[[], str]
         ("bits_per_byte_loss", quality.bits_per_byte_loss, quality.bits_per_byte_loss <= limits.bits_per_byte_loss),
         ("top1_agreement", quality.top1_agreement, quality.top1_agreement >= limits.top1_agreement),
         ("path_agreement", quality.path_agreement, quality.path_agreement >= limits.path_agreement),
+        ("end_of_context", quality.paths.end_of_context, quality.paths.end_of_context >= limits.end_of_context),
     ):
         if not good:
-            bound = "at most" if field == "bits_per_byte_loss" else "at least"
+            loses = field == "bits_per_byte_loss"
             raise UserError(
-                f"verification: {name} has {field} {value:.2%} where {bound} {getattr(limits, field):.2%} is allowed "
-                f"({blame()}); no bundle was written; leave it out or allow more with --max-bpb-loss"
+                f"verification: {name} has {field} {value:.2%} where at {'most' if loses else 'least'} "
+                f"{getattr(limits, field):.2%} is allowed ({blame()}); no bundle was written; leave {name} out"
+                f"{' or allow more with --max-bpb-loss' if loses else ''}"
             )
 
 

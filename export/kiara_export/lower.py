@@ -121,7 +121,7 @@ def dynamic(traced: ir.Model, rounded: Rounded) -> ir.Model:
 
     The LM head keeps its blocks: it is small work in a prompt, and the table is stored once.
     """
-    model, made = traced.clone(), _Tables(rounded)
+    model = traced.clone()
     for node in _linears(model):
         weight = node.inputs[1]
         assert weight is not None and weight.const_value is not None and weight.name is not None
@@ -132,21 +132,21 @@ def dynamic(traced: ir.Model, rounded: Rounded) -> ir.Model:
         inputs = [node.inputs[0], constant(model, f"{weight.name}.int8", np.ascontiguousarray(values.T))]
         inputs += [constant(model, f"{weight.name}.scales", scales), None, bias]
         _replace(model, node, [ir.node("DynamicQuantizeMatMul", inputs[: 5 if bias else 3], domain=CONTRIB)])
-    return blocks(_finish(model), made.rounded)
+    return blocks(_finish(model), rounded)
 
 
 class _Tables:
     """Blocks by the name of the matrix, each stored once however often it is used."""
 
     def __init__(self, rounded: Rounded) -> None:
-        self.rounded = rounded
+        self._rounded = rounded
         self._made: dict[str, tuple[ir.Value, ir.Value, ir.Value | None, Blocks]] = {}
 
     def of(self, model: ir.Model, weight: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None, Blocks]:
         assert weight is not None and weight.const_value is not None and weight.name is not None
         name = weight.name
         if name not in self._made:
-            made = self.rounded(name, weight.const_value.numpy())
+            made = self._rounded(name, weight.const_value.numpy())
             zeros = None if made.zeros is None else constant(model, f"{name}.zeros", made.packed_zeros())
             data = constant(model, f"{name}.int{made.bits}", made.packed())
             scales = ir.Value(name=f"{name}.scales", type=ir.TensorType(ir.DataType.FLOAT))

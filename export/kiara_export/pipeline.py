@@ -29,7 +29,7 @@ from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, Bundle, 
 from kiara_runtime.deep import probe
 from kiara_runtime.errors import UserError
 from kiara_runtime.paths import path_agreement
-from kiara_runtime.signing import SIGNATURE, read_private_key, sign
+from kiara_runtime.signing import PrivateKey, check_signature_by, read_private_key, sign
 from kiara_runtime.tokenizer import Tokenizer
 
 
@@ -77,7 +77,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     names = [name for name in VARIANT_FILES if name in request.variants]
     held_out, calibration = _texts(checkpoint, tokenizer, request, "int4" in names)
     provenance = _provenance(checkpoint, held_out, calibration, request, key and key.fingerprint)
-    if (known := _up_to_date(out, names, provenance)) is not None:
+    if (known := _up_to_date(out, names, provenance, key)) is not None:
         logger.info("Up to date with %s: %s", checkpoint, out)
         return known
     logger.info("Exporting %s", checkpoint)
@@ -116,15 +116,18 @@ def _texts(checkpoint: Path, tokenizer: Tokenizer, request: Request, calibrates:
     return rest, first
 
 
-def _up_to_date(out: Path, names: list[str], provenance: dict[str, Any]) -> dict[str, Any] | None:
+def _up_to_date(
+    out: Path, names: list[str], provenance: dict[str, Any], key: PrivateKey | None
+) -> dict[str, Any] | None:
     """The figures of a whole bundle that was made from the same, None where there is none."""
     try:
         bundle = Bundle.open(out)
         bundle.check()
+        if key is not None:
+            check_signature_by(out, key.key.public_key())
     except UserError:
         return None
-    same = bundle.variants == names and bundle.manifest["provenance"] == provenance
-    same = same and (provenance["signed_by"] is None or (out / SIGNATURE).is_file())
+    same = bundle.variants == names and bundle.manifest.get("provenance") == provenance
     return dict(bundle.manifest["receipt"]) if same else None
 
 

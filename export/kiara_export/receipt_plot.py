@@ -28,7 +28,7 @@ def plot_receipt(figures: Figures, title: str, path: Path) -> None:
         _speeds(axes[1, 1], names, shown)
     else:
         axes[1, 1].set_axis_off()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, metadata={"Software": None})
 
 

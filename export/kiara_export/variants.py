@@ -14,7 +14,7 @@ from kiara_export.calibrate import calibrate_int4
 from kiara_export.graph import trace
 from kiara_export.judge import MANY
 from kiara_export.mixed import Mixed, fewest
-from kiara_export.onnx_file import save
+from kiara_export.onnx_file import graph_bytes, save
 from kiara_export.rounding import round_int8
 from kiara_runtime.bundle import GRAPH_FOLDER, VARIANT_FILES, Architecture
 from kiara_runtime.session import Session
@@ -82,8 +82,9 @@ def write_graphs(
     with progress("Calibrating int4", len(model.layers)) as advance:
         mixed = Mixed(calibrate_int4(model, calibration, limit.searches(), advance))
 
-    def write(promoted: int) -> None:
+    def write(promoted: int) -> int:
         save(lower.blocks(traced, mixed.rounded(promoted)), paths["int4"])
+        return graph_bytes(paths["int4"])
 
     def loss_with(promoted: int) -> float:
         write(promoted)
@@ -91,14 +92,12 @@ def write_graphs(
         logger.info("int4 with %d of %d matrices at 8 bits loses %.2f%%", promoted, len(mixed), 100 * loss)
         return loss
 
-    write(0)
-    promoted = 0
-    if limit.budget is not None:
-        promoted = mixed.within(paths["int4"].stat().st_size, limit.budget)
+    most = len(mixed) if limit.budget is None else mixed.within(write(0), limit.budget)
     if limit.max_bpb_loss is not None:
-        promoted = fewest(promoted if limit.budget is not None else len(mixed), loss_with, limit.max_bpb_loss)
-    if promoted:
-        write(promoted)
+        promoted = fewest(most, loss_with, limit.max_bpb_loss)
+    else:
+        promoted = 0 if limit.budget is None else most
+    write(promoted)
     return Graphs(paths, mixed.eight(promoted))
 
 

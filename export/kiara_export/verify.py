@@ -14,7 +14,18 @@ import numpy as np
 
 from kiara_export.reference import Reference
 from kiara_runtime.errors import UserError
-from kiara_runtime.paths import CHUNK, MAX_STEPS, Cached, Logits, at_the_end, cached, in_batch, in_chunks
+from kiara_runtime.paths import (
+    CHUNK,
+    MAX_STEPS,
+    Cached,
+    Logits,
+    at_the_end,
+    cached,
+    in_batch,
+    in_chunks,
+    prompt_ends,
+    prompts_alone,
+)
 from kiara_runtime.session import Session
 
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order stay a hundred times below
@@ -57,6 +68,9 @@ def _paths(session: Session, reference: Reference) -> Iterator[tuple[str, Logits
     for name, chunk in (("end of the context", len(reference.end)), ("single steps to the end of the context", 1)):
         yield name, reference.end_logits, at_the_end(session, reference.past, reference.end, chunk)
     yield from windows("prefill", length, length)
+    for ids, logits in zip(reference.windows, reference.logits, strict=True):
+        ends = np.array(prompt_ends(ids)) - 1
+        yield "last logits of prompts", logits[ends], np.concatenate(prompts_alone(session, ids))
     yield from windows("single steps", 1, MAX_STEPS)
     yield from windows("chunked prefill", CHUNK, length)
     for expected, found in zip(reference.row_logits, in_batch(session, reference.rows), strict=True):

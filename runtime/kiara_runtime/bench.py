@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kiara_runtime.errors import UserError
+
 PROMPT_TOKENS, DECODE_TOKENS, ROUNDS = 256, 64, 3
 
 
@@ -50,7 +52,8 @@ def measure_apart(bundle: Path, variant: str | None = None, threads: int | None 
     words = [sys.executable, "-m", __name__, json.dumps([str(bundle), variant, threads])]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"measuring {variant} failed: {done.stderr.strip()[-500:]}")
+        said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}; is there memory enough?"])[-1]
+        raise UserError(f"{bundle}: measuring {variant} failed ({said[:300]})")
     return Speed(**json.loads(done.stdout))
 
 

@@ -102,8 +102,9 @@ class Bundle:
 
     def files_of(self, variant: str | None) -> list[str]:
         """What a run of `variant` stands on: every file but the other variants' graphs."""
-        others = tuple(self.variant_file(name) for name in self.variants if name != (variant or self.variants[0]))
-        return [name for name in self.manifest["files"] if not name.startswith(others)]
+        graphs = {self.variant_file(name) for name in self.variants} - {self.variant_file(variant)}
+        others = graphs | {f"{graph}_data" for graph in graphs}
+        return [name for name in self.manifest["files"] if name not in others]
 
     def graph_of(self, variant: str | None) -> Path:
         """The graph of a variant that `check` has passed; refused where it reads a file that is not listed.
@@ -118,6 +119,7 @@ class Bundle:
         for name in names:
             if "/" in name or "\\" in name or f"{GRAPH_FOLDER}/{name}" not in self.manifest["files"]:
                 raise UserError(f"{path}: wants weights from {name!r:.80}, which is no file of the bundle; refused")
+            self._check_file(f"{GRAPH_FOLDER}/{name}")
         return path
 
     def load_tokenizer(self) -> Tokenizer:
@@ -160,6 +162,9 @@ def _interpret(path: Path, manifest: dict[str, Any]) -> Bundle:
     for name in ("tokenizer.json", "tokenizer_config.json", *graphs):
         if _check_name(name) not in files:
             raise UserError(f"{path / MANIFEST}: {name} is not listed in it; export it again")
+    for name in graphs:
+        if not name.startswith(f"{GRAPH_FOLDER}/"):
+            raise UserError(f"{path / MANIFEST}: the graph {name} is not in {GRAPH_FOLDER}; export it again")
     _ = graphs[0], [(str(g["text"]), list(g["ids"])) for g in manifest["tokenizer"]["golden"]]
     return Bundle(path, manifest, architecture, frozenset(eos), bos)
 

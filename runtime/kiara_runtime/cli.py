@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ def figures_line(name: str, figures: Mapping[str, Any]) -> str:
         f"{name}: {figures['size_bytes'] / 1e6:.2f} MB ({figures['bytes_per_parameter']:.3f} bytes a parameter), "
         f"{figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against fp32), "
         f"{figures['top1_agreement']:.2%} of choices as fp32, "
-        f"decode {figures['decode_tokens_per_second']:,.0f} tokens/s"
+        f"{figures['decode_tokens_per_second']:,.0f} tokens/s"
     )
 
 
@@ -164,16 +164,25 @@ def info(bundle: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(manifest, indent=2))
         return
-    shape = manifest["architecture"]
-    click.echo(f"{bundle}: {manifest['parameters'] / 1e6:.2f}M parameters, format {manifest['format_version']}")
-    click.echo(
+    try:
+        lines = list(_describe(bundle, manifest))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{bundle}: its manifest tells less than this version shows ({error!r}); --json prints it"
+        ) from None
+    click.echo("\n".join(lines))
+
+
+def _describe(bundle: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    shape, source = manifest["architecture"], manifest["provenance"]
+    yield f"{bundle}: {manifest['parameters'] / 1e6:.2f}M parameters, format {manifest['format_version']}"
+    yield (
         f"  {shape['num_hidden_layers']} layers of width {shape['hidden_size']}, vocabulary {shape['vocab_size']}, "
         f"context {shape['context_length']} tokens"
     )
     for name, figures in manifest["receipt"].items():
-        click.echo(f"  {figures_line(name, figures)}")
-    source = manifest["provenance"]
-    click.echo(
+        yield f"  {figures_line(name, figures)}"
+    yield (
         f"  from {source['checkpoint']} ({source['imported'] or 'trained, seed ' + str(source['seed'])}), "
         f"weights {source['model.safetensors_sha256'][:16]}"
     )

@@ -6,21 +6,22 @@ the next, so this runs a recorded piece of held-out text along every path and co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kiara_runtime.bundle import Bundle
+from kiara_runtime.bundle import MAX_MANIFEST_BYTES, Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.paths import Ids, PathAgreement, in_chunks, path_agreement
 from kiara_runtime.session import Session
+from kiara_runtime.tokenizer_json import read_bounded_json
 
 # Rounded activations amplify the last bit that differs between a step and a chunk; those of int8-dynamic share a scale
 # with the whole pass.
 MIN_PATH_AGREEMENT = {"fp32": 0.98, "fp16": 0.95, "int8": 0.85, "int4": 0.8, "int8-dynamic": 0.6}
+MIN_END_AGREEMENT = 0.5  # a wrong position finds tokens by chance, rounding in flat distributions most of them
 MIN_RECORDED_AGREEMENT = 0.9
 MAX_NATS_DIFFERENCE = 0.01  # relative, of the text's negative log-likelihood
 
@@ -45,13 +46,7 @@ def probe(session: Session, ids: Ids) -> dict[str, Any]:
 
 def verify_deep(bundle: Bundle) -> Iterator[Found]:
     """Each variant in turn; raises UserError on the first that does not compute what it should."""
-    path = bundle.folder / "receipt.json"
-    try:
-        recorded = json.loads(path.read_bytes())["probe"]
-        ids = np.array(recorded["ids"], dtype=np.int64)
-        expected: dict[str, dict[str, Any]] = {name: recorded["variants"][name] for name in bundle.variants}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: holds no probe; export the bundle again") from None
+    ids, expected = _recorded(bundle)
     for name in bundle.variants:
         session = Session(bundle.graph_of(name), bundle.architecture)
         here, there = probe(session, ids), expected[name]
@@ -65,9 +60,28 @@ def verify_deep(bundle: Bundle) -> Iterator[Found]:
         yield found
 
 
+def _recorded(bundle: Bundle) -> tuple[Ids, dict[str, dict[str, Any]]]:
+    """The probe of the receipt: token ids, and what each variant made of them."""
+    path, vocabulary = bundle.folder / "receipt.json", bundle.architecture.vocab_size
+    recorded: Any = read_bounded_json(path, MAX_MANIFEST_BYTES).get("probe")
+    try:
+        ids = [int(token) for token in recorded["ids"]]
+        made: dict[str, dict[str, Any]] = {}
+        for name in bundle.variants:
+            one = recorded["variants"][name]
+            made[name] = {"nats": float(one["nats"]), "top1": [int(token) for token in one["top1"]]}
+            if len(made[name]["top1"]) != len(ids) or made[name]["nats"] <= 0:
+                raise ValueError
+        if not 2 <= len(ids) <= bundle.architecture.context_length or not all(0 <= i < vocabulary for i in ids):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise UserError(f"{path}: holds no probe of this bundle; export it again") from None
+    return np.array(ids, dtype=np.int64), made
+
+
 def _demand(found: Found) -> None:
-    least = MIN_PATH_AGREEMENT[found.variant]
-    if found.paths.lowest() < least:
+    least = MIN_PATH_AGREEMENT.get(found.variant, MIN_RECORDED_AGREEMENT)
+    if found.paths.lowest() < least or found.paths.end_of_context < MIN_END_AGREEMENT:
         raise UserError(
             f"{found.variant}: on this machine single steps, chunks or batches find {found.paths.lowest():.1%} of the "
             f"likeliest tokens of a prefill (needed {least:.0%}); use another variant, or another ONNX Runtime"

@@ -56,6 +56,8 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int
     """Number and extent of each length-delimited field between `position` and `end`."""
     while position < end:
         tag, position = _varint(data, position, end)
+        if not 8 <= tag < 1 << 32:  # parsers keep 32 bits of a tag, so that a longer one means another field to them
+            raise ValueError(f"tag {tag}")
         wire = tag & 7
         if wire == _VARINT:
             _, position = _varint(data, position, end)

@@ -20,6 +20,7 @@ from kiara_runtime.session import Session
 CHUNK = 48  # no divisor of any context length, so that the last chunk is a short one
 MAX_STEPS = 128  # tokens of a window that are fed one by one
 BATCH, BATCH_STEPS = 4, 8  # sequences in the padded batch, and joint steps after their prompts
+PROMPTS = 8  # beginnings of a window whose last logits are asked for alone
 END = 16  # positions at the end of the context
 
 Logits = NDArray[np.float32]
@@ -57,6 +58,16 @@ def in_batch(session: Session, rows: Sequence[Ids]) -> list[Logits]:
     return [np.concatenate(part) for part in parts]
 
 
+def prompt_ends(ids: Ids) -> list[int]:
+    """Lengths of the prompts that `prompts_alone` tries: the shortest, the longest and some between."""
+    return sorted({1, 2, *(len(ids) * i // PROMPTS for i in range(1, PROMPTS + 1))} - {0})
+
+
+def prompts_alone(session: Session, ids: Ids) -> list[Logits]:
+    """What a generation asks for: of each prompt the last token's logits alone, (1, V)."""
+    return [session.decoder()(ids[:end].tolist())[None] for end in prompt_ends(ids)]
+
+
 def at_the_end(session: Session, past: Cached, ids: Ids, chunk: int) -> Logits:
     """The last S positions of the context, behind a cache filled with `past` over and over: logits (S, V).
 
@@ -82,9 +93,11 @@ def cached(session: Session, ids: Ids) -> Cached:
 class PathAgreement:
     """How often paths find the token likeliest that a prefill of the same graph does, each a part of 1.
 
+    last_logits: prompts whose last logits alone are asked for, the way of every generation.
     batch_exact: whether each sequence of a padded batch had, bit for bit, the logits that it has alone.
     """
 
+    last_logits: float
     single_steps: float
     chunked_prefill: float
     padded_batch: float
@@ -93,7 +106,7 @@ class PathAgreement:
 
     def lowest(self) -> float:
         """Of the paths over real text. Behind a made-up cache distributions are flat and rounding decides often."""
-        return min(self.single_steps, self.chunked_prefill, self.padded_batch)
+        return min(self.last_logits, self.single_steps, self.chunked_prefill, self.padded_batch)
 
 
 def path_agreement(session: Session, windows: Ids) -> PathAgreement:
@@ -105,7 +118,10 @@ def path_agreement(session: Session, windows: Ids) -> PathAgreement:
     together, alone = in_batch(session, rows), [in_batch(session, [row])[0] for row in rows]
     half = windows.shape[1] // 2
     past, end = cached(session, windows[0][half:]), windows[0][:half][:END]
+    prompts = [logits for ids in windows for logits in prompts_alone(session, ids)]
+    whole = [prefill[None, end - 1] for prefill, ids in zip(prefills, windows, strict=True) for end in prompt_ends(ids)]
     return PathAgreement(
+        last_logits=_agreeing(prompts, whole),
         single_steps=_agreeing(stepped, prefills),
         chunked_prefill=_agreeing(chunked, prefills),
         padded_batch=_agreeing(together, [prefills[0]] * len(rows)),

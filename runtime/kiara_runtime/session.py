@@ -51,9 +51,9 @@ class Session:
             self.graph = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own for every fault of a file
             raise UserError(f"{graph}: ONNX Runtime cannot open it ({' '.join(str(error).split())[:300]})") from None
-        self._check_interface(graph)
-        half = self.graph.get_inputs()[-1].type == "tensor(float16)"
+        half = any(value.type == "tensor(float16)" for value in self.graph.get_inputs())
         self.cache_type = np.dtype(np.float16 if half else np.float32)
+        self._check_interface(graph)
 
     def cache(self, slots: int) -> Cache:
         return Cache(self, slots)
@@ -63,13 +63,17 @@ class Session:
 
     def _check_interface(self, graph: Path) -> None:
         """The graph must have the inputs, outputs and sizes that the manifest speaks of."""
-        shape = self.architecture
-        inputs, outputs = io_names(shape.num_hidden_layers)
-        found = {value.name: value.shape for value in (*self.graph.get_inputs(), *self.graph.get_outputs())}
-        cache = {"kv_heads": (1, shape.num_key_value_heads), "head_size": (3, shape.head_dim)}
-        fits = sorted(found) == sorted((*inputs, *outputs)) and found["logits"][2] == shape.vocab_size
-        for axis, size in cache.values():
-            fits = fits and all(found[name][axis] == size for name in inputs[2:])
+        shape, values = self.architecture, (*self.graph.get_inputs(), *self.graph.get_outputs())
+        fits = len(values) == 3 + 4 * shape.num_hidden_layers
+        if fits:
+            inputs, outputs = io_names(shape.num_hidden_layers)
+            found = {value.name: (value.type, len(value.shape), *value.shape[1::2]) for value in values}
+            cache = (f"tensor({self.cache_type.name.replace('32', '')})", 4, shape.num_key_value_heads, shape.head_dim)
+            fits = sorted(found) == sorted((*inputs, *outputs)) and all(
+                found[name] == cache for name in (*inputs[2:], *outputs[1:])
+            )
+        logits = next((value for value in values if value.name == "logits"), None)
+        fits = fits and logits is not None and logits.type == "tensor(float)" and logits.shape[2:] == [shape.vocab_size]
         if not fits:
             raise UserError(f"{graph}: its inputs and outputs are not those that kiara.json describes; export it again")
 
@@ -84,7 +88,10 @@ class Cache:
         size = (2 * shape.num_hidden_layers, slots, shape.num_key_value_heads, shape.context_length, shape.head_dim)
         # Straight from the system: pages that were never written to take no memory. NumPy would ask for huge pages,
         # and the first token of each head would make a whole context's worth of them resident.
-        memory = mmap.mmap(-1, math.prod(size) * session.cache_type.itemsize, **_PRIVATE)
+        try:
+            memory = mmap.mmap(-1, math.prod(size) * session.cache_type.itemsize, **_PRIVATE)
+        except (OSError, OverflowError):
+            raise MemoryError(f"a cache of {math.prod(size) * session.cache_type.itemsize >> 20} MiB") from None
         self.buffers = np.frombuffer(memory, dtype=session.cache_type).reshape(size)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
 

@@ -31,9 +31,9 @@ class PrivateKey:
 
 def read_private_key(path: Path) -> PrivateKey:
     """An unencrypted Ed25519 private key."""
+    key = _read_key("--sign-key", path, "private")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    key = _read_key("--sign-key", path, "private")
     if not isinstance(key, Ed25519PrivateKey):
         raise UserError(f"--sign-key {path}: not an Ed25519 private key; make one: openssl genpkey -algorithm ed25519")
     return PrivateKey(key, hashlib.sha256(key.public_key().public_bytes_raw()).hexdigest())
@@ -47,12 +47,18 @@ def sign(folder: Path, key: PrivateKey) -> None:
 
 def check_signature(folder: Path, public_key: Path) -> None:
     """Raises UserError where the manifest is not signed, or not by the owner of `public_key`."""
-    from cryptography.exceptions import InvalidSignature
+    key = _read_key("--public-key", public_key, "public")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    key = _read_key("--public-key", public_key, "public")
     if not isinstance(key, Ed25519PublicKey):
         raise UserError(f"--public-key {public_key}: not an Ed25519 public key; openssl pkey -pubout writes one")
+    check_signature_by(folder, key)
+
+
+def check_signature_by(folder: Path, key: Ed25519PublicKey) -> None:
+    """The same for a key that is already in memory."""
+    from cryptography.exceptions import InvalidSignature
+
     path = folder / SIGNATURE
     if path.is_symlink() or not path.is_file():
         raise UserError(f"{path}: missing, the bundle is not signed; export it with --sign-key")

@@ -119,6 +119,7 @@ def _rewrite(folder: Path, **changes: object) -> None:
         ({"tokenizer": {}}, "not a manifest of this format"),
         ({"bos_token_id": 512}, "outside the vocabulary"),
         ({"variants": {"int8": {"file": "onnx/other.onnx"}}}, "is not listed in it"),
+        ({"variants": {"int8": {"file": "config.json"}}}, "is not in onnx"),
         ({"tokenizer": {"golden": [{"text": "a", "ids": [1, 2]}]}}, "does not give the recorded ids"),
     ],
 )
@@ -201,6 +202,20 @@ def test_external_names_are_found_wherever_a_tensor_can_be(tmp_path: Path) -> No
     path.write_bytes(model.SerializeToString())
     places = ("attribute", "subgraph", "list", "function", "sparse", "indices", "graph")
     assert external_files(path) == {f"in-{place}" for place in places}
+
+
+def test_a_tag_that_parsers_cut_to_32_bits_is_refused(tmp_path: Path) -> None:
+    import onnx
+
+    tensor = onnx.TensorProto(name="t", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="elsewhere")
+    plain = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor])).SerializeToString()
+    field = onnx.StringStringEntryProto(key="location", value="elsewhere").SerializeToString()
+    hidden = plain.replace(b"\x6a" + bytes([len(field)]) + field, b"\xea\x80\x80\x80\x70" + bytes([len(field)]) + field)
+    assert hidden != plain
+    (tmp_path / "model.onnx").write_bytes(hidden)
+    with pytest.raises(ValueError, match=r"tag|longer than"):
+        external_files(tmp_path / "model.onnx")
 
 
 @given(st.binary(max_size=200))

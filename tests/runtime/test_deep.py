@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,10 +113,19 @@ def test_keys_that_are_none_are_refused_by_name(copy: Path, tmp_path: Path, kiar
     assert result.exit_code == 1 and "not a public key in PEM" in result.stderr
 
 
+def test_without_the_extra_the_option_says_what_to_install(
+    copy: Path, kiara_run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("cryptography")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    result = kiara_run("verify", copy, "--public-key", copy / "any.pub")
+    assert result.exit_code == 1 and "--public-key: needs the extra; pip install" in result.stderr
+
+
 def test_measurements_are_of_a_process_of_its_own(bundle: Path) -> None:
     speed = measure_apart(bundle, "int8")
     assert speed.prefill_tokens_per_second > speed.decode_tokens_per_second > 0
     assert 0 < speed.load_seconds < 60 and speed.prompt_tokens == 48
     assert speed.peak_memory_bytes is None or 20 << 20 < speed.peak_memory_bytes < 1 << 30
-    with pytest.raises(RuntimeError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         measure_apart(bundle / "none", None)
