@@ -68,8 +68,8 @@ def _broken(session: Session, fault: str, monkeypatch: pytest.MonkeyPatch) -> Se
 def test_the_true_graph_passes_and_every_path_is_named(sessions: dict[str, Session], reference: Reference) -> None:
     agreements = verify_float32(sessions["fp32"], reference)
     assert {agreement.path for agreement in agreements} == {
-        "prefill", "last logits of prompts", "single steps", "chunked prefill", "right-padded batch", "end of the context",
-        "single steps to the end of the context",
+        "prefill", "last logits of prompts", "single steps", "chunked prefill", "right-padded batch",
+        "end of the context", "single steps to the end of the context",
     }  # fmt: skip
     assert all(agreement.max_difference < 1e-5 * agreement.scale and agreement.tokens for agreement in agreements)
 
