@@ -78,7 +78,7 @@ def test_generating_stops_with_one_line(bundle: Path, tmp_path: Path) -> None:
 def test_writing_commands_leave_nothing(what: str, run: Path, corpus: Path, tmp_path: Path) -> None:
     """Interrupted as soon as their temporary folder stands."""
     source = corpus if what == "prepare" else run
-    slow = "kiara.prepare.train_tokenizer" if what == "prepare" else "kiara_export.pipeline.trace"
+    slow = "kiara.prepare.train_tokenizer" if what == "prepare" else "kiara_export.variants.trace"
     module, _, name = slow.rpartition(".")
     script = (
         f"import sys, time, {module} as m\n"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from click.testing import Result
@@ -22,8 +21,11 @@ from kiara.import_tokenizer import hard_texts, settle_tokenizer
 from kiara.importing import import_model
 from kiara.reference import reference_model
 from kiara_export.graph import trace
-from kiara_export.pipeline import architecture, export
-from kiara_export.quantize import quantize_blocks, quantize_int8
+from kiara_export.lower import blocks
+from kiara_export.onnx_file import save
+from kiara_export.pipeline import Request, export
+from kiara_export.rounding import round_int8
+from kiara_export.variants import architecture
 from kiara_runtime.bundle import Bundle
 from kiara_runtime.generate import load
 from kiara_runtime.session import Session
@@ -67,7 +69,7 @@ def test_imported_models_say_what_they_said(name: str, texts: list[str], corpus:
     options: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0, "ignore_eos": True}
     reference = reference_model(ours, tokenizer, TokenIds.read(tmp_path / "ours"))
     assert reference.generate(prompt, **options).tokens == greedy
-    export(tmp_path / "ours", tmp_path / "bundle", ["fp32"], str(corpus / "bisect.py"))
+    export(tmp_path / "ours", tmp_path / "bundle", Request(("fp32",), text=str(corpus / "bisect.py")))
     assert load(tmp_path / "bundle").generate(prompt, **options).tokens == greedy
 
     original = AutoTokenizer.from_pretrained(tmp_path / "theirs")
@@ -87,16 +89,13 @@ def test_int8_of_odd_widths_biases_and_untied_tables_is_the_rounded_model(
     make_folder(name, tmp_path / "theirs", texts)
     import_model(tmp_path / "theirs", tmp_path / "ours")
     model, _ = load_model(tmp_path / "ours")
-    graph = trace(model)
-    quantize_int8(graph)
-    ir.save(graph, tmp_path / "int8.onnx")
+    graph = blocks(trace(model), lambda _, weight: round_int8(weight))
+    save(graph, tmp_path / "int8.onnx")
     assert [node.op_type for node in graph.graph].count("MatMul") == 0
     with torch.no_grad():
         for label, parameter in model.named_parameters():
             if parameter.dim() == 2 and label != "embed_positions.weight":
-                values, scales = quantize_blocks(parameter.numpy())
-                back = (values.astype(np.float32) - 128) * scales[..., None]
-                parameter.copy_(torch.from_numpy(back.reshape(parameter.shape)))
+                parameter.copy_(torch.from_numpy(round_int8(parameter.numpy()).weight()))
         ids = torch.randint(0, model.vocab_size, (40,), generator=torch.Generator().manual_seed(1))
         expected = model(ids[None])[0][0].numpy()
     found = Session(tmp_path / "int8.onnx", architecture(model)).decoder().append(ids.numpy())
@@ -129,7 +128,7 @@ def test_several_end_of_text_ids_travel_into_the_bundle(llama: Path, corpus: Pat
     folder = Path(shutil.copytree(llama, tmp_path / "llama"))
     _edit(folder / "generation_config.json", eos_token_id=[498, 500], bos_token_id=498)
     import_model(folder, tmp_path / "ours")
-    export(tmp_path / "ours", tmp_path / "bundle", ["fp32"], str(corpus / "bisect.py"))
+    export(tmp_path / "ours", tmp_path / "bundle", Request(("fp32",), text=str(corpus / "bisect.py")))
     assert load(tmp_path / "bundle").eos_token_ids == {498, 500}
     assert json.loads((tmp_path / "bundle/generation_config.json").read_text("utf-8"))["eos_token_id"] == [498, 500]
 
