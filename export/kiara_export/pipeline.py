@@ -145,7 +145,7 @@ def _judged(
     del float32
     qualities: dict[str, Quality] = {}
     for name, session in sessions.items():
-        quality = qualities[name] = compared[name].quality(metrics, path_agreement(session, reference.windows))
+        quality = qualities[name] = compared[name].quality(metrics, path_agreement(session, reference.texts))
         allowed = LIMITS[name]
         if limit.max_bpb_loss is not None:
             allowed = replace(allowed, bits_per_byte_loss=limit.max_bpb_loss)

@@ -18,18 +18,20 @@ from kiara.ops import KeyValue
 from kiara_runtime.paths import END, Cached, Ids, Logits, batch_of
 
 WINDOWS = 4  # held-out windows that the paths are compared on
-MAX_LENGTH = 256  # tokens of a window; a longer one would only take longer to say the same
-LARGE_LENGTH = 128  # of the one window of a model whose logits are large
+MAX_LENGTH = 512  # tokens of a window; a longer one would only take longer to say the same
+LARGE_LENGTH = 128  # of the one window that PyTorch reads, of a model whose logits are large
 
 
 @dataclass(frozen=True)
 class Reference:
-    """windows: int64 (R, S). logits: of each, (R, S, V). past: keys and values (K, S, E) of the first, 2 L of them.
+    """texts: int64 (R, T), for a graph's paths against each other; windows: their beginnings, int64 (R, S), that
+    PyTorch has read. logits: of each, (R, S, V). past: keys and values (K, S, E) of the first, 2 L of them.
 
     rows: the sequences of the padded batch, and what each alone gives. end: the ids of the context's last
     positions behind the tiled `past`, and their logits.
     """
 
+    texts: Ids
     windows: Ids
     logits: Logits
     past: Cached
@@ -43,9 +45,10 @@ class Reference:
 def reference_of(model: GPT, split: Split) -> Reference:
     """Run the model eagerly over a little held-out text, along every path that a graph must reproduce."""
     large = rows_at_once(model) < WINDOWS
-    length = min(model.config.context_length, LARGE_LENGTH if large else MAX_LENGTH)
+    length = min(model.config.context_length, MAX_LENGTH)
     count = 1 if large else WINDOWS
-    batch = next(windows(split, length, count * length, count))[:, :-1]
+    texts = next(windows(split, length, count * length, count))[:, :-1]
+    batch = texts[:, :LARGE_LENGTH] if large else texts
     logits, present = model(batch)
     past = [part[0].numpy().copy() for pair in present for part in pair]
     del present
@@ -53,6 +56,7 @@ def reference_of(model: GPT, split: Split) -> Reference:
     rows = batch_of(first)
     end = first[:END]
     return Reference(
+        texts=texts.numpy(),
         windows=batch.numpy(),
         logits=logits.numpy(),
         past=past,

@@ -16,7 +16,6 @@ from kiara_export.reference import Reference
 from kiara_runtime.errors import UserError
 from kiara_runtime.paths import (
     CHUNK,
-    MAX_STEPS,
     Cached,
     Logits,
     at_the_end,
@@ -60,19 +59,19 @@ def _paths(session: Session, reference: Reference) -> Iterator[tuple[str, Logits
     """Name of a path, what PyTorch gives and what the graph gives, (S, V) each."""
     length = reference.windows.shape[1]
 
-    def windows(name: str, chunk: int, limit: int) -> Iterator[tuple[str, Logits, Logits]]:
+    def windows(name: str, chunk: int) -> Iterator[tuple[str, Logits, Logits]]:
         for ids, logits in zip(reference.windows, reference.logits, strict=True):
-            yield name, logits[:limit], in_chunks(session, ids[:limit], chunk)
+            yield name, logits, in_chunks(session, ids, chunk)
 
     # The whole context's cache is the most memory of all: first, before the heap is in pieces.
     for name, chunk in (("end of the context", len(reference.end)), ("single steps to the end of the context", 1)):
         yield name, reference.end_logits, at_the_end(session, reference.past, reference.end, chunk)
-    yield from windows("prefill", length, length)
+    yield from windows("prefill", length)
     for ids, logits in zip(reference.windows, reference.logits, strict=True):
         ends = np.array(prompt_ends(ids)) - 1
         yield "last logits of prompts", logits[ends], np.concatenate(prompts_alone(session, ids))
-    yield from windows("single steps", 1, MAX_STEPS)
-    yield from windows("chunked prefill", CHUNK, length)
+    yield from windows("single steps", 1)
+    yield from windows("chunked prefill", CHUNK)
     for expected, found in zip(reference.row_logits, in_batch(session, reference.rows), strict=True):
         yield "right-padded batch", expected, found
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from kiara_runtime.session import Session
 
 CHUNK = 48  # no divisor of any context length, so that the last chunk is a short one
-MAX_STEPS = 128  # tokens of a window that are fed one by one
 BATCH, BATCH_STEPS = 4, 8  # sequences in the padded batch, and joint steps after their prompts
-PROMPTS = 8  # beginnings of a window whose last logits are asked for alone
+PROMPTS, PROMPT_TOKENS = 8, 128  # beginnings of a window whose last logits are asked for alone, the longest
 END = 16  # positions at the end of the context
 
 Logits = NDArray[np.float32]
@@ -111,26 +110,32 @@ class PathAgreement:
 
 def path_agreement(session: Session, windows: Ids) -> PathAgreement:
     """Of the paths of one graph with each other. windows: (R, S) of real text."""
-    prefills = [in_chunks(session, ids, len(ids)) for ids in windows]
-    stepped = [in_chunks(session, ids[:MAX_STEPS], 1) for ids in windows]
-    chunked = [in_chunks(session, ids, CHUNK) for ids in windows]
+    prefills = [_choices(session, ids, len(ids)) for ids in windows]
+    short = windows[:, :PROMPT_TOKENS]
+    prompts = [logits.argmax(-1) for ids in short for logits in prompts_alone(session, ids)]
+    whole = [prefill[None, end - 1] for prefill, ids in zip(prefills, short, strict=True) for end in prompt_ends(ids)]
     rows = batch_of(windows[0])
     together, alone = in_batch(session, rows), [in_batch(session, [row])[0] for row in rows]
     half = windows.shape[1] // 2
     past, end = cached(session, windows[0][half:]), windows[0][:half][:END]
-    prompts = [logits for ids in windows for logits in prompts_alone(session, ids)]
-    whole = [prefill[None, end - 1] for prefill, ids in zip(prefills, windows, strict=True) for end in prompt_ends(ids)]
+    stepped_end, end_at_once = (at_the_end(session, past, end, chunk).argmax(-1) for chunk in (1, len(end)))
     return PathAgreement(
         last_logits=_agreeing(prompts, whole),
-        single_steps=_agreeing(stepped, prefills),
-        chunked_prefill=_agreeing(chunked, prefills),
-        padded_batch=_agreeing(together, [prefills[0]] * len(rows)),
-        end_of_context=_agreeing([at_the_end(session, past, end, 1)], [at_the_end(session, past, end, len(end))]),
+        single_steps=_agreeing([_choices(session, ids, 1) for ids in windows], prefills),
+        chunked_prefill=_agreeing([_choices(session, ids, CHUNK) for ids in windows], prefills),
+        padded_batch=_agreeing([logits.argmax(-1) for logits in together], [prefills[0]] * len(rows)),
+        end_of_context=_agreeing([stepped_end], [end_at_once]),
         batch_exact=all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True)),
     )
 
 
-def _agreeing(found: Sequence[Logits], expected: Sequence[Logits]) -> float:
+def _choices(session: Session, ids: Ids, chunk: int) -> Ids:
+    """Likeliest tokens (S,) after each of ids; the logits of a whole window would take a hundred megabytes."""
+    decoder = session.decoder()
+    parts = (decoder.append(ids[i : i + chunk]).argmax(-1) for i in range(0, len(ids), chunk))
+    return np.concatenate(list(parts))
+
+
+def _agreeing(found: Sequence[Ids], expected: Sequence[Ids]) -> float:
     """Part of the positions with the same likeliest token; what is expected may go on for longer."""
-    same = [a.argmax(-1) == b[: len(a)].argmax(-1) for a, b in zip(found, expected, strict=True)]
-    return float(np.concatenate(same).mean())
+    return float(np.concatenate([a == b[: len(a)] for a, b in zip(found, expected, strict=True)]).mean())
