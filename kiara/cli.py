@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from kiara_runtime.cli import INTERRUPTED, Commands, figures_line, generate_options, run_generate
+from kiara_runtime.cli import INTERRUPTED, Commands, figures_line
 from kiara_runtime.errors import UserError
+from kiara_runtime.options import generate_options, run_generate
 
 CONFIG = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings.")
 SETTINGS = click.option(

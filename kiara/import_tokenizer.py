@@ -45,9 +45,10 @@ def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str,
     """The tokenizer of its two files, once it is known which engine gives exactly its ids."""
     try:
         config = {"kiara_prompt_prefix": _prompt_prefix(definition), **config}
-        tokenizer = Tokenizer(definition, config)
-        if tokenizer.engine == "tiktoken" and not _same(tokenizer, Tokenizer(definition, _through_library(config))):
-            tokenizer = Tokenizer(definition, _through_library(config))
+        tokenizer = Tokenizer(definition, {**config, "kiara_engine": "tiktoken"})
+        library = Tokenizer(definition, {**config, "kiara_engine": "tokenizers"})
+        if tokenizer.engine != "tiktoken" or not _same(tokenizer, library):
+            tokenizer = library
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     return tokenizer
@@ -67,10 +68,6 @@ def hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
 
 def _same(first: Tokenizer, second: Tokenizer) -> bool:
     return all(first.encode(text) == second.encode(text) for text in hard_texts(first))
-
-
-def _through_library(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "kiara_engine": "tokenizers"}
 
 
 def _content(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,16 +11,19 @@ from numpy.typing import NDArray
 from kiara.checkpoint import TokenIds
 from kiara.model import GPT
 from kiara.ops import KeyValue
-from kiara_runtime.generate import Advance, Model
+from kiara_runtime.engine import Alone
+from kiara_runtime.generate import Model
 from kiara_runtime.tokenizer import Tokenizer
 
 
 def reference_model(model: GPT, tokenizer: Tokenizer, ids: TokenIds) -> Model:
-    """`generate` and `stream` as a loaded bundle has them, computed by PyTorch."""
-    return Model(tokenizer, lambda: _begin(model), model.config.context_length, ids.eos, ids.bos)
+    """`generate` and `stream` as a loaded bundle has them, computed by PyTorch, each request by itself."""
+    runner = Alone(lambda: _begin(model))
+    return Model(tokenizer, runner, model.config.context_length, model.vocab_size, ids.eos, ids.bos)
 
 
-def _begin(model: GPT) -> Advance:
+def _begin(model: GPT) -> Callable[[Sequence[int]], NDArray[np.float32]]:
+    """A function that appends token ids (N,) to a fresh sequence and returns the logits (N, V) after each."""
     past: list[KeyValue] | None = None
     device = model.embed_tokens.weight.device
 
@@ -28,6 +31,6 @@ def _begin(model: GPT) -> Advance:
     def advance(ids: Sequence[int]) -> NDArray[np.float32]:
         nonlocal past
         logits, past = model(torch.tensor([ids], device=device), past)
-        return logits[0, -1].float().cpu().numpy()
+        return logits[0].float().cpu().numpy()
 
     return advance

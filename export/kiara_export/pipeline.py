@@ -24,10 +24,11 @@ from kiara_export.receipt import Receipt
 from kiara_export.reference import Reference, reference_of
 from kiara_export.variants import Graphs, Limit, architecture, write_graphs
 from kiara_export.verify import verify_float32
-from kiara_runtime.bench import machine, measure_apart
+from kiara_runtime.bench import measure_apart
 from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
 from kiara_runtime.deep import probe
 from kiara_runtime.errors import UserError
+from kiara_runtime.machine import machine
 from kiara_runtime.paths import path_agreement
 from kiara_runtime.signing import PrivateKey, check_signature_by, read_private_key, sign
 from kiara_runtime.tokenizer import Tokenizer

@@ -150,13 +150,14 @@ class Receipt:
             *lines,
             "## The quantised graphs with themselves",
             "",
-            "Likeliest tokens as in the variant's own prefill, and whether a batch changes any bit of a logit:",
+            "Likeliest tokens as in its own prefill, and whether a batch, or a cut of the prompt, changes any "
+            "bit of a logit:",
             "",
-            "| variant | single steps | chunks | padded batch | context's end | a batch changes |",
-            "|---|---|---|---|---|---|",
+            "| variant | single steps | chunks | padded batch | context's end | a batch changes | a cut changes |",
+            "|---|---|---|---|---|---|---|",
             *(
                 f"| {name} | {p.single_steps:.1%} | {p.chunked_prefill:.1%} | {p.padded_batch:.1%} | "
-                f"{p.end_of_context:.1%} | {'nothing' if p.batch_exact else 'last bits'} |"
+                f"{p.end_of_context:.1%} | {_what(p.batch_exact)} | {_what(p.chunks_exact)} |"
                 for name, p in ((name, quality.paths) for name, quality in self.qualities.items())
             ),
             "",
@@ -182,6 +183,10 @@ class Receipt:
 
 def _mebibytes(count: int | None) -> str:
     return "-" if count is None else f"{count / (1 << 20):,.0f}"
+
+
+def _what(exact: bool) -> str:
+    return "nothing" if exact else "last bits"
 
 
 def _or_dash(value: int | None) -> str:

@@ -16,21 +16,43 @@ from typing import TYPE_CHECKING, Any
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
+    from kiara_runtime.asynchronous import AsyncModel
     from kiara_runtime.bundle import Bundle
+    from kiara_runtime.engine import BusyError
     from kiara_runtime.errors import UserError
-    from kiara_runtime.generate import Generation, Model, Piece, load
-    from kiara_runtime.sampling import SamplingParams
+    from kiara_runtime.generate import Generation, Model, Score, Stream, load
+    from kiara_runtime.sampling import SamplingParams, TokenLogprob
+    from kiara_runtime.sequence import Piece
     from kiara_runtime.tokenizer import Tokenizer
 
-__all__ = ["Bundle", "Generation", "Model", "Piece", "SamplingParams", "Tokenizer", "UserError", "load"]
+__all__ = [
+    "AsyncModel",
+    "Bundle",
+    "BusyError",
+    "Generation",
+    "Model",
+    "Piece",
+    "SamplingParams",
+    "Score",
+    "Stream",
+    "TokenLogprob",
+    "Tokenizer",
+    "UserError",
+    "load",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncModel": "asynchronous",
     "Bundle": "bundle",
+    "BusyError": "engine",
     "Generation": "generate",
     "Model": "generate",
-    "Piece": "generate",
+    "Piece": "sequence",
     "SamplingParams": "sampling",
+    "Score": "generate",
+    "Stream": "generate",
+    "TokenLogprob": "sampling",
     "Tokenizer": "tokenizer",
     "UserError": "errors",
     "load": "generate",

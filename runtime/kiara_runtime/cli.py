@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.sampling import SamplingParams
+from kiara_runtime.options import generate_options, run_generate
 
 if TYPE_CHECKING:
-    from kiara_runtime.generate import Model
+    from kiara_runtime.session import Device
+
+PROMPT_TOKENS, DECODE_TOKENS = 256, 128
 
 INTERRUPTED = 130  # the shell's 128 + SIGINT
 
@@ -55,69 +56,6 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The prompt, every field of SamplingParams and the form of the output, as options of a command."""
-    kinds: dict[str, dict[str, Any]] = {"stop": {"multiple": True}, "ignore_eos": {"is_flag": True}}
-    options = [
-        click.option("-p", "--prompt", help="Text to continue; read from standard input where it is not given."),
-        *(
-            click.option(
-                f"--{field.name.replace('_', '-')}",
-                default=field.default,
-                show_default=field.default not in (None, (), False),
-                help=field.metadata["help"],
-                **kinds.get(field.name, {"type": int if "int" in str(field.type) else float}),
-            )
-            for field in dataclasses.fields(SamplingParams)
-        ),
-        click.option("--chat", is_flag=True, help="Send the prompt as a message, through the model's chat template."),
-        click.option("--echo", is_flag=True, help="Print the prompt before its continuation."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def run_generate(model: Model, prompt: str | None, chat: bool, echo: bool, as_json: bool, **sampling: Any) -> None:
-    """Continue the prompt on standard output; figures go to standard error, or into the JSON object."""
-    sampling["seed"] = SamplingParams(seed=sampling["seed"]).seed  # one is drawn here, so that it can be told
-    text = _piped() if prompt is None else prompt
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError("prompt: not UTF-8; convert it (iconv)")
-    given = model.chat_prompt([{"role": "user", "content": text}]) if chat else text
-    if as_json:
-        result = model.generate(given, **sampling)
-        shown = {"text": text + result.text if echo else result.text, "completion_tokens": len(result.tokens)}
-        click.echo(json.dumps({**dataclasses.asdict(result), **shown}, ensure_ascii=False))
-        return
-    started = time.perf_counter()
-    pieces = model.stream(given, **sampling)
-    if echo:
-        click.echo(text, nl=False)
-    times: list[float] = []
-    for piece in pieces:
-        times.append(time.perf_counter())
-        click.echo(piece.text, nl=False)
-    click.echo()
-    tokens = len(times) - 1  # the last piece ends the text and brings none
-    speed = f"{(tokens - 1) / (times[-2] - times[0]):,.0f} tokens/s" if tokens > 1 else "one token or none"
-    click.echo(
-        f"[{tokens} tokens, {speed}, first after {1000 * (times[0] - started):.0f} ms, seed {sampling['seed']}]",
-        err=True,
-    )
-
-
-def _piped() -> str:
-    """The prompt from standard input, to its last byte."""
-    if sys.stdin is None or sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison] - it can be closed
-        raise click.UsageError("no prompt: give one with -p, or pipe it in")
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompt: standard input is not UTF-8 at byte {error.start}; convert it (iconv)") from None
-
-
 def figures_line(name: str, figures: Mapping[str, Any]) -> str:
     """A variant's receipt in a line."""
     return (
@@ -135,19 +73,79 @@ def main() -> None:
 
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+THREADS = click.option("--threads", type=int, help="Threads of ONNX Runtime; by default one for every core.")
 VARIANT = click.option("--variant", help="Which graph of the bundle, such as int8; by default the first it lists.")
 
 
 @main.command()
 @BUNDLE
 @VARIANT
-@click.option("--threads", type=int, help="Threads of ONNX Runtime; by default one for every core.")
+@THREADS
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompts' state for next time.")
 @generate_options
-def generate(bundle: Path, variant: str | None, threads: int | None, **options: Any) -> None:
+def generate(
+    bundle: Path, variant: str | None, threads: int | None, device: Device, prompt_cache: Path | None, **options: Any
+) -> None:
     """Continue a prompt, streaming the text."""
     from kiara_runtime.generate import load
 
-    run_generate(load(bundle, variant=variant, threads=threads), **options)
+    run_generate(load(bundle, variant, threads, device, prompt_cache=prompt_cache), **options)
+
+
+@main.command()
+@BUNDLE
+@VARIANT
+@THREADS
+@click.option("--prompt-tokens", type=click.IntRange(1), default=PROMPT_TOKENS, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(2), default=DECODE_TOKENS, show_default=True)
+@click.option("--batch", type=click.IntRange(1, 64), multiple=True, default=(1, 4, 8), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(bundle: Path, variant: str | None, as_json: bool, **sizes: Any) -> None:
+    """Measure a bundle on this machine: loading, prompts, decoding, requests at once, memory.
+
+    Beside it stands what the bundle's receipt recorded where it was exported.
+    """
+    from kiara_runtime.bench import measure_apart
+    from kiara_runtime.bundle import Bundle
+    from kiara_runtime.machine import machine
+
+    opened = Bundle.open(bundle)
+    name = variant or opened.variants[0]
+    speed = measure_apart(bundle, name, **sizes)
+    if as_json:
+        click.echo(json.dumps({"variant": name, "machine": machine(), **dataclasses.asdict(speed)}, indent=2))
+        return
+    recorded = opened.manifest["receipt"].get(name, {})
+    click.echo(f"{bundle} {name} on {' '.join(str(value) for value in machine().values())}")
+    for label, value in speed.rows(recorded):
+        click.echo(f"  {label:34} {value}")
+
+
+@main.command()
+@BUNDLE
+@click.argument("file", type=click.Path(path_type=Path))
+@VARIANT
+@THREADS
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(bundle: Path, file: Path, variant: str | None, threads: int | None, as_json: bool) -> None:
+    """Bits per byte and perplexity of a text, on this machine."""
+    from kiara_runtime.bundle import Bundle
+    from kiara_runtime.evaluate import evaluate as run
+    from kiara_runtime.evaluate import read_text
+
+    text = read_text(file)
+    with click.progressbar(length=1000, file=sys.stderr) as bar:
+        metrics = run(
+            Bundle.open(bundle), text, variant, threads, lambda done, of: bar.update(1000 * done // of - bar.pos)
+        )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(metrics)))
+        return
+    click.echo(
+        f"{metrics.bits_per_byte:.4f} bits per byte, perplexity {metrics.perplexity:.2f}, "
+        f"next token right {metrics.accuracy:.2%}, {metrics.tokens:,} tokens"
+    )
 
 
 @main.command()
@@ -188,6 +186,10 @@ def _describe(bundle: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
+def _what(exact: bool) -> str:
+    return "nothing" if exact else "last bits"
+
+
 @main.command()
 @BUNDLE
 @click.option(
@@ -220,7 +222,8 @@ def verify(bundle: Path, deep: bool, public_key: Path | None) -> None:
                 f"{found.variant}: likeliest tokens {found.recorded_agreement:.1%} as recorded, log-likelihood within "
                 f"{found.nats_difference:.3%}; as in one prefill: single steps {paths.single_steps:.1%}, chunks "
                 f"{paths.chunked_prefill:.1%}, padded batch {paths.padded_batch:.1%}, context's end "
-                f"{paths.end_of_context:.1%}; a batch changes {'nothing' if paths.batch_exact else 'last bits'}"
+                f"{paths.end_of_context:.1%}; a batch changes {_what(paths.batch_exact)}, "
+                f"cutting a prompt {_what(paths.chunks_exact)}"
             )
     else:
         for name in opened.variants:

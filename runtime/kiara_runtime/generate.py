@@ -1,52 +1,42 @@
-"""The public face: `load` a bundle, `generate` or `stream` from it.
-
-The loop takes any function from token ids to the next logits, so that the PyTorch reference runs through
-the very same sampling, stopping and assembling of text.
-"""
+"""The public face: `load` a bundle, then `generate`, `stream`, `score` or `chat` with it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as List
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+import onnxruntime as ort
 
 from kiara_runtime.bundle import Bundle
 from kiara_runtime.chat import Message, chat_ids
+from kiara_runtime.engine import SLOTS, Engine, Runner
 from kiara_runtime.errors import UserError
-from kiara_runtime.sampling import SamplingParams, make_sampler
-from kiara_runtime.session import Session
-from kiara_runtime.text import TextStream
+from kiara_runtime.machine import machine
+from kiara_runtime.prompt_store import PromptStore
+from kiara_runtime.sampling import SamplingParams, TokenLogprob, check_integer
+from kiara_runtime.sequence import Facts, FinishReason, Piece, Sequence
+from kiara_runtime.session import Device, Session
 from kiara_runtime.tokenizer import Tokenizer
 
-Advance = Callable[[Sequence[int]], NDArray[np.float32]]
-FinishReason = Literal["stop", "length"]
+if TYPE_CHECKING:
+    from kiara_runtime.structured import Constraint
+
+Prompt = str | List[int]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A token of a streamed continuation and the text that has become certain with it, often none.
-
-    The last piece has no token; it brings the text still held back and says why the continuation ended.
-    The texts join to `Generation.text`, the tokens to `Generation.tokens`.
-    """
-
-    text: str
-    tokens: list[int]
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Generation:
     """A whole continuation.
 
     tokens: every id generated, those of a stop text included, an end-of-text id not.
-    finish_reason: "stop" at an end-of-text id or a stop text, "length" at max_tokens or the context's end.
-    prefill_seconds: until the first token was chosen; decode_seconds: from there to the end.
+    finish_reason: "stop" at an end-of-text id, a stop text or a grammar's end, "length" at max_tokens or the context's
+    end. prefill_seconds: until the first token was chosen, time in the queue included; decode_seconds: from there on.
+    logprobs: one for each token, prompt_logprobs: one for each token of the prompt but the first, where asked for.
+    cached_tokens: of the prompt, known from earlier ones. drafted_tokens, accepted_tokens: guessed ahead, and rightly.
     """
 
     text: str
@@ -56,99 +46,204 @@ class Generation:
     seed: int
     prefill_seconds: float
     decode_seconds: float
+    logprobs: list[TokenLogprob]
+    prompt_logprobs: list[TokenLogprob]
+    cached_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
 
 
-@dataclass(frozen=True)
-class Model:
-    """What continuing a prompt takes, whichever engine computes the logits.
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How likely a text is after another. tokens: log-probabilities (nats) of its tokens; logprob: their sum.
 
-    begin: makes a function that appends token ids to a fresh sequence and returns the logits (V,) after the last.
+    greedy: whether each of them is the likeliest.
     """
 
-    tokenizer: Tokenizer
-    begin: Callable[[], Advance]
-    context_length: int
-    eos_token_ids: frozenset[int]
-    bos_token_id: int
+    logprob: float
+    greedy: bool
+    tokens: list[TokenLogprob]
+
+
+class Stream(Iterator[Piece]):
+    """The pieces of a continuation as they come. `close`, or letting go of it, ends the request at the next step."""
+
+    def __init__(self, runner: Runner, sequence: Sequence, seed: int) -> None:
+        self._runner, self._sequence, self.seed = runner, sequence, seed
+
+    def __next__(self) -> Piece:
+        sequence = self._sequence
+        if not sequence.pieces:
+            if sequence.over and sequence.error is None:
+                raise StopIteration
+            self._runner.wait(sequence)
+        if not sequence.pieces:  # cancelled, perhaps by another thread
+            raise StopIteration
+        return sequence.pieces.popleft()
+
+    def close(self) -> None:
+        self._sequence.cancelled = True
+
+    def __del__(self) -> None:
+        self._sequence.cancelled = True
+
+    def generation(self) -> Generation:
+        """The rest of it, as a whole; of a stream that nobody has read from, all of it."""
+        pieces, sequence = list(self), self._sequence
+        drafter, times = sequence.drafter, sequence.times
+        return Generation(
+            text="".join(piece.text for piece in pieces),
+            tokens=[token for piece in pieces for token in piece.tokens],
+            finish_reason=(pieces[-1].finish_reason if pieces else None) or "stop",
+            prompt_tokens=sequence.prompt_tokens,
+            seed=self.seed,
+            prefill_seconds=times[min(1, len(times) - 1)] - times[0],
+            decode_seconds=times[-1] - times[min(1, len(times) - 1)],
+            logprobs=[logprob for piece in pieces for logprob in piece.logprobs],
+            prompt_logprobs=sequence.prompt_logprobs,
+            cached_tokens=sequence.reused,
+            drafted_tokens=drafter.guessed if drafter else 0,
+            accepted_tokens=drafter.accepted if drafter else 0,
+        )
+
+
+class Model:
+    """A model that continues text, whatever computes its logits. Threads may share it; `with` closes it."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        runner: Runner,
+        context_length: int,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        bos_token_id: int,
+    ) -> None:
+        """vocab_size: of the logits, which a padded table makes larger than the tokenizer's."""
+        self.tokenizer, self.runner = tokenizer, runner
+        self.context_length, self.vocab_size = context_length, vocab_size
+        self.eos_token_ids, self.bos_token_id = eos_token_ids, bos_token_id
+        self._facts = Facts(tokenizer.token_bytes, eos_token_ids, context_length)
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of `text`; names of special tokens in it are ordinary text."""
         return self.tokenizer.encode(text)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def detokenize(self, ids: List[int]) -> str:
+        """Text of ids; bytes that are no UTF-8 become U+FFFD, special tokens nothing."""
+        return self.tokenizer.decode(ids)
+
+    def chat_prompt(self, messages: List[Message]) -> list[int]:
         """Ids that ask for the answer to a conversation, by the model's chat template; a prompt for `generate`.
 
         messages: dictionaries with `role` and `content`.
         """
         return chat_ids(self.tokenizer, messages)
 
-    def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Generation:
+    def generate(self, prompt: Prompt, **sampling: Any) -> Generation:
         """Continue `prompt`, text or token ids. sampling: fields of SamplingParams, such as max_tokens=64."""
+        return self.stream(prompt, **sampling).generation()
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Stream:
+        """As `generate`, a piece a token. Bad arguments are refused here; it begins at once, with others' steps."""
+        return self._start(self.prompt_ids(prompt), SamplingParams(**sampling))
+
+    def generate_all(self, prompts: List[Prompt], n: int = 1, **sampling: Any) -> list[list[Generation]]:
+        """`n` continuations of each prompt, all at once. The first of each is that of `generate` with the same seed."""
+        check_integer("n", n, 1, 1024)
         params = SamplingParams(**sampling)
-        ids = self._prompt_ids(prompt)
-        started = time.perf_counter()
-        pieces: list[Piece] = []
-        times: list[float] = []
-        for piece in self._continue(ids, params):
-            pieces.append(piece)
-            times.append(time.perf_counter())
-        return Generation(
-            text="".join(piece.text for piece in pieces),
-            tokens=[token for piece in pieces for token in piece.tokens],
-            finish_reason=pieces[-1].finish_reason or "stop",
-            prompt_tokens=len(ids),
-            seed=params.seed or 0,
-            prefill_seconds=times[0] - started,
-            decode_seconds=times[-1] - times[0],
-        )
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        streams = [[self._start(one, params, choice) for choice in range(n)] for one in ids]
+        return [[stream.generation() for stream in some] for some in streams]
 
-    def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Piece]:
-        """As `generate`, a piece a token. Bad arguments are refused here, before the first piece is asked for."""
-        return self._continue(self._prompt_ids(prompt), SamplingParams(**sampling))
+    def chat(self, messages: List[Message], **sampling: Any) -> Generation:
+        """The answer to a conversation. Raises UserError where the model has no chat template."""
+        return self.generate(self.chat_prompt(messages), **sampling)
 
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def score(self, prompt: Prompt, continuation: Prompt) -> Score:
+        """The log-likelihood of `continuation` after `prompt`; texts are made tokens each by itself."""
+        given = self.prompt_ids(prompt)
+        scored = self.tokenize(continuation) if isinstance(continuation, str) else list(continuation)
+        params = SamplingParams(max_tokens=0, logprobs=1, seed=0)
+        ids = self.prompt_ids([*given, *scored], "continuation") if scored else given
+        sequence = Sequence(ids, params, self._facts, scored_from=len(given))
+        self.runner.submit(sequence)
+        Stream(self.runner, sequence, 0).generation()
+        tokens = sequence.prompt_logprobs
+        return Score(sum(one.logprob for one in tokens), all(one.token == one.top[0][0] for one in tokens), tokens)
+
+    def prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """The ids that the model is given for a prompt; raises UserError where they leave no room for a token."""
         if isinstance(prompt, str):
             ids = [*self.tokenizer.prompt_prefix, *self.tokenize(prompt)]
         else:
             ids = self.tokenizer.check_ids(prompt)
         if len(ids) >= self.context_length:
             raise UserError(
-                f"prompt: {len(ids)} tokens leave no room in the context of {self.context_length}; "
+                f"{name}: {len(ids)} tokens leave no room in the context of {self.context_length}; "
                 f"shorten it to {self.context_length - 1} at most"
             )
         return ids or [self.bos_token_id]
 
-    def _continue(self, prompt: list[int], params: SamplingParams) -> Iterator[Piece]:
-        advance, sample = self.begin(), make_sampler(params)
-        text = TextStream(self.tokenizer.token_bytes, params.stop)
-        history, fed = list(prompt), 0
-        end = min(len(prompt) + params.max_tokens, self.context_length)
-        while len(history) < end and not text.stopped:
-            logits = advance(history[fed:])
-            fed = len(history)
-            token = sample(logits, history)
-            if token in self.eos_token_ids and not params.ignore_eos:
-                yield Piece(text.flush(), [], "stop")
-                return
-            history.append(token)
-            yield Piece(text.feed(token), [token])
-        rest = text.flush()
-        yield Piece(rest, [], "stop" if text.stopped else "length")
+    def close(self) -> None:
+        """Give its memory back; what is asked of it after that is refused."""
+        self.runner.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    def _start(self, prompt: list[int], params: SamplingParams, choice: int = 0) -> Stream:
+        params.check_vocabulary(self.vocab_size)
+        sequence = Sequence(prompt, params, self._facts, choice, self._constraint(params))
+        self.runner.submit(sequence)
+        return Stream(self.runner, sequence, params.seed or 0)
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        grammars = {"json_schema": params.json_schema, "regex": params.regex, "grammar": params.grammar}
+        if not any(grammars.values()):
+            return None
+        from kiara_runtime.structured import constrain
+
+        return constrain(self.tokenizer, self.vocab_size, self.eos_token_ids, **grammars)
 
 
-def load(path: str | Path, variant: str | None = None, threads: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    variant: str | None = None,
+    threads: int | None = None,
+    device: Device = "auto",
+    slots: int = SLOTS,
+    prompt_cache: str | Path | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Model:
     """Open a bundle, once every file that this takes has the recorded size and hash.
 
-    variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by
-    default one for every core. Raises UserError for a bundle that is missing, damaged or too new.
+    variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
+    for every core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: requests that run at once.
+    prompt_cache: a folder that keeps what prompts leave in the cache, for the next start. settings: session options of
+    ONNX Runtime by their own names. Raises UserError for a bundle that is missing, damaged or too new.
     """
+    check_integer("slots", slots, 1, 1024)
     bundle = Bundle.open(path)
     bundle.check(bundle.files_of(variant))
-    session = Session(bundle.graph_of(variant), bundle.architecture, threads)
+    session = Session(bundle.graph_of(variant), bundle.architecture, threads, settings, device)
+    store = None
+    if prompt_cache is not None and session.device == "cpu":
+        store = PromptStore(Path(prompt_cache), _identity(bundle, variant))
     return Model(
         bundle.load_tokenizer(),
-        session.decoder,
+        Engine(session, slots, store=store),
         bundle.architecture.context_length,
+        bundle.architecture.vocab_size,
         bundle.eos_token_ids,
         bundle.bos_token_id,
     )
+
+
+def _identity(bundle: Bundle, variant: str | None) -> str:
+    """Of all that decides the bits of a cache."""
+    graph = bundle.manifest["files"][bundle.variant_file(variant)]["sha256"]
+    return "\n".join((graph, ort.__version__, machine()["cpu"]))

@@ -93,7 +93,8 @@ class PathAgreement:
     """How often paths find the token likeliest that a prefill of the same graph does, each a part of 1.
 
     last_logits: prompts whose last logits alone are asked for, the way of every generation.
-    batch_exact: whether each sequence of a padded batch had, bit for bit, the logits that it has alone.
+    batch_exact: whether each sequence of a padded batch had, bit for bit, the logits that it has alone; chunks_exact:
+    whether a prompt has the same ones however it is cut into passes of two tokens and more.
     """
 
     last_logits: float
@@ -102,6 +103,8 @@ class PathAgreement:
     padded_batch: float
     end_of_context: float
     batch_exact: bool
+    chunks_exact: bool
+    positions: int  # that single steps and chunks were compared at
 
     def lowest(self) -> float:
         """Of the paths over real text. Behind a made-up cache distributions are flat and rounding decides often."""
@@ -126,7 +129,15 @@ def path_agreement(session: Session, windows: Ids) -> PathAgreement:
         padded_batch=_agreeing([logits.argmax(-1) for logits in together], [prefills[0]] * len(rows)),
         end_of_context=_agreeing([stepped_end], [end_at_once]),
         batch_exact=all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True)),
+        chunks_exact=_chunks_exact(session, short[0]),
+        positions=windows.size,
     )
+
+
+def _chunks_exact(session: Session, ids: Ids) -> bool:
+    whole = in_chunks(session, ids, len(ids))
+    even = ids[: len(ids) // 6 * 6]  # no pass of a single token at the end
+    return all(np.array_equal(in_chunks(session, even, chunk), whole[: len(even)]) for chunk in (2, 6) if len(even))
 
 
 def _choices(session: Session, ids: Ids, chunk: int) -> Ids:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import mmap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -21,9 +23,9 @@ from kiara_runtime.bundle import Architecture, io_names
 from kiara_runtime.errors import UserError
 from kiara_runtime.sampling import check_integer
 
-# Prompts are cut at multiples of this position: bounds the logits held at once, and makes the passes, and
-# with them the last bit of every activation, depend on the tokens alone.
-CHUNK = 256
+Device = Literal["auto", "cpu", "cuda"]
+CHUNK = 256  # tokens of a pass of a `Decoder`: bounds the logits held at once
+_CUDA = "CUDAExecutionProvider"
 # A process that forks must not write into its parent's cache.
 _PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
@@ -37,8 +39,12 @@ class Session:
         architecture: Architecture,
         threads: int | None = None,
         settings: Mapping[str, str] | None = None,
+        device: Device = "cpu",
     ) -> None:
-        """threads: by default one for every core. settings: of an ONNX Runtime session, by their own names."""
+        """threads: by default one for every core. settings: of an ONNX Runtime session, by their own names.
+
+        device: "auto" takes CUDA where it works. Raises UserError where "cuda" does not.
+        """
         if threads is not None:
             check_integer("threads", threads, 1, 1024)
         options = ort.SessionOptions()
@@ -48,9 +54,11 @@ class Session:
             options.add_session_config_entry(name, value)
         self.architecture = architecture
         try:
-            self.graph = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            self.graph = ort.InferenceSession(str(graph), options, providers=_providers(device))
         except Exception as error:  # onnxruntime raises classes of its own for every fault of a file
             raise UserError(f"{graph}: ONNX Runtime cannot open it ({' '.join(str(error).split())[:300]})") from None
+        self.device = "cuda" if _CUDA in self.graph.get_providers() else "cpu"
+        _check_device(device, self.device)
         half = any(value.type == "tensor(float16)" for value in self.graph.get_inputs())
         self.cache_type = np.dtype(np.float16 if half else np.float32)
         self._check_interface(graph)
@@ -79,21 +87,29 @@ class Session:
 
 
 class Cache:
-    """Keys and values of `slots` sequences, each with room for the whole context."""
+    """Keys and values of `slots` sequences, each with room for the whole context.
+
+    buffers: (2 L, slots, K, C, E), keys and values of each layer in turn; only where `copies` is true, on the CPU.
+    """
 
     def __init__(self, session: Session, slots: int) -> None:
         shape = session.architecture
         self._session = session
         self._inputs, self._outputs = io_names(shape.num_hidden_layers)
         size = (2 * shape.num_hidden_layers, slots, shape.num_key_value_heads, shape.context_length, shape.head_dim)
-        # Straight from the system: pages that were never written to take no memory. NumPy would ask for huge pages,
-        # and the first token of each head would make a whole context's worth of them resident.
-        try:
-            memory = mmap.mmap(-1, math.prod(size) * session.cache_type.itemsize, **_PRIVATE)
-        except (OSError, OverflowError):
-            raise MemoryError(f"a cache of {math.prod(size) * session.cache_type.itemsize >> 20} MiB") from None
-        self.buffers = np.frombuffer(memory, dtype=session.cache_type).reshape(size)
+        self._size, self._slot_bytes = size, math.prod(size[2:]) * session.cache_type.itemsize
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self.copies: bool = session.device == "cpu"
+        if self.copies:
+            self.buffers = _memory(size, session.cache_type)
+            self._address: int = self.buffers.ctypes.data
+        else:
+            kept = ort.OrtValue.ortvalue_from_shape_and_type(size, session.cache_type, session.device, 0)
+            self._kept, self._address = kept, kept.data_ptr()
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions from one slot to another."""
+        self.buffers[:, target, :, :length] = self.buffers[:, source, :, :length]
 
     def run(
         self, ids: NDArray[np.int64], lengths: Sequence[int], first: int = 0, every: bool = False
@@ -115,9 +131,9 @@ class Cache:
             mask[0, :2] = 2, 0  # asks the graph for the last column's logits alone, and leaves the length, a sum
         logits = np.empty((rows, new if whole else 1, shape.vocab_size), dtype=np.float32)
         bind = self._binding(first, first + rows)
-        bind.bind_ortvalue_input("input_ids", ort.OrtValue.ortvalue_from_numpy(ids))
-        bind.bind_ortvalue_input("attention_mask", ort.OrtValue.ortvalue_from_numpy(mask))
-        bind.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
+        bind.bind_cpu_input("input_ids", ids)
+        bind.bind_cpu_input("attention_mask", mask)
+        bind.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.graph.run_with_iobinding(bind)
         if every:
             return logits
@@ -127,11 +143,42 @@ class Cache:
         """Past and present of a run of slots, bound to the same memory."""
         if (first, end) not in self._bindings:
             bind = self._bindings[first, end] = self._session.graph.io_binding()
-            for past, present, buffer in zip(self._inputs[2:], self._outputs[1:], self.buffers, strict=True):
-                shared = ort.OrtValue.ortvalue_from_numpy(buffer[first:end])
-                bind.bind_ortvalue_input(past, shared)
-                bind.bind_ortvalue_output(present, shared)
+            kind, shape = self._session.cache_type, (end - first, *self._size[2:])
+            for layer, (past, present) in enumerate(zip(self._inputs[2:], self._outputs[1:], strict=True)):
+                address = self._address + (layer * self._size[1] + first) * self._slot_bytes
+                bind.bind_input(past, self._session.device, 0, kind, shape, address)
+                bind.bind_output(present, self._session.device, 0, kind, shape, address)
         return self._bindings[first, end]
+
+
+def _memory(size: tuple[int, ...], kind: np.dtype[np.generic]) -> NDArray[np.generic]:
+    """Straight from the system: pages that were never written to take no memory.
+
+    NumPy would ask for huge pages, and a head's first token would make a whole context's worth of them resident.
+    """
+    try:
+        memory = mmap.mmap(-1, math.prod(size) * kind.itemsize, **_PRIVATE)
+    except (OSError, OverflowError):
+        raise MemoryError(f"a cache of {math.prod(size) * kind.itemsize >> 20} MiB") from None
+    return np.frombuffer(memory, dtype=kind).reshape(size)
+
+
+def _providers(device: Device) -> list[str]:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: {device!r} will not do; give auto, cpu or cuda")
+    there = _CUDA in ort.get_available_providers()
+    if device == "cuda" and not there:
+        raise UserError("device: this ONNX Runtime has no CUDA; pip install 'kiara-runtime[gpu]', or give cpu")
+    return [_CUDA, "CPUExecutionProvider"] if there and device != "cpu" else ["CPUExecutionProvider"]
+
+
+def _check_device(wanted: Device, found: str) -> None:
+    """ONNX Runtime goes on without CUDA where its libraries or a GPU are missing."""
+    if found == "cuda" or wanted == "cpu" or _CUDA not in ort.get_available_providers():
+        return
+    if wanted == "cuda":
+        raise UserError("device: CUDA does not start here (driver, CUDA 12 and cuDNN 9 are needed); give cpu")
+    warnings.warn("device: CUDA does not start here; running on the CPU", stacklevel=4)
 
 
 class Decoder:
@@ -145,12 +192,10 @@ class Decoder:
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.float32]:
         rest = np.asarray(ids, dtype=np.int64)
-        while True:
-            room = CHUNK - self.position % CHUNK
-            logits = self._pass(rest[:room], every=False)
-            rest = rest[room:]
-            if not len(rest):
-                return logits[0]
+        while len(rest) > CHUNK + 1:  # never one token alone at the end: such a pass differs in the last bit
+            self._pass(rest[:CHUNK], every=False)
+            rest = rest[CHUNK:]
+        return self._pass(rest, every=False)[0]
 
     def append(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """One pass over `ids` (S,), which join the sequence; logits after each, float32 (S, V)."""

@@ -1,8 +1,8 @@
 """Text to token ids and back.
 
 Byte-level BPE through tiktoken where that is exactly what the tokenizer's file says, and through the
-`tokenizers` library, an extra, where it is not (a normaliser, a split that is no single expression, or
-`kiara_engine` in tokenizer_config.json, which an import writes when it found a difference). Text from a
+`tokenizers` library, an extra, where it is not: a normaliser, a split that is no single expression, bytes that are
+no token, or `kiara_engine` in tokenizer_config.json, where an import writes what it found by trying. Text from a
 user never becomes a special token: ids of those are inserted by the caller, not parsed.
 
 Training the merges is not done here (`kiara.tokenizer`).
@@ -39,10 +39,11 @@ class Tokenizer:
         vocabulary = read_vocabulary(definition)
         self.definition, self.config = definition, dict(config)
         self.special_tokens, self._added, self._ranks = vocabulary.special, vocabulary.added, vocabulary.ranks
-        self.pattern = vocabulary.pattern
+        self.pattern, self._missing = vocabulary.pattern, vocabulary.missing
         exact = self.pattern is not None and not self._added
-        self.engine: str = "tokenizers" if not exact else str(config.get("kiara_engine", "tiktoken"))
-        self._encode = self._through_tiktoken() if self.engine == "tiktoken" else self._through_tokenizers()
+        usual = "tokenizers" if self._missing else "tiktoken"
+        self.engine: str = str(config.get("kiara_engine", usual)) if exact else "tokenizers"
+        self._encode = self._through_tiktoken() if self.engine == "tiktoken" else self._library
 
     @classmethod
     def from_merges(cls, tokens: Sequence[bytes], special_tokens: Mapping[str, int]) -> Tokenizer:
@@ -66,7 +67,7 @@ class Tokenizer:
         definition = json.dumps(self.definition, ensure_ascii=False, separators=(",", ":"))
         (folder / "tokenizer.json").write_text(definition, "utf-8")
         (folder / "tokenizer_config.json").write_text(json.dumps(self.config, indent=2) + "\n", "utf-8")
-        if self.engine == "tiktoken":
+        if self.engine == "tiktoken" and not self._missing:
             lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in self._ranks.items())
             (folder / "tokenizer.tiktoken").write_text("".join(lines), "utf-8")
 
@@ -123,9 +124,23 @@ class Tokenizer:
 
     def _through_tiktoken(self) -> Encode:
         try:
-            return self._tiktoken.encode_ordinary
+            encode = self._tiktoken.encode_ordinary
         except ValueError as error:  # of the expression
             raise UserError(f"tokenizer.json: tiktoken cannot read its split pattern ({error})") from None
+        return self._where_complete(encode) if self._missing else encode
+
+    def _where_complete(self, encode: Encode) -> Encode:
+        """Send the rare texts with a byte that is no token to the library, which is slow to load, when one comes."""
+
+        def either(text: str) -> list[int]:
+            data = text.encode("utf-8", "surrogatepass")
+            return encode(text) if len(data.translate(None, self._missing)) == len(data) else self._library(text)
+
+        return either
+
+    @cached_property
+    def _library(self) -> Encode:
+        return self._through_tokenizers()
 
     def _through_tokenizers(self) -> Encode:
         try:

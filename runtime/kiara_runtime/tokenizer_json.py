@@ -31,14 +31,15 @@ MAX_TOKENIZER_BYTES = 64 << 20
 class Vocabulary:
     """ranks: the id of each ordinary token's bytes. special: ids of special tokens; added: of other added text.
 
-    pattern: the one regular expression that splits text as the file says, for tiktoken; None where none does,
-    or where a byte is no token, which tiktoken cannot bear and the `tokenizers` library drops.
+    pattern: the one regular expression that splits text as the file says, for tiktoken; None where none does.
+    missing: bytes that are no token, which tiktoken cannot bear and the `tokenizers` library drops.
     """
 
     ranks: dict[bytes, int]
     special: dict[str, int]
     added: dict[str, int]
     pattern: str | None
+    missing: bytes
 
 
 def read_vocabulary(values: Mapping[str, Any]) -> Vocabulary:
@@ -159,8 +160,8 @@ def _read(values: Mapping[str, Any]) -> Vocabulary:
     ids = [*ranks.values(), *special.values(), *added.values()]
     if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) > 1 << 24:
         raise UserError("tokenizer.json: two tokens share an id, or an id is out of bounds")
-    complete = all(bytes([byte]) in ranks for byte in range(256))
-    return Vocabulary(ranks, special, added, _pattern(values) if complete else None)
+    missing = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
+    return Vocabulary(ranks, special, added, _pattern(values), missing)
 
 
 def _parts(step: Mapping[str, Any]) -> list[dict[str, Any]]:

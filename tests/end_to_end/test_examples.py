@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import kiara_runtime
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -42,3 +47,18 @@ def test_the_python_of_the_readmes(bundle: Path, tmp_path: Path) -> None:
             code = block.replace('"bundles/demo"', repr(str(bundle)))
             assert code != block
             assert _run(sys.executable, "-c", code, cwd=tmp_path).strip()
+
+
+def test_the_plugin_for_llm(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the tool would have it after `pip install ./examples/llm-kiara`."""
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")  # none of those that are installed
+    monkeypatch.setenv("KIARA_BUNDLES", str(bundle))
+    code = "import llm, llm_kiara; llm.plugins.pm.register(llm_kiara); from llm.cli import cli; cli()"
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "examples/llm-kiara"))
+    options = ("-m", f"kiara/{bundle.name}", "-o", "temperature", "0", "-o", "max_tokens", "12")
+    expected = kiara_runtime.load(bundle).generate("def main(", max_tokens=12, temperature=0.0).text
+    assert _run(sys.executable, "-c", code, "prompt", "def main(", *options, cwd=tmp_path).rstrip() == expected.rstrip()
+    schema = '{"enum": ["yes", "no"]}'
+    said = _run(sys.executable, "-c", code, "prompt", "x", *options, "--schema", schema, cwd=tmp_path)
+    assert json.loads(said) in ("yes", "no")

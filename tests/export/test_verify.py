@@ -94,12 +94,14 @@ def test_paths_of_int8_agree_and_batches_are_exact(
     sessions: dict[str, Session], reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = path_agreement(sessions["int8"], reference.windows)
-    assert found.lowest() > 0.97 and found.batch_exact
+    assert found.lowest() > 0.97 and found.batch_exact and found.chunks_exact
     with monkeypatch.context() as patch:
         broken = path_agreement(_broken(sessions["int8"], "forget", patch), reference.windows)
         assert broken.lowest() < LIMITS["int8"].path_agreement
     with monkeypatch.context() as patch:
         assert not path_agreement(_broken(sessions["int8"], "swap", patch), reference.windows).batch_exact
+    with monkeypatch.context() as patch:
+        assert not path_agreement(_broken(sessions["int8"], "forget", patch), reference.windows).chunks_exact
 
 
 def test_figures_are_what_they_are_called(dataset: Dataset) -> None:
@@ -133,7 +135,7 @@ def _metrics(dataset: Dataset, logits: torch.Tensor, targets: torch.Tensor) -> A
 def _perfect_paths() -> Any:
     from kiara_runtime.paths import PathAgreement
 
-    return PathAgreement(1.0, 1.0, 1.0, 1.0, 1.0, True)
+    return PathAgreement(1.0, 1.0, 1.0, 1.0, 1.0, True, True, 512)
 
 
 def test_each_limit_is_enforced(

@@ -1,0 +1,90 @@
+"""How well a bundle predicts a text on this machine: the figures of `kiara evaluate`, without PyTorch.
+
+The text is read in order, in windows that do not overlap; the last one may be shorter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiara_runtime.bundle import Bundle
+from kiara_runtime.errors import UserError
+from kiara_runtime.session import CHUNK, Session
+from kiara_runtime.tokenizer import Tokenizer
+
+MAX_WINDOW = 1024
+MAX_TEXT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """loss: mean nats a token. accuracy: part of the tokens that were the likeliest. tokens: how many."""
+
+    loss: float
+    perplexity: float
+    accuracy: float
+    bits_per_byte: float
+    tokens: int
+
+
+def read_text(path: Path) -> str:
+    """The file as text; raises UserError where it is empty, no UTF-8 or beyond MAX_TEXT_BYTES."""
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise UserError(f"{path}: larger than {MAX_TEXT_BYTES >> 20} MiB; evaluate a part of it")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it (iconv)") from None
+    if not text:
+        raise UserError(f"{path}: it is empty; give a text")
+    return text
+
+
+def evaluate(
+    bundle: Bundle,
+    text: str,
+    variant: str | None = None,
+    threads: int | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Metrics:
+    """advance: told how many tokens of how many are done."""
+    bundle.check(bundle.files_of(variant))
+    tokenizer = bundle.load_tokenizer()
+    session = Session(bundle.graph_of(variant), bundle.architecture, threads)
+    ids = np.array([bundle.bos_token_id, *tokenizer.encode(text)], dtype=np.int64)
+    window = min(bundle.architecture.context_length, MAX_WINDOW)
+    nats, right = 0.0, 0
+    for start in range(0, len(ids) - 1, window):
+        decoder, part = session.decoder(), ids[start : start + window + 1]
+        for i in range(0, len(part) - 1, CHUNK):
+            targets = part[i + 1 : i + 1 + CHUNK]
+            more = _judge(decoder.append(part[i : i + len(targets)]), targets)
+            nats, right = nats + more[0], right + more[1]
+        advance(min(start + window, len(ids) - 1), len(ids) - 1)
+    tokens = len(ids) - 1
+    return Metrics(
+        loss=nats / tokens,
+        perplexity=math.exp(min(nats / tokens, 700.0)),
+        accuracy=right / tokens,
+        bits_per_byte=nats / math.log(2) / max(1, _bytes(tokenizer, ids[1:])),
+        tokens=tokens,
+    )
+
+
+def _judge(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[float, int]:
+    """The negative log-likelihood of targets (S,) under logits (S, V), nats, and how many were the likeliest."""
+    ahead = logits - logits.max(-1, keepdims=True)
+    rows = np.arange(len(targets))
+    nats = np.log(np.exp(ahead).sum(-1, dtype=np.float64)) - ahead[rows, targets]
+    return float(nats.sum()), int((logits.argmax(-1) == targets).sum())
+
+
+def _bytes(tokenizer: Tokenizer, ids: NDArray[np.int64]) -> int:
+    sizes = np.array([len(token) for token in tokenizer.token_bytes])
+    return int(sizes[ids].sum())
