@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as List
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
-from kiara_runtime.bundle import Bundle
+from kiara_runtime.bundle import GRAPH_FOLDER, Bundle
 from kiara_runtime.chat import Message, chat_ids
 from kiara_runtime.engine import SLOTS, Engine, Runner
 from kiara_runtime.errors import UserError
@@ -228,13 +229,18 @@ def load(
     """
     check_integer("slots", slots, 1, 1024)
     bundle = Bundle.open(path)
-    bundle.check(bundle.files_of(variant))
+    bundle.check(name for name in bundle.files_of(variant) if not name.startswith(GRAPH_FOLDER))
+    with ThreadPoolExecutor(1) as beside:  # hashing leaves a core to Python
+        names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
+        checking = beside.submit(bundle.check, names)
+        tokenizer = bundle.load_tokenizer()
+        checking.result()
     session = Session(bundle.graph_of(variant), bundle.architecture, threads, settings, device)
     store = None
     if prompt_cache is not None and session.device == "cpu":
         store = PromptStore(Path(prompt_cache), _identity(bundle, variant))
     return Model(
-        bundle.load_tokenizer(),
+        tokenizer,
         Engine(session, slots, store=store),
         bundle.architecture.context_length,
         bundle.architecture.vocab_size,

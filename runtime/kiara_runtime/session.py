@@ -50,6 +50,8 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; the optimiser's warnings mean nothing to a user
         options.intra_op_num_threads = threads or 0
+        # The exporter has fused what can be; looking for more takes time and finds nothing.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         for name, value in (settings or {}).items():
             options.add_session_config_entry(name, value)
         self.architecture = architecture

@@ -22,7 +22,14 @@ from typing import Any, cast
 import tiktoken
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer_json import END_OF_TEXT, make_definition, read_bounded_json, read_vocabulary
+from kiara_runtime.tokenizer_json import (
+    END_OF_TEXT,
+    make_definition,
+    parse_object,
+    read_bounded,
+    read_bounded_json,
+    read_vocabulary,
+)
 
 MAX_WHITE_SPACE = 200_000
 _LONG_WHITE_SPACE = re.compile(rf"\s{{{MAX_WHITE_SPACE}}}")
@@ -30,14 +37,16 @@ Encode = Callable[[str], list[int]]
 
 
 class Tokenizer:
-    """definition: a parsed tokenizer.json. config: a parsed tokenizer_config.json.
+    """definition: a parsed tokenizer.json; text: the same unparsed. config: a parsed tokenizer_config.json.
 
     engine: what encodes, "tiktoken" or "tokenizers".
     """
 
-    def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any], text: str | None = None) -> None:
         vocabulary = read_vocabulary(definition)
-        self.definition, self.config = definition, dict(config)
+        # As text: parsed it takes ten times the memory, and is seldom needed again.
+        self._definition = text or json.dumps(definition, ensure_ascii=False, separators=(",", ":"))
+        self.config = dict(config)
         self.special_tokens, self._added, self._ranks = vocabulary.special, vocabulary.added, vocabulary.ranks
         self.pattern, self._missing = vocabulary.pattern, vocabulary.missing
         exact = self.pattern is not None and not self._added
@@ -55,17 +64,22 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """Read the files of a folder; raises UserError where they are no byte-level BPE."""
-        definition = read_bounded_json(folder / "tokenizer.json")
+        text = read_bounded(folder / "tokenizer.json")
+        definition = parse_object(folder / "tokenizer.json", text)
         config = folder / "tokenizer_config.json"
         try:
-            return cls(definition, read_bounded_json(config) if config.is_file() else {})
+            return cls(definition, read_bounded_json(config) if config.is_file() else {}, text)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
 
+    @property
+    def definition(self) -> dict[str, Any]:
+        """A parsed tokenizer.json."""
+        return json.loads(self._definition)
+
     def save(self, folder: Path) -> None:
         """Write the files that describe this tokenizer into `folder`."""
-        definition = json.dumps(self.definition, ensure_ascii=False, separators=(",", ":"))
-        (folder / "tokenizer.json").write_text(definition, "utf-8")
+        (folder / "tokenizer.json").write_text(self._definition, "utf-8")
         (folder / "tokenizer_config.json").write_text(json.dumps(self.config, indent=2) + "\n", "utf-8")
         if self.engine == "tiktoken" and not self._missing:
             lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in self._ranks.items())
@@ -149,7 +163,7 @@ class Tokenizer:
             raise UserError(
                 "tokenizer: this one needs the package tokenizers; pip install 'kiara-runtime[tokenizers]'"
             ) from None
-        library = cast("Any", tokenizers).Tokenizer.from_str(json.dumps(self.definition))
+        library = cast("Any", tokenizers).Tokenizer.from_str(self._definition)
         library.encode_special_tokens = True  # as text, that is
         return lambda text: list(library.encode(text, add_special_tokens=False).ids)
 

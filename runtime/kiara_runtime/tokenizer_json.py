@@ -115,12 +115,25 @@ def added_token(name: str, token_id: int) -> dict[str, Any]:
 
 def read_bounded_json(path: Path, max_bytes: int = MAX_TOKENIZER_BYTES) -> dict[str, Any]:
     """A JSON object of bounded size; raises UserError with the file's name where it is none."""
+    return parse_object(path, read_bounded(path, max_bytes))
+
+
+def read_bounded(path: Path, max_bytes: int = MAX_TOKENIZER_BYTES) -> str:
+    """The text of a file of bounded size; raises UserError with its name where there is none."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; the folder is not complete")
     if path.stat().st_size > max_bytes:
         raise UserError(f"{path}: larger than {max_bytes >> 20} MiB, which no such file should be")
     try:
-        values = json.loads(path.read_text("utf-8"))
+        return path.read_text("utf-8")
+    except ValueError as error:
+        raise UserError(f"{path}: not UTF-8 ({error})") from None
+
+
+def parse_object(path: Path, text: str) -> dict[str, Any]:
+    """The JSON object that `text`, of the file `path`, is; raises UserError where it is none."""
+    try:
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict):
@@ -153,10 +166,12 @@ def _read(values: Mapping[str, Any]) -> Vocabulary:
     entries = values["added_tokens"]
     special = {str(entry["content"]): int(entry["id"]) for entry in entries if entry["special"]}
     added = {str(entry["content"]): int(entry["id"]) for entry in entries if not entry["special"]}
-    to_byte = {character: byte for byte, character in enumerate(byte_characters())}
+    # Each character to the one of its byte's number; what stands for none of them to one that Latin-1 lacks.
+    to_byte = str.maketrans({chr(i): "\uffff" for i in range(512)})
+    to_byte.update(str.maketrans({character: chr(byte) for byte, character in enumerate(byte_characters())}))
     vocab = cast("dict[str, int]", model["vocab"])
     ordinary = {name: i for name, i in vocab.items() if name not in special and name not in added}
-    ranks = {bytes(to_byte[character] for character in name): int(i) for name, i in ordinary.items()}
+    ranks = {name.translate(to_byte).encode("latin-1"): int(i) for name, i in ordinary.items()}
     ids = [*ranks.values(), *special.values(), *added.values()]
     if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) > 1 << 24:
         raise UserError("tokenizer.json: two tokens share an id, or an id is out of bounds")

@@ -8,7 +8,11 @@ __version__: str
 
 def get_available_providers() -> list[str]: ...
 
+class GraphOptimizationLevel:
+    ORT_ENABLE_BASIC: GraphOptimizationLevel
+
 class SessionOptions:
+    graph_optimization_level: GraphOptimizationLevel
     log_severity_level: int
     intra_op_num_threads: int
     def add_session_config_entry(self, config_key: str, config_value: str) -> None: ...
