@@ -59,9 +59,7 @@ def speculation(model: Model, judge: Model | None) -> None:
         "random tokens, temperature 1.5": (noise, {"temperature": 1.5, "seed": 1}),
     }
     print("\n## Guesses ahead against plain decode, 160 tokens\n")
-    print(
-        "| text | speed | lowest of a prompt | accepted of guessed | other text | nats a token, plain | ahead |"
-    )
+    print("| text | speed | lowest of a prompt | accepted of guessed | other text | nats a token, plain | ahead |")
     print("|---|---|---|---|---|---|---|")
     for name, (prompts, options) in kinds.items():
         ratios: list[float] = []

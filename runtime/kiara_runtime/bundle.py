@@ -232,6 +232,6 @@ def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         if not path.stat().st_size:
             return hashlib.sha256().hexdigest()
-        # In one piece, so that other threads run meanwhile; reading piece by piece would ask for Python's lock each time.
+        # In one piece, so that other threads run meanwhile; reading piece by piece would wait for Python each time.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return hashlib.sha256(content).hexdigest()

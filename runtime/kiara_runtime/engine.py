@@ -35,7 +35,8 @@ SLOTS = 8
 QUEUE = 256  # sequences that may wait for a slot
 CHUNK = 256  # tokens of a prompt in one pass: bounds the logits held at once
 # With M others decoding a prompt gets about as many tokens a pass as take two of their steps.
-CHUNK_IN_COMPANY, CHUNK_FOR_EACH = 6, 2
+CHUNK_IN_COMPANY, CHUNK_FOR_EACH = 4, 2
+SHORT = 32  # tokens of a prompt that is not worth cutting: its parts would take longer than the whole
 LEAST_REUSED = 8  # tokens; fewer are computed sooner than looked for
 
 
@@ -243,6 +244,8 @@ class Engine:
             self._reuse(index, sequence)
         rest = len(sequence.pending())
         chunk = CHUNK_IN_COMPANY + CHUNK_FOR_EACH * running if running else CHUNK
+        if sequence.computed == sequence.reused and rest <= SHORT:
+            chunk = rest
         self._pass(index, rest if rest <= chunk + 1 else chunk)
 
     def _reuse(self, index: int, sequence: Sequence) -> None:

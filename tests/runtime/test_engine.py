@@ -170,8 +170,12 @@ def test_a_long_prompt_goes_in_small_chunks_while_others_decode(
     sizes.clear()
     crowd.generate(_prompt(model, 20, 80), max_tokens=2)
     prompts = [tokens for rows, tokens in sizes if tokens > 1]
-    assert prompts == [8] * 10
-    assert sizes[1::2][:9] == [(1, 1)] * 9  # a step of the running one after every chunk
+    assert prompts == [6] * 13 + [2]
+    assert sizes[1::2][:13] == [(1, 1)] * 13  # a step of the running one after every chunk
+    sizes.clear()
+    next(running)
+    crowd.generate(_prompt(model, 40, 30)[::-1], max_tokens=2)  # one that cutting would only delay
+    assert [tokens for rows, tokens in sizes if tokens > 1] == [30]
 
 
 def test_cancelled_requests_leave_and_abandoned_ones_too(bundle: Path) -> None:
