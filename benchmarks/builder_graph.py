@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import onnx
@@ -137,7 +138,9 @@ def prepared() -> tuple[Path, Path]:
     kiara = Path(sys.executable).with_name("kiara")
     if not checkpoint.is_dir():
         subprocess.run([kiara, "import", source, "--out", checkpoint], check=True)
-    options = ("--quantize", "int8", "--quantize", "int4", "--text", "stdlib")
+    text = checkpoint / "topics.txt"  # English; of code, which it was hardly trained on, it loses more
+    text.write_text("\n\n".join(topics.values()), "utf-8")
+    options = ("--quantize", "int8", "--quantize", "int4", "--text", text)
     subprocess.run([kiara, "export", checkpoint, *options, "--out", bundle], check=True)
     return checkpoint, bundle
 

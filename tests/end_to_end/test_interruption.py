@@ -52,20 +52,16 @@ def test_training_saves_and_says_how_to_go_on(dataset: Dataset, tmp_path: Path) 
 
 def test_generating_stops_with_one_line(bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
-    script = "from kiara_runtime.cli import main\nimport kiara_runtime.generate as g, time\n"
     slow = (
-        script
-        + "take = g.Session.decoder\n"
-        + (
-            "def decoder(session):\n"
-            "    inner = take(session)\n"
-            "    def step(ids):\n"
-            "        time.sleep(0.2)\n"
-            "        return inner(ids)\n"
-            "    return step\n"
-            "g.Session.decoder = decoder\n"
-            "main()\n"
-        )
+        "import time\n"
+        "from kiara_runtime.cli import main\n"
+        "from kiara_runtime.session import Cache\n"
+        "run = Cache.run\n"
+        "def slow(*arguments):\n"
+        "    time.sleep(0.2)\n"
+        "    return run(*arguments)\n"
+        "Cache.run = slow\n"
+        "main()\n"
     )
     options = ("generate", copy, "-p", "def", "--echo", "--ignore-eos", "--max-tokens", "90")
     code, output, rest = _interrupt([sys.executable, "-c", slow, *options], "def", tmp_path)
