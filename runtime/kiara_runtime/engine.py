@@ -35,7 +35,7 @@ SLOTS = 8
 QUEUE = 256  # sequences that may wait for a slot
 CHUNK = 256  # tokens of a prompt in one pass: bounds the logits held at once
 # With M others decoding a prompt gets about as many tokens a pass as take two of their steps.
-CHUNK_IN_COMPANY, CHUNK_FOR_EACH = 4, 2
+CHUNK_IN_COMPANY, CHUNK_FOR_EACH = 2, 2
 SHORT = 32  # tokens of a prompt that is not worth cutting: its parts would take longer than the whole
 LEAST_REUSED = 8  # tokens; fewer are computed sooner than looked for
 
@@ -112,11 +112,15 @@ class Engine:
     def submit(self, sequence: Sequence) -> None:
         self._check_usable()
         with self._changed:
+            if len(self._waiting) >= self._queue:  # perhaps of some that nobody waits for any more
+                self._waiting = deque(other for other in self._waiting if not other.over)
             if len(self._waiting) >= self._queue:
                 raise BusyError(f"the queue is full ({self._queue} requests wait); try again later")
             self._waiting.append(sequence)
 
     def wait(self, sequence: Sequence) -> None:
+        if not sequence.over:
+            self._check_usable()
         with self._changed:
             while not (sequence.pieces or sequence.over):
                 self._check_usable()
@@ -129,6 +133,8 @@ class Engine:
 
     def close(self) -> None:
         """Give back the cache once a step that is under way has ended; every request ends."""
+        if self._closed or self._forked():
+            return
         with self._changed:
             self._closed = True
             while self._stepping:
@@ -139,6 +145,8 @@ class Engine:
 
     def freeze(self) -> None:
         """Let no thread begin another step, for ever: those that outlive the interpreter would end in a crash."""
+        if self._forked():
+            return
         with self._changed:
             while self._stepping:
                 self._changed.wait()
@@ -150,10 +158,14 @@ class Engine:
         running = sum(slot.sequence is not None and not slot.sequence.over for slot in self._slots)
         return running, sum(not sequence.over for sequence in list(self._waiting))
 
+    def _forked(self) -> bool:
+        """ONNX Runtime's threads stayed behind then, and a lock that one of them held stays held."""
+        return os.getpid() != self._process
+
     def _check_usable(self) -> None:
         if self._closed:
             raise UserError("model: it has been closed; load it again")
-        if os.getpid() != self._process:  # ONNX Runtime's threads stayed behind
+        if self._forked():
             raise UserError("model: it was loaded before this process was forked; load it in the new process")
 
     def _lead(self) -> None:

@@ -58,6 +58,8 @@ def evaluate(
     tokenizer = bundle.load_tokenizer()
     session = Session(bundle.graph_of(variant), bundle.architecture, threads)
     ids = np.array([bundle.bos_token_id, *tokenizer.encode(text)], dtype=np.int64)
+    if len(ids) == 1:
+        raise UserError("text: the model has no token for any of it; give another one")
     window = min(bundle.architecture.context_length, MAX_WINDOW)
     nats, right = 0.0, 0
     for start in range(0, len(ids) - 1, window):

@@ -152,6 +152,8 @@ class Model:
     def generate_all(self, prompts: List[Prompt], n: int = 1, **sampling: Any) -> list[list[Generation]]:
         """`n` continuations of each prompt, all at once. The first of each is that of `generate` with the same seed."""
         check_integer("n", n, 1, 1024)
+        if isinstance(prompts, str):
+            raise UserError("prompts: give a list of prompts; generate takes a single one")
         params = SamplingParams(**sampling)
         ids = [self.prompt_ids(prompt) for prompt in prompts]
         streams = [[self._start(one, params, choice) for choice in range(n)] for one in ids]
@@ -164,7 +166,8 @@ class Model:
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """The log-likelihood of `continuation` after `prompt`; texts are made tokens each by itself."""
         given = self.prompt_ids(prompt)
-        scored = self.tokenize(continuation) if isinstance(continuation, str) else list(continuation)
+        text = isinstance(continuation, str)
+        scored = self.tokenize(continuation) if text else self.tokenizer.check_ids(continuation)
         params = SamplingParams(max_tokens=0, logprobs=1, seed=0)
         ids = self.prompt_ids([*given, *scored], "continuation") if scored else given
         sequence = Sequence(ids, params, self._facts, scored_from=len(given))
@@ -237,6 +240,8 @@ def load(
         checking.result()
     session = Session(bundle.graph_of(variant), bundle.architecture, threads, settings, device)
     store = None
+    if prompt_cache is not None and Path(prompt_cache).exists() and not Path(prompt_cache).is_dir():
+        raise UserError(f"prompt_cache: {prompt_cache} is a file; name a folder")
     if prompt_cache is not None and session.device == "cpu":
         store = PromptStore(Path(prompt_cache), _identity(bundle, variant))
     return Model(
