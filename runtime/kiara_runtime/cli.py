@@ -88,9 +88,11 @@ def generate(
     bundle: Path, variant: str | None, threads: int | None, device: Device, prompt_cache: Path | None, **options: Any
 ) -> None:
     """Continue a prompt, streaming the text."""
+    from kiara_runtime.engine import SLOTS
     from kiara_runtime.generate import load
 
-    run_generate(load(bundle, variant, threads, device, prompt_cache=prompt_cache), **options)
+    slots = max(1, min(SLOTS, options["n"]))
+    run_generate(load(bundle, variant, threads, device, slots, prompt_cache), **options)
 
 
 @main.command()

@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as List
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,17 +66,16 @@ class Alone:
 
     def __init__(self, begin: Callable[[], Callable[[List[int]], NDArray[np.float32]]]) -> None:
         self._begin = begin
-        self._running: dict[int, Callable[[List[int]], NDArray[np.float32]]] = {}
+        self._running: weakref.WeakKeyDictionary[Sequence, Callable[[List[int]], NDArray[np.float32]]]
+        self._running = weakref.WeakKeyDictionary()
 
     def submit(self, sequence: Sequence) -> None:
-        self._running[id(sequence)] = self._begin()
+        self._running[sequence] = self._begin()
 
     def wait(self, sequence: Sequence) -> None:
         while not (sequence.pieces or sequence.over):
-            logits = self._running[id(sequence)](sequence.tokens[sequence.computed :])
+            logits = self._running[sequence](sequence.tokens[sequence.computed :])
             sequence.take(len(sequence.tokens), logits)
-        if sequence.over:
-            self._running.pop(id(sequence), None)
 
     def close(self) -> None:
         self._running.clear()
@@ -105,7 +104,7 @@ class Engine:
         self._slots = [_Slot() for _ in range(slots)]
         self._waiting: deque[Sequence] = deque()
         self._changed = threading.Condition()
-        self._stepping = self._closed = False
+        self._stepping = self._closed = self._frozen = False
         self._clock, self._process = 0, os.getpid()
         _engines.add(self)
 
@@ -133,7 +132,7 @@ class Engine:
 
     def close(self) -> None:
         """Give back the cache once a step that is under way has ended; every request ends."""
-        if self._closed or self._forked():
+        if self._closed or self._frozen or self._forked():
             return
         with self._changed:
             self._closed = True
@@ -150,7 +149,7 @@ class Engine:
         with self._changed:
             while self._stepping:
                 self._changed.wait()
-            self._stepping = True
+            self._stepping = self._frozen = True
 
     @property
     def load(self) -> tuple[int, int]:
@@ -170,12 +169,14 @@ class Engine:
 
     def _lead(self) -> None:
         """Make a step for everybody, the lock released meanwhile."""
-        self._stepping = True
-        self._changed.release()
         try:
-            self._step()
+            self._stepping = True
+            self._changed.release()
+            try:
+                self._step()
+            finally:
+                self._changed.acquire()
         finally:
-            self._changed.acquire()
             self._stepping = False
             self._changed.notify_all()
 
@@ -183,7 +184,7 @@ class Engine:
         """A chunk of one prompt, then a step of every sequence whose prompt is done."""
         self._retire()
         self._admit()
-        running = [i for i, slot in enumerate(self._slots) if slot.sequence is not None and slot.sequence.started]
+        running = [i for i in self._used() if self._sequence(i).started]
         self._prefill(len(running))
         steps = [i for i in running if len(self._sequence(i).pending()) == 1]
         for index in set(running) - set(steps):
@@ -194,9 +195,13 @@ class Engine:
 
     def _retire(self) -> None:
         for index in range(len(self._slots)):
-            sequence = self._slots[index].sequence
-            if sequence is not None and sequence.over:
+            # Its place may be taken by one that is over, too.
+            while (sequence := self._slots[index].sequence) is not None and sequence.over:
                 self._leave(index)
+
+    def _used(self) -> list[int]:
+        """Slots whose sequence goes on; one may have been cancelled a moment ago."""
+        return [i for i, slot in enumerate(self._slots) if slot.sequence is not None and not slot.sequence.over]
 
     def _sequence(self, index: int) -> Sequence:
         sequence = self._slots[index].sequence
@@ -235,7 +240,8 @@ class Engine:
         sequence, slot.tokens = self._sequence(index), slot.known()
         slot.sequence = None
         if self._store is not None and sequence.error is None and slot.exact:
-            self._store.save(slot.tokens, self._cache.buffers[:, index])
+            with suppress(Exception):  # the text matters, not what the next start would have saved
+                self._store.save(slot.tokens, self._cache.buffers[:, index])
         used = [i for i, other in enumerate(self._slots) if other.sequence is not None]
         if not self._cache.copies or not used or not used[0] < index < used[-1]:
             return
@@ -247,7 +253,7 @@ class Engine:
 
     def _prefill(self, running: int) -> None:
         """One chunk of the prompt that came first."""
-        waiting = [i for i, slot in enumerate(self._slots) if slot.sequence is not None and not slot.sequence.started]
+        waiting = [i for i in self._used() if not self._sequence(i).started]
         if not waiting:
             return
         index = min(waiting, key=lambda i: self._slots[i].touched)
@@ -270,7 +276,8 @@ class Engine:
                 self._cache.copy(source, index, lengths[source])
                 slot.exact = lengths[source]
         if self._store is not None:
-            slot.exact = max(slot.exact, self._store.restore(prompt, slot.exact, self._cache.buffers[:, index]))
+            with suppress(Exception):  # it is computed then
+                slot.exact = self._store.restore(prompt, slot.exact, self._cache.buffers[:, index])
         if slot.exact < LEAST_REUSED:
             slot.exact = 0
         sequence.computed = sequence.reused = slot.exact
@@ -294,9 +301,9 @@ class Engine:
         lengths = [len(sequence.tokens) for sequence in sequences]
         with _blaming(sequences):
             logits = self._cache.run(ids, lengths, first)
-        for sequence, length, row in zip(sequences, lengths, logits, strict=True):
-            with _blaming([sequence]):
-                sequence.take(length, row[None])
+            for sequence, length, row in zip(sequences, lengths, logits, strict=True):
+                with _blaming([sequence]):
+                    sequence.take(length, row[None])
 
 
 @atexit.register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as List
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import onnxruntime as ort
 
 from kiara_runtime.bundle import GRAPH_FOLDER, Bundle
 from kiara_runtime.chat import Message, chat_ids
-from kiara_runtime.engine import SLOTS, Engine, Runner
+from kiara_runtime.engine import SLOTS, BusyError, Engine, Runner
 from kiara_runtime.errors import UserError
 from kiara_runtime.machine import machine
 from kiara_runtime.prompt_store import PromptStore
@@ -74,11 +75,9 @@ class Stream(Iterator[Piece]):
 
     def __next__(self) -> Piece:
         sequence = self._sequence
-        if not sequence.pieces:
-            if sequence.over and sequence.error is None:
-                raise StopIteration
+        if not (sequence.over or sequence.pieces) or sequence.error is not None:
             self._runner.wait(sequence)
-        if not sequence.pieces:  # cancelled, perhaps by another thread
+        if not sequence.pieces:  # all fetched, or cancelled, perhaps by another thread
             raise StopIteration
         return sequence.pieces.popleft()
 
@@ -156,8 +155,19 @@ class Model:
             raise UserError("prompts: give a list of prompts; generate takes a single one")
         params = SamplingParams(**sampling)
         ids = [self.prompt_ids(prompt) for prompt in prompts]
-        streams = [[self._start(one, params, choice) for choice in range(n)] for one in ids]
-        return [[stream.generation() for stream in some] for some in streams]
+        found: list[Generation] = []
+        streams: list[Stream] = []
+        for one, choice in itertools.product(ids, range(n)):
+            while True:
+                try:
+                    streams.append(self._start(one, params, choice))
+                    break
+                except BusyError:
+                    if len(found) == len(streams):
+                        raise
+                    found.append(streams[len(found)].generation())
+        found += [stream.generation() for stream in streams[len(found) :]]
+        return [found[i : i + n] for i in range(0, len(found), n)]
 
     def chat(self, messages: List[Message], **sampling: Any) -> Generation:
         """The answer to a conversation. Raises UserError where the model has no chat template."""
@@ -243,7 +253,7 @@ def load(
     if prompt_cache is not None and Path(prompt_cache).exists() and not Path(prompt_cache).is_dir():
         raise UserError(f"prompt_cache: {prompt_cache} is a file; name a folder")
     if prompt_cache is not None and session.device == "cpu":
-        store = PromptStore(Path(prompt_cache), _identity(bundle, variant))
+        store = PromptStore(Path(prompt_cache), _identity(bundle, variant, settings or {}))
     return Model(
         tokenizer,
         Engine(session, slots, store=store),
@@ -254,7 +264,8 @@ def load(
     )
 
 
-def _identity(bundle: Bundle, variant: str | None) -> str:
+def _identity(bundle: Bundle, variant: str | None, settings: Mapping[str, str]) -> str:
     """Of all that decides the bits of a cache."""
-    graph = bundle.manifest["files"][bundle.variant_file(variant)]["sha256"]
-    return "\n".join((graph, ort.__version__, machine()["cpu"]))
+    names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
+    graphs = [str(bundle.manifest["files"][name]["sha256"]) for name in names]
+    return "\n".join((*graphs, ort.__version__, machine()["cpu"], *map(str, sorted(settings.items()))))

@@ -13,6 +13,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 LEAST_TOKENS = 32  # shorter prompts are computed as fast as they are read
 MAX_BYTES = 1 << 30  # of all files of a model; the ones unused for longest go first
+MAX_FILES = 256  # whose beginnings are read for every prompt
 MAX_HEADER_BYTES = 4 << 20
 SUFFIX = ".kv"
 
@@ -36,8 +38,10 @@ class PromptStore:
 
     def save(self, tokens: Sequence[int], buffers: NDArray[Any]) -> None:
         """Keep the first len(tokens) positions of buffers (2 L, K, C, E), unless a file has them already."""
+        if len(tokens) < LEAST_TOKENS:
+            return
         covered = any(common_prefix(tokens, known) == len(tokens) for known in self._prompts().values())
-        if covered or len(tokens) < LEAST_TOKENS:
+        if covered:
             return
         content = np.ascontiguousarray(buffers[:, :, : len(tokens)])
         try:
@@ -49,6 +53,8 @@ class PromptStore:
     def restore(self, prompt: Sequence[int], known: int, buffers: NDArray[Any]) -> int:
         """Fill buffers (2 L, K, C, E) with the longest stored beginning of `prompt`; its length, or `known` if none
         is longer."""
+        if len(prompt) < max(LEAST_TOKENS, known + 1):
+            return known
         shared = {path: common_prefix(tokens, prompt) for path, tokens in self._prompts().items()}
         for path in sorted(shared, key=lambda path: -shared[path]):
             if shared[path] < max(LEAST_TOKENS, known + 1):
@@ -79,10 +85,12 @@ class PromptStore:
                 file.readline(MAX_HEADER_BYTES)
                 content = file.read(size + 1)
             if len(content) != size or _digest(header["tokens"], content) != header["sha256"]:
+                path.unlink()  # so that it is written anew
                 return None
-            os.utime(path)
         except OSError:
             return None
+        with suppress(OSError):  # a folder that may only be read
+            os.utime(path)
         return np.frombuffer(content, dtype=buffers.dtype).reshape(shape)
 
     def _write(self, tokens: list[int], content: memoryview) -> None:
@@ -102,9 +110,9 @@ class PromptStore:
     def _make_room(self) -> None:
         files = sorted(self._folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         total = 0
-        for path in files:
+        for count, path in enumerate(files):
             total += path.stat().st_size
-            if total > self._max_bytes:
+            if total > self._max_bytes or count >= MAX_FILES:
                 path.unlink(missing_ok=True)
 
 

@@ -85,7 +85,7 @@ class Sequence:
         self._ends = {*params.stop_token_ids, *(() if params.ignore_eos else facts.eos_token_ids)}
         if self._end == len(prompt) and self._scored_from is None:
             self._finish("length")
-        elif constraint is not None:
+        elif constraint is not None and self._scored_from is None:
             self._force()
         self._first = len(self.tokens)
 
@@ -117,14 +117,15 @@ class Sequence:
         """Receive the logits (N, V) after the N tokens of `tokens` and the guesses before position `end`."""
         drafted, accepted = len(self._draft), 0
         for place, row in enumerate(logits, start=end - len(logits)):
-            self.computed = place + 1
             if place + 1 < len(self.tokens):
                 self._score(place + 1, row)
+                self.computed = place + 1
                 continue
             if place + 1 == self._end:
                 self._finish("length")
                 break
             token = self._next(row)
+            self.computed = place + 1  # not before: who is interrupted in choosing comes back to this row
             right = bool(self._draft) and self._draft[0] == token
             accepted += right
             self._draft = self._draft[1:] if right else []
@@ -172,12 +173,14 @@ class Sequence:
         for token in forced:
             if self.finished:
                 return
+            if token in self._ends or token in self._params.banned_tokens:
+                return  # to be met where tokens are chosen
             self._constraint.accept(token)
             self._append(token, [])
         if self._constraint.finished and not self.finished:
             self._finish("stop")
 
     def _finish(self, reason: FinishReason) -> None:
-        self.finished = True
         self.times.append(time.perf_counter())
         self.pieces.append(Piece(self._text.flush(), [], reason))
+        self.finished = True  # last: another thread may look for pieces once it is

@@ -289,3 +289,70 @@ def test_chunks_end_with_two_tokens_at_least(bundle: Path) -> None:
         prompt = _prompt(alone, 0, length)
         options: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}
         assert load(bundle).generate(prompt, **options).logprobs == alone.generate(prompt, **options).logprobs
+
+
+def test_many_may_end_in_one_step(bundle: Path) -> None:
+    """One goes on beside seven that end together: each leaves a hole that another one that is over could fill."""
+    model, alone = load(bundle), _alone(bundle)
+    prompts = [_prompt(model, 3 * i, 8) for i in range(8)]
+    tokens = [40, *range(20, 13, -1)]  # admitted one after the other, over at about the same time
+    streams = [
+        model.stream(prompt, max_tokens=count, temperature=0.0, ignore_eos=True)
+        for prompt, count in zip(prompts, tokens, strict=True)
+    ]
+    found = [list(stream) for stream in streams]
+    for pieces, prompt, count in zip(found, prompts, tokens, strict=True):
+        expected = alone.generate(prompt, max_tokens=count, temperature=0.0, ignore_eos=True)
+        assert [token for piece in pieces for token in piece.tokens] == expected.tokens
+        assert [piece.finish_reason for piece in pieces] == [None] * count + ["length"]
+
+
+def test_a_fault_in_a_joint_step_is_told_to_its_members(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(bundle, slots=2)
+    assert isinstance(model.runner, Engine)
+    streams = [model.stream(_prompt(model, i, 5), max_tokens=50, ignore_eos=True) for i in range(2)]
+    for stream in streams:
+        next(stream)
+    run = model.runner._cache.run
+
+    def failing(ids: Any, *rest: Any) -> Any:
+        if len(ids) > 1:
+            raise MemoryError("no room")
+        return run(ids, *rest)
+
+    monkeypatch.setattr(model.runner._cache, "run", failing)
+    for stream in streams:
+        with pytest.raises(MemoryError):
+            list(stream)
+    assert len(model.generate("x", max_tokens=3, ignore_eos=True).tokens) == 3
+
+
+def test_a_model_may_be_closed_at_the_very_end(bundle: Path) -> None:
+    code = (
+        "import atexit, sys\n"
+        "models = []\n"
+        "atexit.register(lambda: models[0].close())\n"
+        "import kiara_runtime\n"
+        "models.append(kiara_runtime.load(sys.argv[1]))\n"
+        "models[0].generate('x', max_tokens=2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_more_requests_than_the_queue_holds(bundle: Path) -> None:
+    model = _model(bundle, slots=2, queue=3)
+    some = model.generate_all(["def ", "class "], n=6, max_tokens=4, seed=1, ignore_eos=True)
+    assert [len(one.tokens) for one in (*some[0], *some[1])] == [4] * 12
+    assert some[1][0].tokens == load(bundle).generate("class ", max_tokens=4, seed=1, ignore_eos=True).tokens
+
+
+def test_limits_hold_for_what_a_grammar_forces(model: Model) -> None:
+    forced = model.generate("x", regex="abcdefgh[0-9]{3}", max_tokens=0, prompt_logprobs=True)
+    assert forced.tokens == []
+    prompt = model.tokenize("def main(argv)")
+    scored = model.generate(prompt, regex="abcdefgh", prompt_logprobs=True)
+    assert scored.text == "abcdefgh" and len(scored.prompt_logprobs) == len(prompt) - 1
+    tokens = model.generate("x", regex="abcdefgh").tokens
+    stopped = [model.generate("x", regex="abcdefgh", stop_token_ids=[tokens[1]], logprobs=k).tokens for k in (None, 0)]
+    assert stopped == [tokens[:1], tokens[:1]]
