@@ -1,6 +1,6 @@
 """What the engine promises, on a real model: speculation, requests at once, a long prompt's guests, the same bytes.
 
-Run by hand, `make bench-engine`: some twenty minutes on two cores. Prints Markdown; ratios are of runs side by side.
+Run by hand, `make bench-engine`: some ten minutes on two cores. Prints Markdown; ratios are of runs side by side.
 
 python benchmarks/engine.py BUNDLE [FLOAT32_BUNDLE [DEMO_BUNDLE]]
 """

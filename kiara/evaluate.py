@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +21,11 @@ from kiara.data import Split
 from kiara.model import GPT
 from kiara.sources import read_documents, resolve_source
 from kiara_runtime.errors import UserError
+from kiara_runtime.evaluate import Metrics
 from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 MAX_WINDOW = 1024
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """loss: mean nats a token. accuracy: part of the tokens that were the likeliest. tokens: how many."""
-
-    loss: float
-    perplexity: float
-    accuracy: float
-    bits_per_byte: float
-    tokens: int
-
-    def named(self, prefix: str) -> dict[str, float]:
-        return {f"{prefix}{name}": value for name, value in asdict(self).items()}
 
 
 class Tally:

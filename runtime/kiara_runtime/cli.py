@@ -142,7 +142,7 @@ def evaluate(bundle: Path, file: Path, variant: str | None, threads: int | None,
             Bundle.open(bundle), text, variant, threads, lambda done, of: bar.update(1000 * done // of - bar.pos)
         )
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(metrics)))
+        click.echo(json.dumps(metrics.named("")))
         return
     click.echo(
         f"{metrics.bits_per_byte:.4f} bits per byte, perplexity {metrics.perplexity:.2f}, "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,9 @@ class Metrics:
     accuracy: float
     bits_per_byte: float
     tokens: int
+
+    def named(self, prefix: str) -> dict[str, float]:
+        return {f"{prefix}{name}": value for name, value in asdict(self).items()}
 
 
 def read_text(path: Path) -> str:
