@@ -92,7 +92,7 @@ def generate(
     from kiara_runtime.generate import load
 
     slots = max(1, min(SLOTS, options["n"]))
-    run_generate(load(bundle, variant, threads, device, slots, prompt_cache), **options)
+    run_generate(load(bundle, variant, threads, device, slots, prompt_cache=prompt_cache), **options)
 
 
 @main.command()

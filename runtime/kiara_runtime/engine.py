@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -54,8 +55,12 @@ class Runner(Protocol):
         """Queue it. Raises BusyError where too many wait."""
         ...
 
-    def wait(self, sequence: Sequence) -> None:
-        """Return once it has pieces or is over; raises what went wrong in computing it."""
+    def wait(self, sequences: List[Sequence], timeout: float | None = None) -> None:
+        """Return once one of them has pieces or is over, or after `timeout` seconds and the step that is under way."""
+        ...
+
+    def load(self) -> tuple[int, int]:
+        """How many sequences run and how many wait."""
         ...
 
     def close(self) -> None: ...
@@ -72,10 +77,14 @@ class Alone:
     def submit(self, sequence: Sequence) -> None:
         self._running[sequence] = self._begin()
 
-    def wait(self, sequence: Sequence) -> None:
-        while not (sequence.pieces or sequence.over):
-            logits = self._running[sequence](sequence.tokens[sequence.computed :])
-            sequence.take(len(sequence.tokens), logits)
+    def wait(self, sequences: List[Sequence], timeout: float | None = None) -> None:
+        while not any(sequence.ready for sequence in sequences):
+            for sequence in sequences:
+                logits = self._running[sequence](sequence.tokens[sequence.computed :])
+                sequence.take(len(sequence.tokens), logits)
+
+    def load(self) -> tuple[int, int]:
+        return sum(not sequence.over for sequence in self._running), 0
 
     def close(self) -> None:
         self._running.clear()
@@ -117,18 +126,21 @@ class Engine:
                 raise BusyError(f"the queue is full ({self._queue} requests wait); try again later")
             self._waiting.append(sequence)
 
-    def wait(self, sequence: Sequence) -> None:
-        if not sequence.over:
-            self._check_usable()
+    def wait(self, sequences: List[Sequence], timeout: float | None = None) -> None:
+        end = None if timeout is None else time.monotonic() + timeout
+        if any(sequence.ready for sequence in sequences):
+            return
+        self._check_usable()
         with self._changed:
-            while not (sequence.pieces or sequence.over):
+            while not any(sequence.ready for sequence in sequences):
                 self._check_usable()
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    return
                 if self._stepping:
-                    self._changed.wait()
+                    self._changed.wait(left)
                 else:
                     self._lead()
-        if sequence.error is not None:
-            raise sequence.error
 
     def close(self) -> None:
         """Give back the cache once a step that is under way has ended; every request ends."""
@@ -151,9 +163,7 @@ class Engine:
                 self._changed.wait()
             self._stepping = self._frozen = True
 
-    @property
     def load(self) -> tuple[int, int]:
-        """How many sequences run and how many wait."""
         running = sum(slot.sequence is not None and not slot.sequence.over for slot in self._slots)
         return running, sum(not sequence.over for sequence in list(self._waiting))
 
@@ -215,6 +225,7 @@ class Engine:
             slot = self._slots[best]
             slot.exact = common_prefix(slot.known(), prompt)
             slot.sequence, slot.tokens = sequence, []
+            sequence.admitted = time.perf_counter()
             self._clock += 1
             slot.touched = self._clock
 

@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from kiara_runtime.bundle import GRAPH_FOLDER, Bundle
 from kiara_runtime.chat import Message, chat_ids
-from kiara_runtime.engine import SLOTS, BusyError, Engine, Runner
+from kiara_runtime.engine import QUEUE, SLOTS, BusyError, Engine, Runner
 from kiara_runtime.errors import UserError
 from kiara_runtime.machine import machine
 from kiara_runtime.prompt_store import PromptStore
@@ -37,7 +37,9 @@ class Generation:
     tokens: every id generated, those of a stop text included, an end-of-text id not.
     finish_reason: "stop" at an end-of-text id, a stop text or a grammar's end, "length" at max_tokens or the context's
     end. prefill_seconds: until the first token was chosen, time in the queue included; decode_seconds: from there on.
-    logprobs: one for each token, prompt_logprobs: one for each token of the prompt but the first, where asked for.
+    queue_seconds: of the first, until it was begun.
+    logprobs: one for each token, and one more where an end-of-text token ended it; prompt_logprobs: one for each token
+    of the prompt but the first, where asked for.
     cached_tokens: of the prompt, known from earlier ones. drafted_tokens, accepted_tokens: guessed ahead, and rightly.
     """
 
@@ -46,6 +48,7 @@ class Generation:
     finish_reason: FinishReason
     prompt_tokens: int
     seed: int
+    queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
     logprobs: list[TokenLogprob]
@@ -71,25 +74,31 @@ class Stream(Iterator[Piece]):
     """The pieces of a continuation as they come. `close`, or letting go of it, ends the request at the next step."""
 
     def __init__(self, runner: Runner, sequence: Sequence, seed: int) -> None:
-        self._runner, self._sequence, self.seed = runner, sequence, seed
+        self._runner, self.sequence, self.seed = runner, sequence, seed
 
     def __next__(self) -> Piece:
-        sequence = self._sequence
-        if not (sequence.over or sequence.pieces) or sequence.error is not None:
-            self._runner.wait(sequence)
+        sequence = self.sequence
+        self._runner.wait([sequence])
+        if sequence.error is not None:
+            raise sequence.error
         if not sequence.pieces:  # all fetched, or cancelled, perhaps by another thread
             raise StopIteration
         return sequence.pieces.popleft()
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next piece, or the end, is there already."""
+        return self.sequence.ready
+
     def close(self) -> None:
-        self._sequence.cancelled = True
+        self.sequence.cancelled = True
 
     def __del__(self) -> None:
-        self._sequence.cancelled = True
+        self.sequence.cancelled = True
 
     def generation(self) -> Generation:
         """The rest of it, as a whole; of a stream that nobody has read from, all of it."""
-        pieces, sequence = list(self), self._sequence
+        pieces, sequence = list(self), self.sequence
         drafter, times = sequence.drafter, sequence.times
         return Generation(
             text="".join(piece.text for piece in pieces),
@@ -97,6 +106,7 @@ class Stream(Iterator[Piece]):
             finish_reason=(pieces[-1].finish_reason if pieces else None) or "stop",
             prompt_tokens=sequence.prompt_tokens,
             seed=self.seed,
+            queue_seconds=0.0 if sequence.admitted is None else sequence.admitted - times[0],
             prefill_seconds=times[min(1, len(times) - 1)] - times[0],
             decode_seconds=times[-1] - times[min(1, len(times) - 1)],
             logprobs=[logprob for piece in pieces for logprob in piece.logprobs],
@@ -146,7 +156,7 @@ class Model:
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Stream:
         """As `generate`, a piece a token. Bad arguments are refused here; it begins at once, with others' steps."""
-        return self._start(self.prompt_ids(prompt), SamplingParams(**sampling))
+        return self.start(self.prompt_ids(prompt), SamplingParams(**sampling))
 
     def generate_all(self, prompts: List[Prompt], n: int = 1, **sampling: Any) -> list[list[Generation]]:
         """`n` continuations of each prompt, all at once. The first of each is that of `generate` with the same seed."""
@@ -160,7 +170,7 @@ class Model:
         for one, choice in itertools.product(ids, range(n)):
             while True:
                 try:
-                    streams.append(self._start(one, params, choice))
+                    streams.append(self.start(one, params, choice))
                     break
                 except BusyError:
                     if len(found) == len(streams):
@@ -199,6 +209,10 @@ class Model:
             )
         return ids or [self.bos_token_id]
 
+    def wait(self, streams: List[Stream], timeout: float | None = None) -> None:
+        """Return once one of them is ready, or after `timeout` seconds and the step that is under way."""
+        self.runner.wait([stream.sequence for stream in streams], timeout)
+
     def close(self) -> None:
         """Give its memory back; what is asked of it after that is refused."""
         self.runner.close()
@@ -209,7 +223,8 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.close()
 
-    def _start(self, prompt: list[int], params: SamplingParams, choice: int = 0) -> Stream:
+    def start(self, prompt: list[int], params: SamplingParams, choice: int = 0) -> Stream:
+        """As `stream`, of ids from `prompt_ids`. choice: which of several continuations, each with draws of its own."""
         params.check_vocabulary(self.vocab_size)
         sequence = Sequence(prompt, params, self._facts, choice, self._constraint(params))
         self.runner.submit(sequence)
@@ -230,17 +245,19 @@ def load(
     threads: int | None = None,
     device: Device = "auto",
     slots: int = SLOTS,
+    queue: int = QUEUE,
     prompt_cache: str | Path | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Model:
     """Open a bundle, once every file that this takes has the recorded size and hash.
 
     variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
-    for every core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: requests that run at once.
-    prompt_cache: a folder that keeps what prompts leave in the cache, for the next start. settings: session options of
+    for every core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: requests that run at once. queue: that
+    may wait for a slot. prompt_cache: a folder that keeps what prompts leave in the cache, for the next start. settings: session options of
     ONNX Runtime by their own names. Raises UserError for a bundle that is missing, damaged or too new.
     """
     check_integer("slots", slots, 1, 1024)
+    check_integer("queue", queue, 0, 1 << 20)
     bundle = Bundle.open(path)
     bundle.check(name for name in bundle.files_of(variant) if not name.startswith(GRAPH_FOLDER))
     with ThreadPoolExecutor(1) as beside:  # hashing leaves a core to Python
@@ -256,7 +273,7 @@ def load(
         store = PromptStore(Path(prompt_cache), _identity(bundle, variant, settings or {}))
     return Model(
         tokenizer,
-        Engine(session, slots, store=store),
+        Engine(session, slots, queue, store),
         bundle.architecture.context_length,
         bundle.architecture.vocab_size,
         bundle.eos_token_ids,

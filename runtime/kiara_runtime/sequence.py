@@ -32,7 +32,8 @@ class Piece:
     """A token of a streamed continuation and the text that has become certain with it, often none.
 
     The last piece has no token; it brings the text still held back and says why the continuation ended.
-    The texts join to `Generation.text`, the tokens to `Generation.tokens`. logprobs: of the token, where asked for.
+    The texts join to `Generation.text`, the tokens to `Generation.tokens`. logprobs: of the token, where asked for;
+    in the last piece of the end-of-text token, where one was chosen.
     """
 
     text: str
@@ -76,6 +77,7 @@ class Sequence:
         self.finished = self.cancelled = False
         self.error: BaseException | None = None
         self.times = [time.perf_counter()]  # of its submission, of its first token, of its last
+        self.admitted: float | None = None  # when it got a slot
         self._params, self._facts, self._constraint = params, facts, constraint
         self._scored_from = 1 if params.prompt_logprobs and scored_from is None else scored_from
         self._sample = Sampler(params, prompt, choice)
@@ -97,6 +99,11 @@ class Sequence:
     @property
     def over(self) -> bool:
         return self.finished or self.cancelled or self.error is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything to fetch, or nothing to wait for any more."""
+        return bool(self.pieces) or self.over
 
     @property
     def reusable(self) -> int:
@@ -149,7 +156,7 @@ class Sequence:
         if len(self.times) == 1:
             self.times.append(time.perf_counter())
         if token in self._ends or (self._constraint is not None and token in self._facts.eos_token_ids):
-            self._finish("stop")
+            self._finish("stop", logprobs)
             return token
         self._append(token, logprobs)
         if self._constraint is not None and not self.finished:
@@ -180,7 +187,7 @@ class Sequence:
         if self._constraint.finished and not self.finished:
             self._finish("stop")
 
-    def _finish(self, reason: FinishReason) -> None:
+    def _finish(self, reason: FinishReason, logprobs: List[TokenLogprob] = ()) -> None:
         self.times.append(time.perf_counter())
-        self.pieces.append(Piece(self._text.flush(), [], reason))
+        self.pieces.append(Piece(self._text.flush(), [], reason, list(logprobs)))
         self.finished = True  # last: another thread may look for pieces once it is

@@ -183,12 +183,26 @@ def test_cancelled_requests_leave_and_abandoned_ones_too(bundle: Path) -> None:
     assert isinstance(model.runner, Engine)
     streams = [model.stream("def ", max_tokens=90, ignore_eos=True) for _ in range(4)]
     next(streams[0]), next(streams[1])
-    assert model.runner.load == (2, 2)
+    assert model.runner.load() == (2, 2)
     streams[0].close()
     assert len(list(streams[0])) < 90
     del streams[1:]
-    assert model.runner.load == (0, 0)
+    assert model.runner.load() == (0, 0)
     assert len(model.generate("x", max_tokens=5, ignore_eos=True).tokens) == 5
+
+
+def test_waiting_for_several_ends_with_the_first_piece_or_with_the_time(bundle: Path) -> None:
+    model = _model(bundle, slots=1)
+    running, queued = (model.stream("def ", max_tokens=90, ignore_eos=True) for _ in range(2))
+    model.wait([queued, running])
+    assert running.ready and not queued.ready
+    started = time.perf_counter()
+    model.wait([queued], timeout=0.0)
+    assert time.perf_counter() - started < 5
+    assert not queued.ready  # its turn had not come
+    running.close()
+    model.wait([queued])
+    assert queued.ready and queued.generation().queue_seconds > 0
 
 
 def test_a_full_queue_is_told(bundle: Path) -> None:

@@ -213,6 +213,14 @@ def test_logprobs_of_prompt_and_output(model: Model) -> None:
     assert model.generate(ids, max_tokens=3).logprobs == []
 
 
+def test_the_end_of_text_has_a_logprob_of_its_own(model: Model) -> None:
+    [end] = model.eos_token_ids
+    ended = model.generate(PROMPT, max_tokens=4, logit_bias={end: 100}, logprobs=0)
+    assert (ended.tokens, ended.finish_reason) == ([], "stop")
+    assert [one.token for one in ended.logprobs] == [end]
+    assert ended.logprobs[0].logprob == pytest.approx(model.score(PROMPT, [end]).logprob, abs=1e-3)
+
+
 def test_several_continuations_differ_and_repeat(model: Model) -> None:
     first, second = (model.generate_all([PROMPT, "x"], n=3, max_tokens=12, seed=4) for _ in range(2))
     assert [[one.tokens for one in some] for some in first] == [[one.tokens for one in some] for some in second]
@@ -276,7 +284,7 @@ def test_the_async_twin(bundle: Path, model: Model) -> None:
     *found, whole, score = asyncio.run(all_of_it())
     assert found == [model.generate(PROMPT, max_tokens=12, seed=seed).tokens for seed in range(6)]
     assert whole.tokens == found[0][:5] and score == model.score(PROMPT, "x")
-    assert isinstance(twin.model.runner, Engine) and twin.model.runner.load == (0, 0)
+    assert isinstance(twin.model.runner, Engine) and twin.model.runner.load() == (0, 0)
 
 
 def test_evaluate_agrees_with_the_training_side(
