@@ -13,6 +13,7 @@ import click
 
 from kiara_runtime.errors import UserError
 from kiara_runtime.options import generate_options, run_generate
+from kiara_runtime.serve_command import serve
 
 if TYPE_CHECKING:
     from kiara_runtime.session import Device
@@ -71,6 +72,8 @@ def figures_line(name: str, figures: Mapping[str, Any]) -> str:
 def main() -> None:
     """Run a language model that `kiara export` wrote: no network, no PyTorch."""
 
+
+main.add_command(serve)
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 THREADS = click.option("--threads", type=int, help="Threads of ONNX Runtime; by default one for every core.")

@@ -139,6 +139,10 @@ class Model:
         """Ids of `text`; names of special tokens in it are ordinary text."""
         return self.tokenizer.encode(text)
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids that stand for a text as a prompt, after what the model expects before it, such as a begin-of-text id."""
+        return [*self.tokenizer.prompt_prefix, *self.tokenize(text)]
+
     def detokenize(self, ids: List[int]) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD, special tokens nothing."""
         return self.tokenizer.decode(ids)
@@ -198,10 +202,7 @@ class Model:
 
     def prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
         """The ids that the model is given for a prompt; raises UserError where they leave no room for a token."""
-        if isinstance(prompt, str):
-            ids = [*self.tokenizer.prompt_prefix, *self.tokenize(prompt)]
-        else:
-            ids = self.tokenizer.check_ids(prompt)
+        ids = self.encode_prompt(prompt) if isinstance(prompt, str) else self.tokenizer.check_ids(prompt)
         if len(ids) >= self.context_length:
             raise UserError(
                 f"{name}: {len(ids)} tokens leave no room in the context of {self.context_length}; "
@@ -252,9 +253,10 @@ def load(
     """Open a bundle, once every file that this takes has the recorded size and hash.
 
     variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
-    for every core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: requests that run at once. queue: that
-    may wait for a slot. prompt_cache: a folder that keeps what prompts leave in the cache, for the next start. settings: session options of
-    ONNX Runtime by their own names. Raises UserError for a bundle that is missing, damaged or too new.
+    for every core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: requests that run at once. queue:
+    that may wait for a slot. prompt_cache: a folder that keeps what prompts leave in the cache, for the next start.
+    settings: session options of ONNX Runtime by their own names. Raises UserError for a bundle that is missing,
+    damaged or too new.
     """
     check_integer("slots", slots, 1, 1024)
     check_integer("queue", queue, 0, 1 << 20)

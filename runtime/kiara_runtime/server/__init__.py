@@ -1,0 +1,11 @@
+"""`kiara-run serve`: the engine behind the two endpoints of OpenAI's that generate text, and what belongs to them.
+
+api         what goes over the wire, once: validation, responses and the OpenAPI document are all made of it
+wording     a running request's pieces as OpenAI's choices
+work        a request's sequences in the engine, with its deadline and its client's leaving
+guard       who may ask, and how every refusal looks
+app         the routes
+serving     sockets, threads, signals
+
+Nothing here computes or samples. Needs the extra `server`; the rest of the runtime never imports it.
+"""

@@ -1,0 +1,295 @@
+"""The requests and responses as pydantic models; the names and meanings are those of OpenAI's API reference.
+
+What stands here is accepted and obeyed; what does not is refused by name, never ignored. Fields that OpenAI does not
+have bear the names of `kiara_runtime.SamplingParams`. Values are strict: "1" is no number, 1.0 no integer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_N, MAX_PROMPTS, MAX_MESSAGES, MAX_BIASES, MAX_STOPS, MAX_TOP = 16, 256, 1024, 1024, 16, 20
+LARGEST = (1 << 31) - 1
+
+Finite = Field(allow_inf_nan=False)
+TokenId = Annotated[int, Field(ge=0, le=LARGEST, json_schema_extra={"x-token": True})]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+FinishReason = Literal["stop", "length"]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Response(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(Request):
+    include_usage: bool | None = Field(None, description="Tell the usage in a last chunk; whole answers always do.")
+
+
+class TextFormat(Request):
+    type: Literal["text"]
+
+
+class JsonObject(Request):
+    type: Literal["json_object"]
+
+
+class NamedSchema(Request):
+    name: str = Field(max_length=64, description="For the client's own use.")
+    schema_: dict[str, Any] = Field(alias="schema", description="A JSON Schema, as far as llguidance knows it.")
+    strict: bool | None = Field(None, description="The text always follows the schema, strict or not.")
+    description: str | None = Field(None, description="For the client's own use.")
+
+
+class JsonSchema(Request):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class Regex(Request):
+    """Not OpenAI's: the whole text matches a regular expression."""
+
+    type: Literal["regex"]
+    regex: str = Field(min_length=1, json_schema_extra={"format": "regex"})
+
+
+class Grammar(Request):
+    """Not OpenAI's: the text follows a Lark grammar."""
+
+    type: Literal["grammar"]
+    grammar: Text
+
+
+ResponseFormat = Annotated[TextFormat | JsonObject | JsonSchema | Regex | Grammar, Field(discriminator="type")]
+
+
+class Generation(Request):
+    """What both endpoints take."""
+
+    model: str | None = Field(None, description="The id that /v1/models gives; the server has one model.")
+    max_tokens: Count | None = Field(None, description="Tokens to generate at most; the context may end it sooner.")
+    temperature: Annotated[float, Field(ge=0, le=2), Finite] | None = Field(None, description="0 is greedy; default 1.")
+    top_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = Field(None, description="Continuations of each prompt.")
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = Field(None, description="The same seed, the same text.")
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = Field(
+        None, description="The text ends before the first of these."
+    )
+    stream: bool | None = Field(None, description="Server-sent events, a token or so each; ended by [DONE].")
+    stream_options: StreamOptions | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")], Bias],
+            Field(max_length=MAX_BIASES),
+        ]
+        | None
+    ) = Field(None, description="Added to the logits of these token ids.")
+    response_format: ResponseFormat | None = Field(None, description="The form that the text must have.")
+    user: str | None = Field(None, max_length=256, description="Written into the server's log line.")
+    top_k: Count | None = None
+    min_p: Annotated[float, Field(ge=0, le=1), Finite] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10), Finite] | None = None
+    banned_tokens: Annotated[list[TokenId], Field(max_length=MAX_BIASES)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_BIASES)] | None = None
+    ignore_eos: bool | None = None
+    speculate: bool | None = Field(None, description="Guess tokens ahead from repeats in the text.")
+
+
+class CompletionRequest(Generation):
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    ) = Field(description="Text or token ids, or a list of either. Names of special tokens in a text stay text.")
+    echo: bool | None = Field(None, description="Begin the text with the prompt.")
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = Field(
+        None, description="Log-probabilities of the tokens and of so many of the likeliest; of echoed prompts, too."
+    )
+
+
+class TextPart(Request):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Request):
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is the same as system.")
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    refusal: None = Field(None, description="As answers have it.")
+
+
+class ChatRequest(Generation):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Count | None = Field(None, description="The newer name of max_tokens.")
+    logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = Field(
+        None, description="And so many of the likeliest in each place; needs logprobs."
+    )
+
+
+class TokenizeRequest(Request):
+    prompt: str
+    model: str | None = None
+    add_special_tokens: bool | None = Field(None, description="What the model puts before a prompt; by default, yes.")
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Request):
+    tokens: list[TokenId]
+    model: str | None = None
+
+
+class PromptDetails(Response):
+    cached_tokens: int
+
+
+class Usage(Response):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class Logprobs(Response):
+    """Four lists of one length: each token's text, log-probability, likeliest rivals, and place in the text."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Response):
+    index: int
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: FinishReason | None
+
+
+class Answer(Response):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: Usage | None = None
+
+
+class Completion(Answer):
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]
+
+
+class TopLogprob(Response):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Response):
+    content: list[ChatLogprob]
+
+
+class ChatAnswer(Response):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Response):
+    index: int
+    message: ChatAnswer
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletion(Answer):
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+
+class ChatDelta(Response):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Response):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(Answer):
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChatChunkChoice]
+
+
+class Model(Response):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["kiara"] = "kiara"
+    context_length: int
+    vocab_size: int
+    parameters: int
+    variant: str
+    chat: bool = Field(description="Whether it has a chat template.")
+
+
+class ModelList(Response):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Tokenized(Response):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    token_strs: list[str] | None = None
+
+
+class Detokenized(Response):
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """tokenizer_config.json as the bundle has it, and what the runtime makes of it."""
+
+    engine: str
+    vocab_size: int
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    chat_template: str | None = None
+
+
+class Status(Response):
+    status: Literal["ok", "loading", "draining"]
+
+
+class ErrorDetail(Response):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Response):
+    error: ErrorDetail

@@ -1,0 +1,253 @@
+"""The routes. Each one is a few lines over `service`; refusals, headers, log and metrics are the same for all."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import flask
+import pydantic
+from werkzeug.exceptions import HTTPException
+
+from kiara_runtime.server import api
+from kiara_runtime.server.guard import ApiError, as_api_error
+from kiara_runtime.server.metrics import GONE, Record
+from kiara_runtime.server.openapi import document
+from kiara_runtime.server.service import SHOWN, Service
+from kiara_runtime.server.wording import Voice
+from kiara_runtime.server.work import ClientGoneError, Patience, Work
+
+HEARTBEAT = 1.0  # seconds without a token after which a comment is streamed
+PAGE = {"index.html": "text/html", "page.js": "text/javascript", "style.css": "text/css"}
+Asked = TypeVar("Asked", bound=pydantic.BaseModel)
+Begin = Callable[[Asked, str, Patience], tuple[Work, Voice]]
+
+
+def create_app(service: Service) -> flask.Flask:
+    """A WSGI application. `service` may still be loading."""
+    app = flask.Flask("kiara", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.strict_slashes = False
+    _add_hooks(app, service)
+    _add_generation(app, service)
+    _add_rest(app, service)
+    _add_page(app)
+    return app
+
+
+def _add_hooks(app: flask.Flask, service: Service) -> None:
+    def before() -> flask.Response | None:
+        request = flask.request
+        route = request.url_rule.rule if request.url_rule else "unknown"
+        flask.g.record = Record(uuid.uuid4().hex, request.method, route)
+        if (answer := service.guard.preflight(request)) is not None:
+            return answer
+        service.guard.check(request)
+        return None
+
+    def after(response: flask.Response) -> flask.Response:
+        record: Record = flask.g.record
+        record.status = record.status or response.status_code
+        response.headers["X-Request-Id"] = record.id
+        service.guard.finish(flask.request, response)
+        response.call_on_close(lambda: record.end(service.metrics, service.log))
+        return response
+
+    def refuse(error: Exception) -> flask.Response:
+        refusal = as_api_error(error)
+        if refusal is None:
+            service.log.write({"id": flask.g.record.id, "error": traceback.format_exc().splitlines()[-20:]})
+            refusal = ApiError(500, f"the server failed at this request; its log tells more of {flask.g.record.id}")
+        return refusal.response()
+
+    app.before_request(before)
+    app.after_request(after)
+    app.register_error_handler(Exception, refuse)
+    app.register_error_handler(HTTPException, refuse)
+
+
+def _add_generation(app: flask.Flask, service: Service) -> None:
+    def answer(kind: type[Asked], begin: Begin[Asked]) -> flask.Response:
+        """Let in, understood, begun, and told: at once or piece by piece."""
+        record: Record = flask.g.record
+        patience = Patience(time.monotonic() + service.settings.timeout, _gone(flask.request))
+        service.admission.enter()
+        work: Work | None = None
+        try:
+            _ = service.model
+            asked: Any = _read(kind)
+            _note(record, service, asked)
+            work, voice = begin(asked, record.id, patience)
+            if asked.stream:
+                usage = bool(asked.stream_options and asked.stream_options.include_usage)
+                response = flask.Response(_events(record, work, voice, usage), mimetype="text/event-stream")
+                response.call_on_close(lambda: _end(service, record, work))
+                return response
+            response = _json(_whole(work, voice))
+        except ClientGoneError:
+            record.status = GONE
+            response = flask.Response(status=GONE)
+        except BaseException:
+            _end(service, record, work)
+            raise
+        _end(service, record, work)
+        return response
+
+    @app.post("/v1/completions")
+    def completions() -> flask.Response:
+        return answer(api.CompletionRequest, service.complete)
+
+    @app.post("/v1/chat/completions")
+    def chat_completions() -> flask.Response:
+        return answer(api.ChatRequest, service.chat)
+
+
+def _whole(work: Work, voice: Voice) -> api.Answer:
+    found: dict[int, list[Any]] = {}
+    for event in work.events():
+        if event is not None:
+            found.setdefault(event[0], []).append(event[1])
+    return voice.whole([found[index] for index in sorted(found)])
+
+
+def _events(record: Record, work: Work, voice: Voice, usage: bool) -> Iterator[bytes]:
+    """Server-sent events; a comment where nothing comes, so that both sides see whether the other is there."""
+    record.status = GONE  # unless it comes to its end
+    last = time.monotonic()
+    try:
+        for chunk in voice.opening():
+            yield _event(chunk, usage)
+        for event in work.events():
+            if event is None:
+                if time.monotonic() - last < HEARTBEAT:
+                    continue
+                yield b": waiting\n\n"
+            elif (chunk := voice.chunk(*event)) is not None:
+                yield _event(chunk, usage)
+            else:
+                continue
+            last = time.monotonic()
+        if usage:
+            yield _event(voice.closing(), usage)
+        yield b"data: [DONE]\n\n"
+        record.status = 200
+    except ClientGoneError:
+        return
+    except Exception as error:
+        refusal = as_api_error(error) or ApiError(500, f"the server failed; its log tells more of {record.id}")
+        record.status = refusal.status
+        record.details["error"] = repr(error)[:300]
+        yield b"data: %s\n\n" % refusal.body.model_dump_json().encode()
+
+
+def _event(chunk: api.Answer, usage: bool) -> bytes:
+    """OpenAI's chunks have a usage, null in all but the last, exactly where it was asked for."""
+    without = set[str]() if usage else {"usage"}
+    data = chunk.model_dump(mode="json", exclude=without)
+    for choice in data["choices"]:
+        if "delta" in choice:
+            choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
+    return b"data: %s\n\n" % flask.json.dumps(data, separators=(",", ":"), sort_keys=False).encode()
+
+
+def _end(service: Service, record: Record, work: Work | None) -> None:
+    if work is not None:
+        first = work.streams[0].sequence
+        record.details |= {"prompt_tokens": work.prompt_tokens, "completion_tokens": work.completion_tokens}
+        if first.admitted is not None:
+            record.details["queue_seconds"] = round(first.admitted - first.times[0], 4)
+        if len(first.times) > 1:
+            record.details["first_token_seconds"] = round(first.times[1] - first.times[0], 4)
+        work.close()
+    service.admission.leave()
+
+
+def _note(record: Record, service: Service, asked: Any) -> None:
+    if asked.user:
+        record.details["user"] = asked.user
+    if service.log.prompts:
+        record.details["asked"] = asked.model_dump(mode="json", exclude_none=True)
+
+
+def _read(kind: type[Asked]) -> Asked:
+    return kind.model_validate_json(flask.request.get_data(cache=False))
+
+
+def _json(model: pydantic.BaseModel) -> flask.Response:
+    return flask.Response(model.model_dump_json(), mimetype="application/json")
+
+
+def _gone(request: flask.Request) -> Callable[[], bool]:
+    return request.environ.get("waitress.client_disconnected", lambda: False)
+
+
+def _add_rest(app: flask.Flask, service: Service) -> None:
+    @app.get("/v1/models")
+    def models() -> flask.Response:
+        return _json(api.ModelList(data=[service.card()]))
+
+    @app.get("/v1/models/<path:name>")
+    def model(name: str) -> flask.Response:
+        service.check_model(name)
+        return _json(service.card())
+
+    @app.post("/tokenize")
+    def tokenize() -> flask.Response:
+        asked, model = _read(api.TokenizeRequest), service.model
+        service.check_model(asked.model)
+        plain = asked.add_special_tokens is False
+        ids = model.tokenize(asked.prompt) if plain else model.encode_prompt(asked.prompt)
+        texts = [service.token_texts.text(token) for token in ids] if asked.return_token_strs else None
+        return _json(api.Tokenized(tokens=ids, count=len(ids), max_model_len=model.context_length, token_strs=texts))
+
+    @app.post("/detokenize")
+    def detokenize() -> flask.Response:
+        asked = _read(api.DetokenizeRequest)
+        service.check_model(asked.model)
+        return _json(api.Detokenized(prompt=service.model.detokenize(asked.tokens)))
+
+    @app.get("/tokenizer_info")
+    def tokenizer_info() -> flask.Response:
+        tokenizer = service.model.tokenizer
+        known = {"engine": tokenizer.engine, "vocab_size": tokenizer.vocab_size}
+        return flask.jsonify({**tokenizer.config, **known})
+
+    @app.get("/health")
+    def health() -> flask.Response:
+        return _json(api.Status(status="ok"))
+
+    @app.get("/ready")
+    def ready() -> flask.Response:
+        response = _json(api.Status(status=service.status))
+        response.status_code = 200 if service.status == "ok" else 503
+        return response
+
+    @app.get("/metrics")
+    def metrics() -> flask.Response:
+        return flask.Response(service.metrics.text(), mimetype="text/plain; version=0.0.4")
+
+    @app.get("/openapi.json")
+    def openapi() -> flask.Response:
+        return flask.jsonify(document(service.card()))
+
+    @app.get("/bundle/<name>")
+    def bundle_file(name: str) -> flask.Response:
+        if name not in service.files:
+            raise ApiError(404, f"bundle: there is no {name:.80} to show; it has {', '.join(service.files)}")
+        return flask.Response(service.files[name], content_type=SHOWN[name])
+
+
+def _add_page(app: flask.Flask) -> None:
+    folder = files("kiara_runtime.server") / "page"
+
+    def shown(name: str) -> flask.Response:
+        return flask.Response((folder / name).read_bytes(), mimetype=PAGE[name])
+
+    for name in PAGE:
+        path = "" if name == "index.html" else name
+        app.add_url_rule(f"/{path}", name, shown, defaults={"name": name})

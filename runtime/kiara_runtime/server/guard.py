@@ -1,0 +1,177 @@
+"""Who may ask, how a refusal looks, and what every answer's headers forbid a browser."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import flask
+import pydantic
+from werkzeug.exceptions import HTTPException
+
+from kiara_runtime.engine import BusyError
+from kiara_runtime.errors import UserError
+from kiara_runtime.server.api import Error, ErrorDetail
+
+MAX_MESSAGE, MAX_PARAM = 400, 100  # characters: an answer stays below 4 KB however they are escaped
+OPEN = "/health"  # what answers without a key
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_FIELD = re.compile(r"([a-z_]+): ")
+# What a sampling parameter is called where it stands in a request.
+_NAMES = dict.fromkeys(("json_schema", "regex", "grammar"), "response_format") | {"chat": "messages"}
+
+
+class ApiError(Exception):
+    """A refusal in OpenAI's shape."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+
+    @property
+    def body(self) -> Error:
+        kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}.get(self.status)
+        kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
+        message, param = str(self)[:MAX_MESSAGE], self.param and self.param[:MAX_PARAM]
+        return Error(error=ErrorDetail(message=message, type=kind, param=param, code=self.code))
+
+    def response(self) -> flask.Response:
+        return flask.Response(self.body.model_dump_json(), self.status, self.headers, mimetype="application/json")
+
+
+def busy(message: str, code: str) -> ApiError:
+    return ApiError(503, message, code=code, headers={"Retry-After": "1"})
+
+
+def as_api_error(error: Exception) -> ApiError | None:
+    """The refusal that an exception stands for; None where it is a defect."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, BusyError):
+        return busy(str(error), "queue_full")
+    if isinstance(error, UserError):
+        found = _FIELD.match(str(error))
+        name = found[1] if found else None
+        return ApiError(400, str(error), _NAMES.get(name or "", name))
+    if isinstance(error, pydantic.ValidationError):
+        return _refused_field(error)
+    if isinstance(error, HTTPException):
+        headers = {name: value for name, value in error.get_headers() if name == "Allow"}
+        said = (error.description or error.name).partition(". ")[0]
+        return ApiError(error.code or 500, said, code=error.name.lower().replace(" ", "_"), headers=headers)
+    return None
+
+
+def _refused_field(error: pydantic.ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = [part for part in first["loc"] if not (isinstance(part, str) and re.search(r"[\[\]()]", part))]
+    name = str(path[0]) if path else "body"
+    if first["type"] == "extra_forbidden":
+        where = ".".join(map(str, path))
+        return ApiError(400, f"{where}: this server does not know it; leave it out", name, "unknown_parameter")
+    if first["type"] == "missing":
+        return ApiError(400, f"{name}: missing; {'.'.join(map(str, path))} is required", name, "missing_parameter")
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"body: {first['msg']}", code="invalid_json")
+    shown = " ".join(repr(first["input"]).split())
+    return ApiError(400, f"{name}: {shown:.80} will not do; {first['msg']}", name, "invalid_value")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """keys: of which a client must show one, where there are any. hosts: names that the Host header may bear, beside
+    addresses and localhost, which no foreign page can take for its own. origins: that scripts may come from."""
+
+    keys: frozenset[str] = frozenset()
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    _digests: list[bytes] = field(init=False, default_factory=list[bytes])
+
+    def __post_init__(self) -> None:
+        self._digests.extend(_digest(key) for key in self.keys)
+
+    def check(self, request: flask.Request) -> None:
+        """Raises ApiError where the request may not pass."""
+        name = request.environ.get("HTTP_HOST", "")
+        if not self._is_own(name):
+            raise ApiError(403, f"Host: {name:.80} is not a name of this server; --allow-host adds one", code="host")
+        if self._digests and request.path != OPEN and not self._knows(request):
+            shown = {"WWW-Authenticate": 'Basic realm="kiara", charset="UTF-8"'} if request.path == "/" else None
+            raise ApiError(
+                401, "Authorization: give a key of this server as a bearer token", None, "invalid_api_key", shown
+            )
+        if request.method == "POST" and request.mimetype != "application/json":
+            # A foreign page could send any other type without asking first.
+            raise ApiError(415, f"Content-Type: {request.mimetype!r:.60} will not do; send application/json")
+
+    def finish(self, request: flask.Request, response: flask.Response) -> None:
+        response.headers.update(HEADERS)
+        origin = request.headers.get("Origin")
+        if origin is not None and origin in self.origins:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+            response.headers["Vary"] = "Origin"
+
+    def preflight(self, request: flask.Request) -> flask.Response | None:
+        """The answer to a browser that asks whether a page of a listed origin may; None to any other request."""
+        if request.method != "OPTIONS" or request.headers.get("Origin") not in self.origins:
+            return None
+        allowed = {
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "")[:1000],
+            "Access-Control-Max-Age": "600",
+        }
+        return flask.Response(status=204, headers=allowed)
+
+    def _is_own(self, host: str) -> bool:
+        name = re.sub(r":\d+$", "", host).strip("[]").rstrip(".").lower()
+        return name == "localhost" or name in self.hosts or _is_address(name)
+
+    def _knows(self, request: flask.Request) -> bool:
+        given = request.authorization
+        key = "" if given is None else cast("Any", given.token or given.password or "")
+        found = _digest(str(key))
+        return sum(hmac.compare_digest(found, digest) for digest in self._digests) > 0  # all of them, in equal time
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "replace")).digest()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def read_keys(lines: Iterable[str]) -> frozenset[str]:
+    """One a line; empty lines and those after # are none. Raises UserError for one too short to be a secret."""
+    keys = {line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")}
+    if any(len(key) < 8 for key in keys):
+        raise UserError("api key: one has less than 8 characters; take a longer one")
+    return frozenset(keys)

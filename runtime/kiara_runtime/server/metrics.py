@@ -1,0 +1,84 @@
+"""What Prometheus reads, and the line that each request leaves in the log."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
+LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+GONE = 499  # in logs and metrics: the client left before its answer was whole
+
+
+class Metrics:
+    """load: how many sequences run and how many wait, asked whenever somebody reads."""
+
+    def __init__(self, load: Callable[[], tuple[int, int]]) -> None:
+        self.registry = CollectorRegistry()
+        gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
+        times = partial(Histogram, registry=self.registry, buckets=LONG)
+        gauge("kiara_requests_running", "Sequences that are being computed.").set_function(lambda: load()[0])
+        gauge("kiara_requests_waiting", "Sequences that wait for a slot.").set_function(lambda: load()[1])
+        self.requests = counter("kiara_requests", "Requests by their end; 499: the client left.", ["route", "status"])
+        self.disconnects = counter("kiara_disconnects", "Clients that left before their answer was whole.")
+        self.prompt_tokens = counter("kiara_prompt_tokens", "Tokens of prompts.")
+        self.generation_tokens = counter("kiara_generation_tokens", "Tokens generated.")
+        self.first_token = times("kiara_time_to_first_token_seconds", "From a sequence's arrival to its first token.")
+        self.inter_token = times("kiara_inter_token_latency_seconds", "From a token to the next.", buckets=SHORT)
+        self.duration = times("kiara_request_duration_seconds", "From a request's arrival to its end.", ["route"])
+        self.queue = times("kiara_queue_seconds", "From a sequence's arrival to its slot.")
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+@dataclass
+class Record:
+    """One request, from arrival to end. Ends once, however often it is told to."""
+
+    id: str
+    method: str
+    route: str
+    status: int = 0
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+    started: float = field(default_factory=time.perf_counter)
+    _over: bool = False
+
+    def end(self, metrics: Metrics, log: Log) -> None:
+        if self._over:
+            return
+        self._over = True
+        seconds = time.perf_counter() - self.started
+        metrics.requests.labels(self.route, self.status).inc()
+        metrics.duration.labels(self.route).observe(seconds)
+        if self.status == GONE:
+            metrics.disconnects.inc()
+        metrics.prompt_tokens.inc(self.details.get("prompt_tokens", 0))
+        metrics.generation_tokens.inc(self.details.get("completion_tokens", 0))
+        log.write(
+            {"id": self.id, "method": self.method, "route": self.route, "status": self.status}
+            | self.details
+            | {"seconds": round(seconds, 4)}
+        )
+
+
+class Log:
+    """JSON lines on standard error. What clients wrote is in them only where `prompts` is true."""
+
+    def __init__(self, prompts: bool = False) -> None:
+        self.prompts = prompts
+        self._lock = threading.Lock()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+        line = json.dumps({"time": f"{stamp}Z", **entry})
+        with self._lock:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,102 @@
+"""The OpenAPI document, out of the models that check the requests."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pydantic
+from pydantic.json_schema import models_json_schema
+
+from kiara_runtime import __version__
+from kiara_runtime.server import api
+
+REFERENCE = "#/components/schemas/{model}"
+JSON, EVENTS = "application/json", "text/event-stream"
+
+
+def document(card: api.Model) -> dict[str, Any]:
+    """For a server of this model: its id, its vocabulary's bounds, and chat only where it has a template."""
+    paths = {
+        "/v1/completions": {"post": _post("Continue prompts.", api.CompletionRequest, api.Completion, events=True)},
+        "/v1/chat/completions": {
+            "post": _post("Answer a conversation.", api.ChatRequest, api.ChatCompletion, events=True)
+        },
+        "/v1/models": {"get": _get("The model.", api.ModelList)},
+        "/v1/models/{model}": {"get": {**_get("The model by its id.", api.Model), "parameters": [_model_id(card)]}},
+        "/tokenize": {"post": _post("A text's token ids.", api.TokenizeRequest, api.Tokenized)},
+        "/detokenize": {"post": _post("The text of token ids.", api.DetokenizeRequest, api.Detokenized)},
+        "/tokenizer_info": {"get": _get("What the tokenizer is.", api.TokenizerInfo)},
+        "/health": {"get": _get("Whether the server is alive; needs no key.", api.Status)},
+        "/ready": {"get": _get("Whether the model is loaded.", api.Status, api.Status)},
+        "/metrics": {"get": {"summary": "For Prometheus.", "responses": _responses("text/plain", {"type": "string"})}},
+        "/openapi.json": {"get": {"summary": "This.", "responses": _responses(JSON, {"type": "object"})}},
+    }
+    if not card.chat:
+        del paths["/v1/chat/completions"]
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": f"Kiara: {card.id}", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(card),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _schemas(card: api.Model) -> dict[str, Any]:
+    models = [m for m in vars(api).values() if isinstance(m, type) and m.__module__ == api.__name__]
+    kinds: list[Any] = [(m, "validation" if issubclass(m, api.Request) else "serialization") for m in models]
+    _, made = models_json_schema(kinds, ref_template=REFERENCE)
+    schemas: dict[str, Any] = made["$defs"]
+    for schema in schemas.values():
+        _narrow(schema, card)
+    return schemas
+
+
+def _narrow(schema: Any, card: api.Model) -> None:
+    """Write this model's id and vocabulary into what requests may hold."""
+    parts: list[Any] = []
+    if isinstance(schema, list):
+        parts = cast("list[Any]", schema)
+    elif isinstance(schema, dict):
+        given = cast("dict[str, Any]", schema)
+        if given.pop("x-token", False):
+            given["maximum"] = card.vocab_size - 1
+        asked = given.get("properties", {}).get("model", {})
+        if "anyOf" in asked:
+            asked["anyOf"] = [{"const": card.id}, {"type": "null"}]
+        parts = list(given.values())
+    for part in parts:
+        _narrow(part, card)
+
+
+def _model_id(card: api.Model) -> dict[str, Any]:
+    return {"name": "model", "in": "path", "required": True, "schema": {"const": card.id}}
+
+
+def _get(
+    summary: str, kind: type[pydantic.BaseModel], unavailable: type[pydantic.BaseModel] = api.Error
+) -> dict[str, Any]:
+    responses = _responses(JSON, _ref(kind))
+    responses["503"] = {"description": "Not now.", "content": {JSON: {"schema": _ref(unavailable)}}}
+    return {"summary": summary, "responses": responses}
+
+
+def _post(
+    summary: str, asked: type[pydantic.BaseModel], kind: type[pydantic.BaseModel], events: bool = False
+) -> dict[str, Any]:
+    responses = _responses(JSON, _ref(kind))
+    if events:
+        responses["200"]["content"][EVENTS] = {"schema": {"type": "string"}}
+    body = {"required": True, "content": {JSON: {"schema": _ref(asked)}}}
+    return {"summary": summary, "requestBody": body, "responses": responses}
+
+
+def _responses(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    refused = {"description": "Refused, or failed.", "content": {JSON: {"schema": _ref(api.Error)}}}
+    return {"200": {"description": "Done.", "content": {kind: {"schema": schema}}}, "default": refused}
+
+
+def _ref(kind: type[pydantic.BaseModel]) -> dict[str, str]:
+    return {"$ref": REFERENCE.format(model=kind.__name__)}

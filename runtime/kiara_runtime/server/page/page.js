@@ -1,0 +1,385 @@
+// The page of `kiara-run serve`. What the model, the server or the bundle say is inserted as text, never as markup.
+
+// Not location.href: that may hold a user and a password, and fetch refuses such a URL.
+const BASE = new URL(".", location.origin + location.pathname);
+const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"];
+const BEYOND_OPENAI = ["top_k", "min_p", "repetition_penalty"];
+const STREAMING = { stream: true, stream_options: { include_usage: true } };
+const ESCAPES = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
+const NONE = "–";
+const RECEIPT = [
+  ["size, MB", (variant) => number(variant.size_bytes / 1e6, 2)],
+  ["bytes a parameter", (variant) => number(variant.bytes_per_parameter, 3)],
+  ["bits per byte", (variant) => number(variant.bits_per_byte, 4)],
+  ["loss against fp32", (variant) => number(variant.bits_per_byte_loss, 3, { style: "percent", signDisplay: "always" })],
+  ["choices as fp32", (variant) => number(variant.top1_agreement, 2, { style: "percent" })],
+  ["prefill, tokens/s", (variant) => number(variant.prefill_tokens_per_second)],
+  ["decode, tokens/s", (variant) => number(variant.decode_tokens_per_second)],
+  ["peak memory, MiB", (variant) => number(variant.peak_memory_bytes / 2 ** 20)],
+];
+
+let model; // as v1/models describes it, once it is loaded
+let running; // the AbortController of the request in progress
+const conversation = []; // without the system message
+
+const $ = (id) => document.getElementById(id);
+const chatting = () => $("view-chat").checked;
+const url = (path) => new URL(path, BASE).href;
+const isOpen = () => $("copy-dialog").open;
+
+function number(value, digits = 0, options = {}) {
+  const fixed = { minimumFractionDigits: digits, maximumFractionDigits: digits, ...options };
+  return Number.isFinite(value) ? value.toLocaleString("en", fixed) : NONE;
+}
+
+function make(tag, content, attributes = {}) {
+  const made = Object.assign(document.createElement(tag), attributes);
+  made.append(...[content].flat());
+  return made;
+}
+
+function say(text, bad = false) {
+  // The same text again would be read aloud again.
+  if ($("status").textContent !== text) $("status").textContent = text;
+  $("status").classList.toggle("bad", bad);
+}
+
+// Talking to the server
+
+async function ask(path, options) {
+  const response = await fetch(url(path), options);
+  if (response.ok) return response;
+  // The error page of a proxy is not JSON; its status has to do.
+  const { error = {} } = await response.json().catch(() => ({}));
+  const message = error.message ?? `The server answered ${response.status} ${response.statusText}`.trim();
+  throw Object.assign(new Error(message), { param: error.param, status: response.status });
+}
+
+/** The JSON of each event. A chunk may end anywhere, inside a line or a character. */
+async function* events(body) {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  for (let rest = ""; ; ) {
+    const { done, value } = await reader.read();
+    if (done) throw new Error("The connection closed before the end of the text.");
+    const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data:")) continue;
+      const data = line.slice("data:".length).trim();
+      if (data === "[DONE]") return;
+      yield JSON.parse(data);
+    }
+  }
+}
+
+async function* pieces({ path, body }, signal, run) {
+  const headers = { "Content-Type": "application/json" };
+  const response = await ask(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  for await (const event of events(response.body)) {
+    if (event.error) throw Object.assign(new Error(event.error.message), { param: event.error.param });
+    const choice = event.choices?.[0];
+    run.usage = event.usage ?? run.usage;
+    run.finish = choice?.finish_reason ?? run.finish;
+    const text = choice?.text ?? choice?.delta?.content;
+    if (text) yield text;
+  }
+}
+
+// The request, from what the fields hold
+
+function fault(id, text) {
+  $(`${id}-error`).textContent = text;
+  $(id).setAttribute("aria-invalid", String(text !== ""));
+  return text !== "";
+}
+
+function numberFault({ min, max, step, validity }) {
+  const whole = step === "1"; // other steps are only those of the arrow keys
+  const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = validity;
+  const wrong = badInput || rangeUnderflow || rangeOverflow || (whole && stepMismatch);
+  return wrong ? `Give a ${whole ? "whole " : ""}number from ${min} to ${max}, or nothing.` : "";
+}
+
+function stops() {
+  const lines = $("stop").value.split("\n").filter((line) => line !== "");
+  return lines.map((line) => line.replace(/\\[nt\\]/g, (escape) => ESCAPES[escape]));
+}
+
+function isWrong(id) {
+  if (id === "message") return fault(id, $(id).value.trim() ? "" : "Write a message first.");
+  if (id === "stop") return fault(id, stops().length > 16 ? "Give 16 at most, one a line." : "");
+  return fault(id, NUMBERS.includes(id) ? numberFault($(id)) : "");
+}
+
+function show(id) {
+  const folded = $(id).closest("details");
+  if (folded) folded.open = true;
+  $(id).focus();
+}
+
+/** An empty field is left to the server. */
+function sampling() {
+  const given = NUMBERS.filter((id) => $(id).value !== "");
+  const values = Object.fromEntries(given.map((id) => [id, Number($(id).value)]));
+  return stops().length ? { ...values, stop: stops() } : values;
+}
+
+/** What would be sent now; undefined where a field is wrong, which is then told beside it. */
+function request() {
+  const wrong = [chatting() ? "message" : "prompt", ...NUMBERS, "stop"].filter(isWrong);
+  if (wrong.length) {
+    say(`Not sent: ${wrong.join(", ")}.`, true);
+    return void show(wrong[0]);
+  }
+  const system = $("system").value.trim() ? [{ role: "system", content: $("system").value }] : [];
+  const messages = [...system, ...conversation, { role: "user", content: $("message").value }];
+  return chatting()
+    ? { path: "v1/chat/completions", body: { model: model.id, messages, ...sampling(), ...STREAMING } }
+    : { path: "v1/completions", body: { model: model.id, prompt: $("prompt").value, ...sampling(), ...STREAMING } };
+}
+
+// Showing an answer: a target has the text node that grows, the box that scrolls, and what to do at the end.
+
+function textTarget(prompt) {
+  const text = new Text();
+  $("output-prompt").textContent = prompt;
+  $("output-text").replaceChildren(text);
+  return { text, box: $("output"), end: () => text.data || text.remove() };
+}
+
+function addMessage(role, text) {
+  const who = make("span", role === "user" ? "You" : "Model", { className: "who" });
+  const item = make("li", [who, make("div", text, { className: "content" })], { className: role });
+  $("messages").append(item);
+  return item;
+}
+
+function chatTarget(content) {
+  const text = new Text();
+  const items = [addMessage("user", content), addMessage("assistant", text)];
+  const box = $("conversation");
+  $("message").value = "";
+  box.scrollTop = box.scrollHeight;
+  const end = () => {
+    if (text.data) return conversation.push({ role: "user", content }, { role: "assistant", content: text.data });
+    // A question without an answer is taken back: two in a row are more than many templates accept.
+    for (const item of items) item.remove();
+    $("message").value ||= content;
+  };
+  return { text, box, end };
+}
+
+function showFigures({ started, first, last, count, usage, finish }) {
+  const tokens = usage?.completion_tokens ?? count;
+  const cached = usage?.prompt_tokens_details?.cached_tokens;
+  $("figure-tokens").textContent = number(tokens);
+  $("figure-speed").textContent = number(tokens > 1 ? ((tokens - 1) * 1000) / (last - first) : NaN, 1);
+  $("figure-first").textContent = first ? `${number(first - started)} ms` : NONE;
+  $("figure-prompt").textContent = number(usage?.prompt_tokens) + (cached ? `, ${number(cached)} cached` : "");
+  $("figure-finish").textContent = finish || NONE;
+}
+
+async function receive(asked, { text, box }, run) {
+  let [painted, followed] = [0, box.scrollTop];
+  const paint = () => {
+    showFigures(run);
+    // Whoever scrolled up is reading, and is left there.
+    if (box.scrollTop >= followed - 8) box.scrollTop = box.scrollHeight;
+    followed = Math.max(followed, box.scrollTop);
+    painted = performance.now();
+  };
+  for await (const piece of pieces(asked, running.signal, run)) {
+    run.last = performance.now();
+    run.first ||= run.last;
+    run.count++;
+    text.appendData(piece);
+    // Measured for each of thousands of tokens a second, the layout would be all that the page does.
+    if (run.last - painted > 100) paint();
+  }
+  paint();
+}
+
+function setRunning(controller) {
+  const focused = document.activeElement;
+  running = controller;
+  for (const id of ["send", "new-conversation"]) $(id).disabled = Boolean(running);
+  $("stop-button").disabled = !running;
+  // A disabled button would drop the focus of who uses the keyboard.
+  if (focused === $(running ? "send" : "stop-button")) $(running ? "stop-button" : "send").focus();
+}
+
+function tell(error, run) {
+  run.finish = error.name === "AbortError" ? "stopped" : "error";
+  if (error.name === "AbortError") return say("Stopped.");
+  const named = String(error.param ?? "").match(/^\w+/)?.[0];
+  const id = named === "messages" ? "message" : named;
+  const isField = [...NUMBERS, "stop", "prompt", "message"].includes(id);
+  const plain = error instanceof TypeError ? "The connection to the server failed." : error.message;
+  say(isField ? `Not accepted: ${named}.` : plain, true);
+  if (isField && fault(id, error.message)) show(id);
+}
+
+async function send() {
+  if (!model || running) return;
+  const asked = request();
+  if (!asked) return;
+  const { messages, prompt } = asked.body;
+  const run = { started: performance.now(), first: 0, last: 0, count: 0, usage: null, finish: "" };
+  const target = messages ? chatTarget(messages.at(-1).content) : textTarget(prompt);
+  setRunning(new AbortController());
+  target.box.setAttribute("aria-busy", "true");
+  say("Generating ...");
+  try {
+    await receive(asked, target, run);
+    say(`Finished: ${$("figure-tokens").textContent} tokens.`);
+  } catch (error) {
+    tell(error, run);
+  }
+  showFigures(run);
+  target.box.setAttribute("aria-busy", "false");
+  target.end();
+  setRunning(undefined);
+}
+
+// Copying the request
+
+function asCurl({ path, body }) {
+  const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+  const header = quoted("Content-Type: application/json");
+  return `curl -N ${quoted(url(path))} \\\n  -H ${header} \\\n  -d ${quoted(JSON.stringify(body))}\n`;
+}
+
+/** JSON's texts and numbers are Python's, too. */
+function literal(value) {
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  if (value === true) return "True";
+  if (typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.entries(value).map(([key, each]) => `${JSON.stringify(key)}: ${literal(each)}`).join(", ")}}`;
+}
+
+function asPython({ path, body }) {
+  const isExtra = ([name]) => BEYOND_OPENAI.includes(name);
+  const own = Object.entries(body).filter((pair) => !isExtra(pair));
+  const extra = Object.entries(body).filter(isExtra);
+  if (extra.length) own.push(["extra_body", Object.fromEntries(extra)]);
+  return `from openai import OpenAI
+
+client = OpenAI(base_url=${literal(url("v1"))}, api_key="none")
+stream = client.${path.slice("v1/".length).replaceAll("/", ".")}.create(
+${own.map(([name, value]) => `    ${name}=${literal(value)},\n`).join("")})
+for chunk in stream:
+    if chunk.choices:
+        print(chunk.choices[0].${body.messages ? 'delta.content or ""' : "text"}, end="", flush=True)
+`;
+}
+
+async function copy(write, name) {
+  const asked = request();
+  if (!asked) return;
+  const text = write(asked);
+  try {
+    await navigator.clipboard.writeText(text); // missing over plain http, except on this machine
+    say(`Copied as ${name}.`);
+  } catch {
+    $("copy-text").value = text;
+    $("copy-dialog").showModal();
+    $("copy-text").select();
+  }
+}
+
+// The model
+
+async function loadModel() {
+  for (;;) {
+    try {
+      [model] = (await (await ask("v1/models")).json()).data;
+      return;
+    } catch (error) {
+      if (error.status && error.status !== 503) throw error;
+      say(error.status ? "The model is loading ..." : "The server does not answer; trying again ...");
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+  }
+}
+
+function describe({ id, variant, parameters, context_length: context }) {
+  const facts = { Name: id, Variant: variant, Parameters: number(parameters), Context: `${number(context)} tokens` };
+  document.title = `${id} – Kiara`;
+  $("name").textContent = id;
+  $("facts").textContent = `${variant}, ${number(parameters / 1e6, 1)}M parameters, context of ${number(context)} tokens`;
+  $("model-facts").append(
+    ...Object.entries(facts).map(([name, value]) => make("div", [make("dt", name), make("dd", value)])),
+  );
+  $("max_tokens").max = context;
+  $("max_tokens").value = Math.min($("max_tokens").value, context);
+}
+
+async function showReceipt() {
+  const { variants, machine, float32_reference: reference } = await (await ask("bundle/receipt.json")).json();
+  const names = ["variant", ...RECEIPT.map(([name]) => name)];
+  const rows = Object.entries(variants).map(([name, variant]) => {
+    const first = make("th", name === model.variant ? `${name}, served` : name, { scope: "row" });
+    return make("tr", [first, ...RECEIPT.map(([, figure]) => make("td", figure(variant)))]);
+  });
+  const head = make("tr", names.map((name) => make("th", name, { scope: "col" })));
+  $("receipt-table").append(make("thead", head), make("tbody", rows));
+  $("receipt-note").textContent = `Measured on ${machine.cores} cores of ${machine.cpu}, on ${number(reference.tokens)} `
+    + `held-out tokens. fp32 itself: ${number(reference.bits_per_byte, 4)} bits per byte.`;
+  $("receipt").hidden = false;
+  $("receipt-plot").addEventListener("load", ({ target }) => (target.hidden = false));
+  $("receipt-plot").src = url("bundle/receipt.png");
+}
+
+async function showCard() {
+  $("model-card").textContent = await (await ask("bundle/README.md")).text();
+  $("card").hidden = false;
+}
+
+function changeView() {
+  for (const id of ["chat", "new-conversation"]) $(id).hidden = !chatting();
+  for (const id of ["text", "output"]) $(id).hidden = chatting();
+  $("send").textContent = chatting() ? "Send" : "Generate";
+}
+
+function listen() {
+  const clicks = {
+    "send": send,
+    "stop-button": () => running?.abort(),
+    "copy-curl": () => copy(asCurl, "curl"),
+    "copy-python": () => copy(asPython, "Python"),
+    "copy-close": () => $("copy-dialog").close(),
+    "new-conversation": () => {
+      conversation.length = 0;
+      $("messages").replaceChildren();
+      $("message").focus();
+    },
+  };
+  for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
+  $("views").addEventListener("change", changeView);
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+  $("sampling").addEventListener("change", ({ target }) => isWrong(target.id));
+  $("controls").addEventListener("input", ({ target }) => target.matches("[aria-invalid=true]") && isWrong(target.id));
+  document.addEventListener("keydown", (event) => {
+    if (isOpen()) return;
+    if (event.key === "Escape") running?.abort();
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    send();
+  });
+}
+
+async function start() {
+  listen();
+  $("sampling").open = matchMedia("(min-width: 60rem)").matches;
+  await loadModel();
+  describe(model);
+  $("views").hidden = !model.chat;
+  $("model").hidden = false;
+  for (const id of ["send", "new-conversation", "copy-curl", "copy-python"]) $(id).disabled = false;
+  say("Ready.");
+  // A bundle may lack either, and works without.
+  await Promise.allSettled([showReceipt(), showCard()]);
+}
+
+start().catch((error) => say(error.message, true));

@@ -1,0 +1,189 @@
+"""The model behind the routes: being loaded, ready, or on its way out; requests become work here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kiara_runtime.bundle import Bundle
+from kiara_runtime.generate import Model
+from kiara_runtime.sampling import SamplingParams
+from kiara_runtime.server import api
+from kiara_runtime.server.guard import ApiError, Guard, busy
+from kiara_runtime.server.metrics import Log, Metrics
+from kiara_runtime.server.wording import ChatVoice, CompletionVoice, TokenTexts, Voice
+from kiara_runtime.server.work import Admission, Patience, Work
+
+SHOWN = {"README.md": "text/markdown; charset=utf-8", "receipt.json": "application/json", "receipt.png": "image/png"}
+DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
+# Fields of a request that are sampling parameters by the same name.
+_SAMPLING = (
+    "max_tokens temperature top_p seed stop presence_penalty frequency_penalty logit_bias top_k min_p typical_p "
+    "repetition_penalty banned_tokens stop_token_ids ignore_eos speculate"
+).split()
+
+
+@dataclass
+class Settings:
+    """slots: sequences that run at once. queue: requests that may wait beside as many that run. timeout: seconds a
+    request may take. drain: seconds that running ones get when the server stops. max_body: bytes."""
+
+    slots: int = 8
+    queue: int = 32
+    timeout: float = 600.0
+    drain: float = 30.0
+    max_body: int = 2 << 20
+    log_prompts: bool = False
+    guard: Guard = field(default_factory=Guard)
+
+
+class Service:
+    def __init__(self, bundle: Bundle, variant: str | None, settings: Settings) -> None:
+        self.settings, self.guard, self.log = settings, settings.guard, Log(settings.log_prompts)
+        self.name = str(bundle.manifest.get("name") or bundle.folder.resolve().name)
+        self.admission = Admission(settings.slots + settings.queue)
+        self.metrics = Metrics(lambda: self._model.runner.load() if self._model else (0, 0))
+        self._bundle, self._variant = bundle, variant or bundle.variants[0]
+        self._created = int((bundle.folder / "kiara.json").stat().st_mtime)
+        self._model: Model | None = None
+        self._texts: TokenTexts | None = None
+        self.files: dict[str, bytes] = {}
+        self.draining = False
+
+    @property
+    def status(self) -> Literal["ok", "loading", "draining"]:
+        return "draining" if self.draining else "ok" if self._model else "loading"
+
+    @property
+    def model(self) -> Model:
+        """Raises ApiError until it is loaded."""
+        if self._model is None:
+            raise busy("the model is being loaded; try again in a moment", "model_loading")
+        return self._model
+
+    def begin(self, model: Model) -> None:
+        """Take requests from now on."""
+        names = [name for name in SHOWN if name in self._bundle.manifest["files"]]
+        self._bundle.check(names)
+        self.files = {name: Path(self._bundle.folder, name).read_bytes() for name in names}
+        self._texts = TokenTexts(model.tokenizer)
+        self._model = model
+
+    def stop(self) -> None:
+        """Take none any more; those that run go on."""
+        self.draining = True
+        self.admission.close()
+
+    def close(self) -> None:
+        if self._model is not None:
+            self._model.close()
+
+    @property
+    def has_chat(self) -> bool:
+        return bool(self.model.tokenizer.config.get("chat_template"))
+
+    def card(self) -> api.Model:
+        model = self.model
+        return api.Model(
+            id=self.name,
+            created=self._created,
+            context_length=model.context_length,
+            vocab_size=model.vocab_size,
+            parameters=int(self._bundle.manifest.get("parameters", 0)),
+            variant=self._variant,
+            chat=self.has_chat,
+        )
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.name:
+            raise ApiError(404, f"model: there is no {name:.80}; it is {self.name}", "model", "model_not_found")
+
+    def complete(self, asked: api.CompletionRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
+        self.check_model(asked.model)
+        prompts = _listed(asked.prompt)
+        echo, logprobs = bool(asked.echo), asked.logprobs is not None
+        sampling = {
+            **_sampling(asked, DEFAULT_TOKENS),
+            "logprobs": asked.logprobs,
+            "prompt_logprobs": echo and logprobs,
+        }
+        work = self._work([self._ids(prompt) for prompt in prompts], asked.n, sampling, patience)
+        echoed = [p if isinstance(p, str) else self.model.detokenize(p) for p in prompts] if echo else None
+        return work, CompletionVoice(self._head(f"cmpl-{id}"), work, self.token_texts, echoed, asked.n or 1, logprobs)
+
+    def chat(self, asked: api.ChatRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
+        self.check_model(asked.model)
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise ApiError(400, "top_logprobs: needs logprobs: true beside it", "top_logprobs")
+        given = [n for n in (asked.max_tokens, asked.max_completion_tokens) if n is not None]
+        sampling = _sampling(asked, self.model.context_length)
+        sampling |= {"max_tokens": min(given)} if given else {}  # two names of one limit
+        sampling["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
+        ids = self._ids(self.model.chat_prompt([_message(message) for message in asked.messages]), "messages")
+        work = self._work([ids], asked.n, sampling, patience)
+        head = self._head(f"chatcmpl-{id}")
+        return work, ChatVoice(head, work, self.token_texts, asked.n or 1, bool(asked.logprobs))
+
+    def _work(self, prompts: list[list[int]], n: int | None, sampling: dict[str, Any], patience: Patience) -> Work:
+        params = SamplingParams(**sampling)
+        return Work(self.model, prompts, n or 1, params, self.settings.slots, patience, self.metrics)
+
+    def _ids(self, prompt: str | list[int], name: str = "prompt") -> list[int]:
+        """Raises ApiError with both counts where a prompt is too long for the context."""
+        model = self.model
+        ids = model.tokenizer.check_ids(prompt) if isinstance(prompt, list) else model.encode_prompt(prompt)
+        if len(ids) >= model.context_length:
+            raise ApiError(
+                400,
+                f"{name}: {len(ids)} tokens leave no room in the model's context of {model.context_length} tokens; "
+                f"shorten it to {model.context_length - 1} at most",
+                name,
+                "context_length_exceeded",
+            )
+        return ids or [model.bos_token_id]
+
+    @property
+    def token_texts(self) -> TokenTexts:
+        assert self._texts is not None
+        return self._texts
+
+    def _head(self, id: str) -> dict[str, Any]:
+        fingerprint = f"kiara-{self._bundle.manifest['sha256'][:12]}"
+        return {"id": id, "created": int(time.time()), "model": self.name, "system_fingerprint": fingerprint}
+
+
+def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if all(isinstance(part, int) for part in prompt):
+        return [[part for part in prompt if isinstance(part, int)]]
+    return [part for part in prompt if not isinstance(part, int)]
+
+
+def _message(message: api.ChatMessage) -> dict[str, str]:
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    return {"role": "system" if message.role == "developer" else message.role, "content": text}
+
+
+def _sampling(asked: api.Generation, max_tokens: int) -> dict[str, Any]:
+    """Fields of SamplingParams as far as they are given; OpenAI's defaults for the rest."""
+    given = {name: value for name in _SAMPLING if (value := getattr(asked, name)) is not None}
+    return {"temperature": 1.0, "max_tokens": max_tokens, **given, **_form(asked.response_format)}
+
+
+def _form(form: Any) -> dict[str, Any]:
+    match form:
+        case api.JsonObject():
+            return {"json_schema": {"type": "object"}}
+        case api.JsonSchema():
+            return {"json_schema": form.json_schema.schema_}
+        case api.Regex():
+            return {"regex": form.regex}
+        case api.Grammar():
+            return {"grammar": form.grammar}
+        case _:
+            return {}
