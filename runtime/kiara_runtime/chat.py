@@ -20,7 +20,9 @@ from kiara_runtime.tokenizer import Tokenizer
 MAX_TEMPLATE_CHARACTERS = 1 << 16
 MAX_RENDERED_CHARACTERS = 1 << 22
 MAX_SECONDS, MAX_MEMORY_KIB = 2, 128 << 10
-_MARK = "\ue000"  # of a private-use character: breaks a special token's name in a message apart
+_MARKS = [
+    chr(code) for code in range(0xE000, 0xF900)
+]  # private-use characters, one of which breaks special tokens' names apart
 Message = Mapping[str, str]
 
 
@@ -34,21 +36,23 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     if not isinstance(template, str) or not template:
         raise UserError("chat: this model has no chat template; continue a plain prompt instead")
     special = "|".join(map(re.escape, sorted(tokenizer.special_tokens, key=len, reverse=True)))
-    safe = [{key: _broken_apart(str(value), special) for key, value in message.items()} for message in messages]
+    texts = template + "".join(str(value) for message in messages for value in message.values())
+    mark = next((mark for mark in _MARKS if mark not in texts), "")
+    if not mark:
+        raise UserError("chat: the messages hold every private-use character there is; leave one out")
+    safe = [{key: _broken_apart(str(value), special, mark) for key, value in message.items()} for message in messages]
     text = _render(template, safe, tokenizer.config)
     ids: list[int] = []
     for part in re.split(f"({special})", text) if special else [text]:
         if part in tokenizer.special_tokens:
             ids.append(tokenizer.special_tokens[part])
         elif part:
-            ids += tokenizer.encode(part.replace(_MARK, ""))
+            ids += tokenizer.encode(part.replace(mark, ""))
     return ids
 
 
-def _broken_apart(text: str, special: str) -> str:
-    if _MARK in text:
-        raise UserError("chat: a message holds the private-use character U+E000, which is not supported")
-    return re.sub(special, lambda found: found[0][0] + _MARK + found[0][1:], text) if special else text
+def _broken_apart(text: str, special: str, mark: str) -> str:
+    return re.sub(special, lambda found: found[0][0] + mark + found[0][1:], text) if special else text
 
 
 def _render(template: str, messages: list[dict[str, str]], config: Mapping[str, Any]) -> str:

@@ -76,3 +76,9 @@ def test_templates_that_mean_harm_or_nothing_are_refused_in_time(template: str |
     with pytest.raises(UserError, match=r"^chat: "):
         chat_ids(_tokenizer(library, template), MESSAGES)
     assert time.monotonic() - started < 20
+
+
+def test_private_use_characters_of_a_message_stay(library: Any) -> None:
+    tokenizer = _tokenizer(library, "{{ messages[0].content }}")
+    text = "\ue000 and <|endoftext|> and \ue001"
+    assert tokenizer.decode(chat_ids(tokenizer, [{"role": "user", "content": text}])) == text

@@ -1,24 +1,31 @@
 """The requests and responses as pydantic models; the names and meanings are those of OpenAI's API reference.
 
 What stands here is accepted and obeyed; what does not is refused by name, never ignored. Fields that OpenAI does not
-have bear the names of `kiara_runtime.SamplingParams`. Values are strict: "1" is no number, 1.0 no integer.
+have bear the names of `kiara_runtime.SamplingParams`. Values are strict: "1" is no number.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MAX_N, MAX_PROMPTS, MAX_MESSAGES, MAX_BIASES, MAX_STOPS, MAX_TOP = 16, 256, 1024, 1024, 16, 20
 LARGEST = (1 << 31) - 1
 
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 1.0 is an integer to it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Finite = Field(allow_inf_nan=False)
-TokenId = Annotated[int, Field(ge=0, le=LARGEST, json_schema_extra={"x-token": True})]
+TokenId = Annotated[Whole, Field(ge=0, le=LARGEST, json_schema_extra={"x-token": True})]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Count = Annotated[Whole, Field(ge=0, le=LARGEST)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 FinishReason = Literal["stop", "length"]
 
@@ -79,8 +86,8 @@ class Generation(Request):
     max_tokens: Count | None = Field(None, description="Tokens to generate at most; the context may end it sooner.")
     temperature: Annotated[float, Field(ge=0, le=2), Finite] | None = Field(None, description="0 is greedy; default 1.")
     top_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = Field(None, description="Continuations of each prompt.")
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = Field(None, description="The same seed, the same text.")
+    n: Annotated[Whole, Field(ge=1, le=MAX_N)] | None = Field(None, description="Continuations of each prompt.")
+    seed: Annotated[Whole, Field(ge=0, lt=1 << 63)] | None = Field(None, description="The same seed, the same text.")
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="The text ends before the first of these."
     )
@@ -115,7 +122,7 @@ class CompletionRequest(Generation):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="Text or token ids, or a list of either. Names of special tokens in a text stay text.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = Field(
+    logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP)] | None = Field(
         None, description="Log-probabilities of the tokens and of so many of the likeliest; of echoed prompts, too."
     )
 
@@ -132,10 +139,16 @@ class ChatMessage(Request):
 
 
 class ChatRequest(Generation):
+    model_config = ConfigDict(
+        json_schema_extra={  # as `service` demands it
+            "if": {"properties": {"top_logprobs": {"type": "integer"}}, "required": ["top_logprobs"]},
+            "then": {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
+        }
+    )
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = Field(
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP)] | None = Field(
         None, description="And so many of the likeliest in each place; needs logprobs."
     )
 

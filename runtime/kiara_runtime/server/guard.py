@@ -123,7 +123,7 @@ class Guard:
             raise ApiError(
                 401, "Authorization: give a key of this server as a bearer token", None, "invalid_api_key", shown
             )
-        if request.method == "POST" and request.mimetype != "application/json":
+        if request.method == "POST" and request.url_rule and request.mimetype != "application/json":
             # A foreign page could send any other type without asking first.
             raise ApiError(415, f"Content-Type: {request.mimetype!r:.60} will not do; send application/json")
 

@@ -12,6 +12,12 @@ from kiara_runtime.server import api
 
 REFERENCE = "#/components/schemas/{model}"
 JSON, EVENTS = "application/json", "text/event-stream"
+EVENT = {
+    "type": "object",
+    "description": "An event of a stream: its data is a chunk in JSON, or [DONE] at the end.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 
 
 def document(card: api.Model) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def _post(
 ) -> dict[str, Any]:
     responses = _responses(JSON, _ref(kind))
     if events:
-        responses["200"]["content"][EVENTS] = {"schema": {"type": "string"}}
+        responses["200"]["content"][EVENTS] = {"schema": EVENT}
     body = {"required": True, "content": {JSON: {"schema": _ref(asked)}}}
     return {"summary": summary, "requestBody": body, "responses": responses}
 
