@@ -113,20 +113,22 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD. Special tokens give nothing."""
-        return b"".join(self.token_bytes[i] for i in self.check_ids(ids)).decode("utf-8", "replace")
+        return b"".join(self.token_bytes[i] for i in self.check_ids(ids, "tokens")).decode("utf-8", "replace")
 
-    def check_ids(self, ids: Sequence[int]) -> list[int]:
-        """The ids as a list; raises UserError where one is no whole number or outside the vocabulary."""
+    def check_ids(self, ids: Sequence[int], name: str = "prompt") -> list[int]:
+        """The ids as a list; raises UserError, by their `name`, where one is no whole number or no token's."""
         try:
             checked = [index(i) for i in ids]
             wrong = isinstance(ids, (bytes, bytearray)) or any(isinstance(i, bool) for i in ids)
         except TypeError:
             checked, wrong = [], True
         if wrong:
-            raise UserError(f"prompt: give text or a list of token ids, not {ids!r:.60}")
+            raise UserError(f"{name}: give text or a list of token ids, not {ids!r:.60}")
         for i in checked:
             if not 0 <= i < self.vocab_size:
-                raise UserError(f"token ids: {i} is outside the vocabulary (0 to {self.vocab_size - 1})")
+                raise UserError(
+                    f"{name}: token id {i} is outside the vocabulary; give ids from 0 to {self.vocab_size - 1}"
+                )
         return checked
 
     @cached_property

@@ -19,13 +19,13 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+WHOLE = BeforeValidator(_whole)  # behind the bounds, or pydantic writes those into the schema by wrong names
 Finite = Field(allow_inf_nan=False)
-TokenId = Annotated[Whole, Field(ge=0, le=LARGEST, json_schema_extra={"x-token": True})]
+TokenId = Annotated[int, Field(ge=0, le=LARGEST, json_schema_extra={"x-token": True}), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Count = Annotated[Whole, Field(ge=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST), WHOLE]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 FinishReason = Literal["stop", "length"]
 
@@ -86,8 +86,10 @@ class Generation(Request):
     max_tokens: Count | None = Field(None, description="Tokens to generate at most; the context may end it sooner.")
     temperature: Annotated[float, Field(ge=0, le=2), Finite] | None = Field(None, description="0 is greedy; default 1.")
     top_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
-    n: Annotated[Whole, Field(ge=1, le=MAX_N)] | None = Field(None, description="Continuations of each prompt.")
-    seed: Annotated[Whole, Field(ge=0, lt=1 << 63)] | None = Field(None, description="The same seed, the same text.")
+    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = Field(None, description="Continuations of each prompt.")
+    seed: Annotated[int, Field(ge=0, lt=1 << 63), WHOLE] | None = Field(
+        None, description="The same seed, the same text."
+    )
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="The text ends before the first of these."
     )
@@ -98,7 +100,7 @@ class Generation(Request):
     logit_bias: (
         Annotated[
             dict[Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")], Bias],
-            Field(max_length=MAX_BIASES),
+            Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False}),
         ]
         | None
     ) = Field(None, description="Added to the logits of these token ids.")
@@ -122,7 +124,7 @@ class CompletionRequest(Generation):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="Text or token ids, or a list of either. Names of special tokens in a text stay text.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
-    logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP)] | None = Field(
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
         None, description="Log-probabilities of the tokens and of so many of the likeliest; of echoed prompts, too."
     )
 
@@ -148,7 +150,7 @@ class ChatRequest(Generation):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
-    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP)] | None = Field(
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
         None, description="And so many of the likeliest in each place; needs logprobs."
     )
 
