@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -39,15 +41,32 @@ def with_chat(bundle: Path, folder: Path) -> Path:
 
 @dataclass
 class Served:
-    """A running `kiara-run serve`. lines: what it has said, read once it has ended."""
+    """A running `kiara-run serve`. lines: what it has said, all of it once it has ended."""
 
     process: subprocess.Popen[str]
-    url: str
+    url: str = ""
     lines: list[str] = field(default_factory=list[str])
+    connections: list[socket.socket] = field(default_factory=list[socket.socket])
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
 
     @property
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
+
+    def connect(self) -> socket.socket:
+        """A bare connection, closed when the server is."""
+        self.connections.append(socket.create_connection(("127.0.0.1", self.port), timeout=20))
+        return self.connections[-1]
+
+    def send(self, body: Any, path: str = "/v1/completions") -> socket.socket:
+        """A request on a connection of its own, whose answer is not waited for."""
+        data, connection = json.dumps(body).encode(), self.connect()
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        return connection
 
     def get(self, path: str) -> tuple[int, str]:
         return self._ask(urllib.request.Request(self.url + path))
@@ -74,9 +93,14 @@ class Served:
         return self.ended()
 
     def ended(self) -> int:
-        _, said = self.process.communicate(timeout=60)
-        self.lines += said.splitlines()
-        return self.process.returncode
+        code = self.process.wait(60)
+        self.reader.join(60)
+        return code
+
+    def read(self) -> None:
+        """In a thread of its own: a full pipe would stop the server."""
+        assert self.process.stderr is not None
+        self.lines.extend(self.process.stderr)
 
     def _ask(self, request: urllib.request.Request) -> tuple[int, str]:
         try:
@@ -88,25 +112,40 @@ class Served:
 
 
 @contextmanager
-def served(bundle: Path, *options: object, ready: bool = True) -> Iterator[Served]:
-    """Run the server on a free port until the block ends."""
+def served(bundle: Path, *options: object, ready: bool = True, program: str | None = None) -> Iterator[Served]:
+    """Run the server on a free port until the block ends. program: Python that does it another way."""
     words = ["serve", bundle, "--port", 0, *options]
     process = subprocess.Popen(
-        [sys.executable, "-m", "kiara_runtime.cli", *map(str, words)],
+        [sys.executable, *(("-c", program) if program else ("-m", "kiara_runtime.cli")), *map(str, words)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+    server = Served(process)
     try:
-        assert process.stderr is not None
-        first = process.stderr.readline()
-        found = re.search(r"on (http://\S+)", first)
-        assert found, first + process.stderr.read()
-        server = Served(process, found[1], [first])
-        while ready and server.get("/ready")[0] != 200 and process.poll() is None:
-            time.sleep(0.02)
+        while not (found := re.search(r"on (http://\S+)", "".join(server.lines))) and process.poll() is None:
+            time.sleep(0.01)
+        assert found, server.lines
+        server.url = found[1]
+        while ready and not any("is loaded" in line for line in server.lines) and process.poll() is None:
+            time.sleep(0.01)
         yield server
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate(timeout=60)
+        for connection in server.connections:
+            connection.close()
+        process.kill()
+        server.ended()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def received(connection: socket.socket, until: bytes | None = None) -> bytes:
+    """What comes until `until` does, or to the connection's end."""
+    data = b""
+    while until is None or until not in data:
+        part = connection.recv(1 << 16)
+        assert part or until is None, data
+        if not part:
+            break
+        data += part
+    return data

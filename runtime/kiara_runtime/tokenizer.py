@@ -126,9 +126,7 @@ class Tokenizer:
             raise UserError(f"{name}: give text or a list of token ids, not {ids!r:.60}")
         for i in checked:
             if not 0 <= i < self.vocab_size:
-                raise UserError(
-                    f"{name}: token id {i} is outside the vocabulary; give ids from 0 to {self.vocab_size - 1}"
-                )
+                raise UserError(f"{name}: token id {i} is outside the vocabulary; give 0 to {self.vocab_size - 1}")
         return checked
 
     @cached_property

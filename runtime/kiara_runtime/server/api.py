@@ -88,7 +88,7 @@ class Generation(Request):
     top_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = Field(None, description="Continuations of each prompt.")
     seed: Annotated[int, Field(ge=0, lt=1 << 63), WHOLE] | None = Field(
-        None, description="The same seed, the same text."
+        None, description="The same seed, the same text"
     )
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="The text ends before the first of these."

@@ -3,20 +3,9 @@
 // Not location.href: that may hold a user and a password, and fetch refuses such a URL.
 const BASE = new URL(".", location.origin + location.pathname);
 const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"];
-const BEYOND_OPENAI = ["top_k", "min_p", "repetition_penalty"];
 const STREAMING = { stream: true, stream_options: { include_usage: true } };
 const ESCAPES = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
 const NONE = "–";
-const RECEIPT = [
-  ["size, MB", (variant) => number(variant.size_bytes / 1e6, 2)],
-  ["bytes a parameter", (variant) => number(variant.bytes_per_parameter, 3)],
-  ["bits per byte", (variant) => number(variant.bits_per_byte, 4)],
-  ["loss against fp32", (variant) => number(variant.bits_per_byte_loss, 3, { style: "percent", signDisplay: "always" })],
-  ["choices as fp32", (variant) => number(variant.top1_agreement, 2, { style: "percent" })],
-  ["prefill, tokens/s", (variant) => number(variant.prefill_tokens_per_second)],
-  ["decode, tokens/s", (variant) => number(variant.decode_tokens_per_second)],
-  ["peak memory, MiB", (variant) => number(variant.peak_memory_bytes / 2 ** 20)],
-];
 
 let model; // as v1/models describes it, once it is loaded
 let running; // the AbortController of the request in progress
@@ -25,7 +14,7 @@ const conversation = []; // without the system message
 const $ = (id) => document.getElementById(id);
 const chatting = () => $("view-chat").checked;
 const url = (path) => new URL(path, BASE).href;
-const isOpen = () => $("copy-dialog").open;
+const on = (id, type, act) => $(id).addEventListener(type, act);
 
 function number(value, digits = 0, options = {}) {
   const fixed = { minimumFractionDigits: digits, maximumFractionDigits: digits, ...options };
@@ -56,27 +45,25 @@ async function ask(path, options) {
 }
 
 /** The JSON of each event. A chunk may end anywhere, inside a line or a character. */
-async function* events(body) {
-  const reader = body.getReader();
+async function* events(reader) {
   const decoder = new TextDecoder();
-  for (let rest = ""; ; ) {
-    const { done, value } = await reader.read();
-    if (done) throw new Error("The connection closed before the end of the text.");
-    const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
+  let [rest, complete] = ["", false];
+  for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
+    const lines = (rest + decoder.decode(chunk.value, { stream: true })).split("\n");
     rest = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data:")) continue;
+    for (const line of lines.filter((each) => each.startsWith("data:"))) {
       const data = line.slice("data:".length).trim();
-      if (data === "[DONE]") return;
-      yield JSON.parse(data);
+      complete ||= data === "[DONE]";
+      if (!complete) yield JSON.parse(data);
     }
   }
+  if (!complete) throw new Error("The connection closed before the end of the text.");
 }
 
 async function* pieces({ path, body }, signal, run) {
   const headers = { "Content-Type": "application/json" };
   const response = await ask(path, { method: "POST", headers, body: JSON.stringify(body), signal });
-  for await (const event of events(response.body)) {
+  for await (const event of events(response.body.getReader())) {
     if (event.error) throw Object.assign(new Error(event.error.message), { param: event.error.param });
     const choice = event.choices?.[0];
     run.usage = event.usage ?? run.usage;
@@ -189,15 +176,18 @@ async function receive(asked, { text, box }, run) {
     followed = Math.max(followed, box.scrollTop);
     painted = performance.now();
   };
-  for await (const piece of pieces(asked, running.signal, run)) {
-    run.last = performance.now();
-    run.first ||= run.last;
-    run.count++;
-    text.appendData(piece);
-    // Measured for each of thousands of tokens a second, the layout would be all that the page does.
-    if (run.last - painted > 100) paint();
+  try {
+    for await (const piece of pieces(asked, running.signal, run)) {
+      run.last = performance.now();
+      run.first ||= run.last;
+      run.count++;
+      text.appendData(piece);
+      // Measured for each of thousands of tokens a second, the layout would be all that the page does.
+      if (run.last - painted > 100) paint();
+    }
+  } finally {
+    paint();
   }
-  paint();
 }
 
 function setRunning(controller) {
@@ -234,6 +224,7 @@ async function send() {
     await receive(asked, target, run);
     say(`Finished: ${$("figure-tokens").textContent} tokens.`);
   } catch (error) {
+    running.abort(); // of what may still come after an error in the stream
     tell(error, run);
   }
   showFigures(run);
@@ -258,19 +249,17 @@ function literal(value) {
   return `{${Object.entries(value).map(([key, each]) => `${JSON.stringify(key)}: ${literal(each)}`).join(", ")}}`;
 }
 
-function asPython({ path, body }) {
-  const isExtra = ([name]) => BEYOND_OPENAI.includes(name);
-  const own = Object.entries(body).filter((pair) => !isExtra(pair));
-  const extra = Object.entries(body).filter(isExtra);
-  if (extra.length) own.push(["extra_body", Object.fromEntries(extra)]);
+function asPython({ path, body: { top_k, min_p, repetition_penalty, ...known } }) {
+  const extra_body = { top_k, min_p, repetition_penalty }; // which the package has no names for
+  const given = Object.entries(JSON.parse(JSON.stringify({ ...known, extra_body })));
   return `from openai import OpenAI
 
 client = OpenAI(base_url=${literal(url("v1"))}, api_key="none")
 stream = client.${path.slice("v1/".length).replaceAll("/", ".")}.create(
-${own.map(([name, value]) => `    ${name}=${literal(value)},\n`).join("")})
+${given.map(([name, value]) => `    ${name}=${literal(value)},\n`).join("")})
 for chunk in stream:
     if chunk.choices:
-        print(chunk.choices[0].${body.messages ? 'delta.content or ""' : "text"}, end="", flush=True)
+        print(chunk.choices[0].${known.messages ? 'delta.content or ""' : "text"}, end="", flush=True)
 `;
 }
 
@@ -315,19 +304,31 @@ function describe({ id, variant, parameters, context_length: context }) {
   $("max_tokens").value = Math.min($("max_tokens").value, context);
 }
 
+/** The cells of a variant, in the order of the table's head. */
+function figures(variant) {
+  return [
+    number(variant.size_bytes / 1e6, 2),
+    number(variant.bytes_per_parameter, 3),
+    number(variant.bits_per_byte, 4),
+    number(variant.bits_per_byte_loss, 3, { style: "percent", signDisplay: "always" }),
+    number(variant.top1_agreement, 2, { style: "percent" }),
+    number(variant.prefill_tokens_per_second),
+    number(variant.decode_tokens_per_second),
+    number(variant.peak_memory_bytes / 2 ** 20),
+  ];
+}
+
 async function showReceipt() {
   const { variants, machine, float32_reference: reference } = await (await ask("bundle/receipt.json")).json();
-  const names = ["variant", ...RECEIPT.map(([name]) => name)];
-  const rows = Object.entries(variants).map(([name, variant]) => {
-    const first = make("th", name === model.variant ? `${name}, served` : name, { scope: "row" });
-    return make("tr", [first, ...RECEIPT.map(([, figure]) => make("td", figure(variant)))]);
-  });
-  const head = make("tr", names.map((name) => make("th", name, { scope: "col" })));
-  $("receipt-table").append(make("thead", head), make("tbody", rows));
-  $("receipt-note").textContent = `Measured on ${machine.cores} cores of ${machine.cpu}, on ${number(reference.tokens)} `
-    + `held-out tokens. fp32 itself: ${number(reference.bits_per_byte, 4)} bits per byte.`;
+  for (const [name, variant] of Object.entries(variants)) {
+    const title = make("th", name === model.variant ? `${name}, served` : name, { scope: "row" });
+    $("receipt-rows").append(make("tr", [title, ...figures(variant).map((text) => make("td", text))]));
+  }
+  $("receipt-note").textContent =
+    `Measured on ${machine.cores} cores of ${machine.cpu}, on ${number(reference.tokens)} held-out tokens. ` +
+    `fp32 itself: ${number(reference.bits_per_byte, 4)} bits per byte.`;
   $("receipt").hidden = false;
-  $("receipt-plot").addEventListener("load", ({ target }) => (target.hidden = false));
+  on("receipt-plot", "load", () => ($("receipt-plot").hidden = false));
   $("receipt-plot").src = url("bundle/receipt.png");
 }
 
@@ -342,31 +343,32 @@ function changeView() {
   $("send").textContent = chatting() ? "Send" : "Generate";
 }
 
+function forget() {
+  conversation.length = 0;
+  $("messages").replaceChildren();
+  $("message").focus();
+}
+
+function press(event) {
+  if ($("copy-dialog").open) return;
+  if (event.key === "Escape") running?.abort();
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault(); // which would press a button that has the focus
+  send();
+}
+
 function listen() {
-  const clicks = {
-    "send": send,
-    "stop-button": () => running?.abort(),
-    "copy-curl": () => copy(asCurl, "curl"),
-    "copy-python": () => copy(asPython, "Python"),
-    "copy-close": () => $("copy-dialog").close(),
-    "new-conversation": () => {
-      conversation.length = 0;
-      $("messages").replaceChildren();
-      $("message").focus();
-    },
-  };
-  for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
-  $("views").addEventListener("change", changeView);
-  $("controls").addEventListener("submit", (event) => event.preventDefault());
-  $("sampling").addEventListener("change", ({ target }) => isWrong(target.id));
-  $("controls").addEventListener("input", ({ target }) => target.matches("[aria-invalid=true]") && isWrong(target.id));
-  document.addEventListener("keydown", (event) => {
-    if (isOpen()) return;
-    if (event.key === "Escape") running?.abort();
-    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-    event.preventDefault();
-    send();
-  });
+  on("send", "click", send);
+  on("stop-button", "click", () => running?.abort());
+  on("new-conversation", "click", forget);
+  on("copy-curl", "click", () => copy(asCurl, "curl"));
+  on("copy-python", "click", () => copy(asPython, "Python"));
+  on("copy-close", "click", () => $("copy-dialog").close());
+  on("views", "change", changeView);
+  on("sampling", "change", ({ target }) => isWrong(target.id));
+  on("controls", "input", ({ target }) => target.matches("[aria-invalid=true]") && isWrong(target.id));
+  on("controls", "submit", (event) => event.preventDefault());
+  document.addEventListener("keydown", press);
 }
 
 async function start() {
