@@ -20,12 +20,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kiara_runtime.bundle import MANIFEST, write_manifest
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+# Serves with passes of 30 ms, as those of a larger model are.
+SLOW = """
+import sys, time
+from kiara_runtime.session import Cache
+run = Cache.run
+Cache.run = lambda *a, **k: (time.sleep(0.03), run(*a, **k))[1]
+from kiara_runtime.cli import main
+main(sys.argv[1:])
+"""
 
 
 def with_chat(bundle: Path, folder: Path) -> Path:
@@ -149,3 +165,9 @@ def received(connection: socket.socket, until: bytes | None = None) -> bytes:
             break
         data += part
     return data
+
+
+def need(there: bool, what: str) -> None:
+    """Skip the test where something is not installed; fail it in CI, which installs it."""
+    if not there:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is not installed")

@@ -6,7 +6,6 @@ On a machine without Node, Chromium or the npm packages these are skipped; in CI
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import threading
@@ -17,28 +16,19 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from serving import CHROMIUM, FLAGS, need
 
 from kiara_runtime.generate import load
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples/browser"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-
-
-def _need(there: bool, what: str) -> None:
-    if not there:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is not installed")
 
 
 @pytest.fixture
 def npm_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command run from where `npm install` put transformers.js."""
-    _need(shutil.which("node") is not None, "Node.js")
-    _need((EXAMPLE / "node_modules/@huggingface/transformers").is_dir(), "transformers.js (npm install)")
+    need(shutil.which("node") is not None, "Node.js")
+    need((EXAMPLE / "node_modules/@huggingface/transformers").is_dir(), "transformers.js (npm install)")
     monkeypatch.chdir(EXAMPLE)
 
 
@@ -77,7 +67,7 @@ def test_another_runtime_that_departs_writes_no_bundle(
 
 @pytest.fixture
 def page_url(npm_packages: None, bundle: Path) -> Iterator[str]:
-    _need(CHROMIUM is not None, "Chromium")
+    need(CHROMIUM is not None, "Chromium")
     spec = spec_from_file_location("serve", EXAMPLE / "serve.py")
     assert spec is not None and spec.loader is not None
     serve = module_from_spec(spec)

@@ -15,19 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import received, served
+from serving import SLOW, received, served
 
 from kiara_runtime.generate import load
 
-# Serves with passes of 30 ms, as those of a larger model are.
-SLOW = """
-import sys, time
-from kiara_runtime.session import Cache
-run = Cache.run
-Cache.run = lambda *a, **k: (time.sleep(0.03), run(*a, **k))[1]
-from kiara_runtime.cli import main
-main(sys.argv[1:])
-"""
 IMPATIENT = """
 import sys
 import kiara_runtime.server.serving as serving

@@ -248,6 +248,10 @@ def _add_page(app: flask.Flask) -> None:
     def shown(name: str) -> flask.Response:
         return flask.Response((folder / name).read_bytes(), mimetype=PAGE[name])
 
+    @app.get("/favicon.ico")
+    def no_icon() -> flask.Response:
+        return flask.Response(status=204)  # browsers ask for it unasked
+
     for name in PAGE:
         path = "" if name == "index.html" else name
         app.add_url_rule(f"/{path}", name, shown, defaults={"name": name})

@@ -1,0 +1,173 @@
+"""The server's page in a real browser, clicked through as a person would, against the same model in this process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import CHROMIUM, FLAGS, SLOW, Served, need, served, with_chat
+
+from kiara_runtime.generate import Model, load
+
+QUOTES = "it's \"so\" \\n $HOME `id` $(id) %s\nline\t'é' 日本 ''' \"\"\" </script> #"
+ALLOWED_STATUS = "Failed to load resource: the server responded with a status of 400"
+
+
+@pytest.fixture(scope="module")
+def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_chat(bundle, tmp_path_factory.mktemp("page") / "talker")
+
+
+@pytest.fixture(scope="module")
+def model(chat_bundle: Path) -> Iterator[Model]:
+    with load(chat_bundle) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def server(chat_bundle: Path) -> Iterator[Served]:
+    with served(chat_bundle) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    need(CHROMIUM is not None, "Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def _page(browser: Any, server: Served, *allowed: str, **options: Any) -> Iterator[Any]:
+    """A page that asks nobody but its server, violates no policy, keeps nothing and logs no error but those allowed."""
+    faults: list[str] = []
+    asked: list[str] = []
+    context = browser.new_context(**options)
+    page = context.new_page()
+    told = "(e) => console.error('CSP ' + e.violatedDirective + e.blockedURI)"
+    page.add_init_script(f"addEventListener('securitypolicyviolation', {told})")
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda line: faults.append(line.text) if line.type in ("error", "warning") else None)
+    page.goto(server.url)
+    _status(page, "Ready.")
+    yield page
+    kept = page.evaluate("[localStorage.length, sessionStorage.length, document.cookie].join()")
+    context.close()
+    assert kept == "0,0,"
+    assert [fault for fault in faults if not any(part in fault for part in allowed)] == []
+    assert all(url.startswith(server.url) for url in asked)
+
+
+def _status(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.getElementById('status').textContent.includes(text)", arg=text)
+
+
+def _fill(page: Any, **values: object) -> None:
+    if page.get_attribute("#sampling", "open") is None:
+        page.click("#sampling summary")
+    for name, value in values.items():
+        page.fill(f"#{name}", str(value))
+
+
+def test_text_receipt_and_card(browser: Any, server: Served, model: Model) -> None:
+    with _page(browser, server) as page:
+        _fill(page, prompt="def é(", max_tokens=20, temperature=0.9, top_k=30, seed=5)
+        page.click("#send")
+        _status(page, "Finished")
+        expected = model.generate("def é(", max_tokens=20, temperature=0.9, top_k=30, seed=5)
+        assert page.text_content("#output-prompt") == "def é("
+        assert page.text_content("#output-text") == expected.text
+        assert page.text_content("#figure-tokens") == str(len(expected.tokens))
+        assert page.text_content("#figure-finish") == expected.finish_reason
+        page.wait_for_selector("#receipt-plot", state="visible")
+        assert page.locator("#receipt-rows tr").count() == 2  # int8 and fp32
+        page.click("#card summary")
+        assert "int8" in (page.text_content("#model-card") or "")
+
+
+def test_a_conversation(browser: Any, server: Served, model: Model) -> None:
+    with _page(browser, server) as page:
+        page.click("#views label:has(#view-chat)")
+        _fill(page, max_tokens=8, temperature=0)
+        said: list[dict[str, str]] = []
+        for text in ("First <b>bold</b>", "Second"):
+            page.fill("#message", text)
+            page.click("#send")
+            _status(page, "Generating")
+            _status(page, "Finished")
+            said.append({"role": "user", "content": text})
+            answer = model.chat(said, max_tokens=8, temperature=0.0).text
+            said.append({"role": "assistant", "content": answer})
+        assert page.locator("#messages .content").all_text_contents() == [message["content"] for message in said]
+        assert page.locator("#messages b").count() == 0
+        page.click("#new-conversation")
+        assert page.locator("#messages li").count() == 0
+
+
+def test_stopping_frees_the_server(browser: Any, chat_bundle: Path) -> None:
+    with served(chat_bundle, program=SLOW) as slow, _page(browser, slow) as page:
+        for count, stop in ((1, lambda: page.click("#stop-button")), (2, lambda: page.keyboard.press("Escape"))):
+            _fill(page, prompt="x", max_tokens=95, seed=1)
+            page.keyboard.press("Control+Enter")
+            page.wait_for_function("() => document.getElementById('output-text').textContent.length > 5")
+            stop()
+            _status(page, "Stopped.")
+            assert len(page.text_content("#output-text") or "") > 5
+            slow.wait_for("kiara_requests_running", 0)
+            assert slow.metric("kiara_disconnects_total") == count
+
+
+def test_faults_stand_beside_their_fields(browser: Any, server: Served) -> None:
+    with _page(browser, server, ALLOWED_STATUS) as page:
+        before = server.metric("kiara_requests_total")
+        _fill(page, prompt="x", temperature=3)
+        page.click("#send")
+        assert "number from 0 to 2" in (page.text_content("#temperature-error") or "")
+        assert server.metric("kiara_requests_total") == before + 1  # the metrics' own
+        _fill(page, prompt="x " * 300, temperature=1)
+        page.click("#send")
+        _status(page, "Not accepted: prompt.")
+        assert "leave no room in the model's context of 96" in (page.text_content("#prompt-error") or "")
+
+
+def test_the_copied_request_is_the_sent_one(browser: Any, server: Served) -> None:
+    with _page(browser, server, permissions=["clipboard-read", "clipboard-write"]) as page:
+        _fill(page, prompt=QUOTES, max_tokens=10, seed=3, top_k=40, stop="zz\n'q")
+        page.click("#send")
+        _status(page, "Finished")
+        shown = page.text_content("#output-text")
+        page.click("#copy-python")
+        _status(page, "Copied as Python.")
+        program = page.evaluate("navigator.clipboard.readText()")
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+        assert ran.stdout == shown
+        page.click("#copy-curl")
+        _status(page, "Copied as curl.")
+        words = "curl() { for each; do printf '%s\\0' \"$each\"; done; }\n" + page.evaluate(
+            "navigator.clipboard.readText()"
+        )
+        said = subprocess.run(["sh", "-c", words], capture_output=True, check=True).stdout.decode().split("\0")
+        assert said[1] == f"{server.url}/v1/completions"
+        assert json.loads(said[-2])["prompt"] == QUOTES
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phones_width_in_both_themes(browser: Any, server: Served, scheme: str) -> None:
+    size = {"width": 360, "height": 700}
+    with _page(browser, server, viewport=size, color_scheme=scheme) as page:
+        page.fill("#prompt", "x" * 60)
+        page.click("#send")
+        _status(page, "Finished")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("[...document.querySelectorAll('input, textarea')].every((e) => e.labels.length > 0)")
