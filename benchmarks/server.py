@@ -244,10 +244,8 @@ def main() -> None:
     parser.add_argument("--health-seconds", type=float, default=300.0)
     parser.add_argument("--soak-seconds", type=float, default=0.0, help="Soak, and nothing else.")
     options = parser.parse_args()
-    print(f"{options.bundle.name} on {' '.join(str(value) for value in machine().values())}
-")
-    print("| what | figure |
-|---|---|")
+    print(f"{options.bundle.name} on {' '.join(str(value) for value in machine().values())}\n")
+    print("| what | figure |\n|---|---|")
 
     def say(what: str, figure: str) -> None:
         print(f"| {what} | {figure} |", flush=True)
