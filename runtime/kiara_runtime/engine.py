@@ -48,6 +48,10 @@ class BusyError(UserError):
     """The queue is full; try again later."""
 
 
+class ClosedError(UserError):
+    """The model has been closed."""
+
+
 class Runner(Protocol):
     """What a `Model` needs: an engine over a bundle's graph, or any other way to compute logits."""
 
@@ -173,7 +177,7 @@ class Engine:
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise UserError("model: it has been closed; load it again")
+            raise ClosedError("model: it has been closed; load it again")
         if self._forked():
             raise UserError("model: it was loaded before this process was forked; load it in the new process")
 

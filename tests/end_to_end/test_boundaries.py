@@ -89,3 +89,9 @@ def test_the_runtime_alone_runs_the_bundle_and_is_small(alone: Path, bundle: Pat
     on_disk = sum(status.st_blocks * 512 for status in files.values())
     assert on_disk <= MAX_INSTALL_BYTES, f"{on_disk / 2**20:.0f} MiB"
     assert not [path for path in packages if path.name in ("torch", "onnx", "kiara", "flask")]
+
+
+def test_the_server_says_what_it_needs(alone: Path, bundle: Path) -> None:
+    done = subprocess.run([alone / "bin/kiara-run", "serve", bundle], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: serve: needs the package flask; pip install 'kiara-runtime[server]'\n"

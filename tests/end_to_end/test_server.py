@@ -64,7 +64,7 @@ def test_requests_beyond_the_time_to_drain_are_cut(bundle: Path) -> None:
         connection.recv(100)
         assert server.stop() == 0
         answer = received(connection)
-        assert b'"error"' in answer and b"[DONE]" not in answer
+        assert b'"shutting_down"' in answer and b"[DONE]" not in answer
 
 
 @pytest.mark.parametrize("stream", [True, False])

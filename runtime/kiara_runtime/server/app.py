@@ -198,18 +198,20 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
 
     @app.post("/tokenize")
     def tokenize() -> flask.Response:
-        asked, model = _read(api.TokenizeRequest), service.model
-        service.check_model(asked.model)
-        plain = asked.add_special_tokens is False
-        ids = model.tokenize(asked.prompt) if plain else model.encode_prompt(asked.prompt)
+        with service.beside:
+            asked, model = _read(api.TokenizeRequest), service.model
+            service.check_model(asked.model)
+            plain = asked.add_special_tokens is False
+            ids = model.tokenize(asked.prompt) if plain else model.encode_prompt(asked.prompt)
         texts = [service.token_texts.text(token) for token in ids] if asked.return_token_strs else None
         return _json(api.Tokenized(tokens=ids, count=len(ids), max_model_len=model.context_length, token_strs=texts))
 
     @app.post("/detokenize")
     def detokenize() -> flask.Response:
-        asked = _read(api.DetokenizeRequest)
-        service.check_model(asked.model)
-        return _json(api.Detokenized(prompt=service.model.detokenize(asked.tokens)))
+        with service.beside:
+            asked = _read(api.DetokenizeRequest)
+            service.check_model(asked.model)
+            return _json(api.Detokenized(prompt=service.model.detokenize(asked.tokens)))
 
     @app.get("/tokenizer_info")
     def tokenizer_info() -> flask.Response:

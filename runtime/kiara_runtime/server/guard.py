@@ -14,7 +14,7 @@ import flask
 import pydantic
 from werkzeug.exceptions import HTTPException
 
-from kiara_runtime.engine import BusyError
+from kiara_runtime.engine import BusyError, ClosedError
 from kiara_runtime.errors import UserError
 from kiara_runtime.server.api import Error, ErrorDetail
 
@@ -70,6 +70,8 @@ def as_api_error(error: Exception) -> ApiError | None:
     """The refusal that an exception stands for; None where it is a defect."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ClosedError):
+        return busy("the server is stopping", "shutting_down")
     if isinstance(error, BusyError):
         return busy(str(error), "queue_full")
     if isinstance(error, UserError):

@@ -18,6 +18,7 @@ from kiara_runtime.server.wording import ChatVoice, CompletionVoice, TokenTexts,
 from kiara_runtime.server.work import Admission, Patience, Work
 
 SHOWN = {"README.md": "text/markdown; charset=utf-8", "receipt.json": "application/json", "receipt.png": "image/png"}
+BESIDE = 6  # requests that may tokenise at once, on threads that generation does not take
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
 # Fields of a request that are sampling parameters by the same name.
 _SAMPLING = (
@@ -44,7 +45,7 @@ class Service:
     def __init__(self, bundle: Bundle, variant: str | None, settings: Settings) -> None:
         self.settings, self.guard, self.log = settings, settings.guard, Log(settings.log_prompts)
         self.name = str(bundle.manifest.get("name") or bundle.folder.resolve().name)
-        self.admission = Admission(settings.slots + settings.queue)
+        self.admission, self.beside = Admission(settings.slots + settings.queue), Admission(BESIDE)
         self.metrics = Metrics(lambda: self._model.runner.load() if self._model else (0, 0))
         self._bundle, self._variant = bundle, variant or bundle.variants[0]
         self._created = int((bundle.folder / "kiara.json").stat().st_mtime)

@@ -20,7 +20,10 @@ TICK = 0.25  # seconds: how soon a client's leaving and the deadline are seen wh
 
 
 class Admission:
-    """How many requests are in, bounded, so that the surplus is refused before any work is done for it."""
+    """How many requests are in, bounded, so that the surplus is refused before any work is done for it.
+
+    `with` one: enter and leave.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -40,6 +43,12 @@ class Admission:
         with self._changed:
             self._inside -= 1
             self._changed.notify_all()
+
+    def __enter__(self) -> None:
+        self.enter()
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
 
     def close(self) -> None:
         """Let nobody in any more."""
