@@ -1,7 +1,7 @@
 """Many sequences on one session: slots of one cache, prompts in chunks, one step for all that decode.
 
-There is no thread of its own: whoever waits for a token makes the next step for everybody, so that nothing hangs at
-a fork or an exit. What a sequence gets does not depend on its company:
+Whoever waits for a token makes the next step for everybody (`turns`). What a sequence gets does not depend on its
+company:
 
 - Passes of two tokens and more give a token the same bits wherever they are cut, passes of one token too, whatever
   shares the batch; but the two differ from each other in the last bit (ONNX Runtime takes another attention kernel
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 import time
 import weakref
 from collections import deque
@@ -31,6 +30,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.prompt_store import PromptStore, common_prefix
 from kiara_runtime.sequence import Sequence
 from kiara_runtime.session import Session
+from kiara_runtime.turns import Turns
 
 SLOTS = 8
 QUEUE = 256  # sequences that may wait for a slot
@@ -116,14 +116,14 @@ class Engine:
         self._cache, self._store, self._queue = session.cache(slots), store, queue
         self._slots = [_Slot() for _ in range(slots)]
         self._waiting: deque[Sequence] = deque()
-        self._changed = threading.Condition()
-        self._stepping = self._closed = self._frozen = False
+        self._turns = Turns()
+        self._closed = self._frozen = False
         self._clock, self._process = 0, os.getpid()
         _engines.add(self)
 
     def submit(self, sequence: Sequence) -> None:
         self._check_usable()
-        with self._changed:
+        with self._turns.lock:
             if len(self._waiting) >= self._queue:  # perhaps of some that nobody waits for any more
                 self._waiting = deque(other for other in self._waiting if not other.over)
             if len(self._waiting) >= self._queue:
@@ -131,41 +131,26 @@ class Engine:
             self._waiting.append(sequence)
 
     def wait(self, sequences: List[Sequence], timeout: float | None = None) -> None:
-        end = None if timeout is None else time.monotonic() + timeout
-        if any(sequence.ready for sequence in sequences):
-            return
-        self._check_usable()
-        with self._changed:
-            while not any(sequence.ready for sequence in sequences):
-                self._check_usable()
-                left = None if end is None else end - time.monotonic()
-                if left is not None and left <= 0:
-                    return
-                if self._stepping:
-                    self._changed.wait(left)
-                else:
-                    self._lead()
+        def ready() -> bool:
+            return any(sequence.ready for sequence in sequences)
+
+        if not ready():
+            self._check_usable()
+            self._turns.until(ready, self._step, self._check_usable, timeout)
 
     def close(self) -> None:
         """Give back the cache once a step that is under way has ended; every request ends."""
         if self._closed or self._frozen or self._forked():
             return
-        with self._changed:
-            self._closed = True
-            while self._stepping:
-                self._changed.wait()
-            self._slots, self._waiting = [], deque()
-            del self._cache
-            self._changed.notify_all()
+        self._closed = True
+        self._turns.end(self._empty)
 
     def freeze(self) -> None:
         """Let no thread begin another step, for ever: those that outlive the interpreter would end in a crash."""
         if self._forked():
             return
-        with self._changed:
-            while self._stepping:
-                self._changed.wait()
-            self._stepping = self._frozen = True
+        self._turns.freeze()
+        self._frozen = True
 
     def load(self) -> tuple[int, int]:
         running = sum(slot.sequence is not None and not slot.sequence.over for slot in self._slots)
@@ -181,18 +166,9 @@ class Engine:
         if self._forked():
             raise UserError("model: it was loaded before this process was forked; load it in the new process")
 
-    def _lead(self) -> None:
-        """Make a step for everybody, the lock released meanwhile."""
-        try:
-            self._stepping = True
-            self._changed.release()
-            try:
-                self._step()
-            finally:
-                self._changed.acquire()
-        finally:
-            self._stepping = False
-            self._changed.notify_all()
+    def _empty(self) -> None:
+        self._slots, self._waiting = [], deque()
+        del self._cache
 
     def _step(self) -> None:
         """A chunk of one prompt, then a step of every sequence whose prompt is done."""
@@ -234,7 +210,7 @@ class Engine:
             slot.touched = self._clock
 
     def _next_waiting(self) -> Sequence | None:
-        with self._changed:
+        with self._turns.lock:
             while self._waiting:
                 sequence = self._waiting.popleft()
                 if not sequence.over:

@@ -1,0 +1,87 @@
+"""One step at a time, made by whoever waits for its outcome: no thread of its own that could hang at a fork or an exit.
+
+After a step only those are woken who have something to fetch, and whoever leaves sees to it that another goes on:
+with forty that wait, all of them waking for every step would take as long as the step of a small model.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class Turns:
+    """lock: held by whoever changes what a step reads, and never during a step."""
+
+    def __init__(self) -> None:
+        self._stepping = False
+        self.lock = threading.Lock()
+        self._idle = threading.Condition(self.lock)
+        self._waiting: dict[threading.Condition, Callable[[], bool]] = {}  # each one's call, and what it waits for
+
+    def until(
+        self,
+        ready: Callable[[], bool],
+        step: Callable[[], None],
+        check: Callable[[], None],
+        timeout: float | None = None,
+    ) -> None:
+        """Make steps, or wait for others', until `ready`; or for `timeout` seconds and the step that is under way.
+
+        check: raises where there will be no more steps.
+        """
+        end, mine = None if timeout is None else time.monotonic() + timeout, threading.Condition(self.lock)
+        with self.lock:
+            self._waiting[mine] = ready
+            try:
+                while not ready():
+                    check()
+                    left = None if end is None else end - time.monotonic()
+                    if left is not None and left <= 0:
+                        return
+                    if self._stepping:
+                        mine.wait(left)
+                    else:
+                        self._lead(step)
+            finally:
+                del self._waiting[mine]
+                self._hand_on()
+
+    def end(self, last: Callable[[], None]) -> None:
+        """Do something last once the step that is under way has ended, and wake everybody: `check` must raise then."""
+        with self.lock:
+            self._idle.wait_for(lambda: not self._stepping)
+            last()
+            for each in self._waiting:
+                each.notify()
+
+    def freeze(self) -> None:
+        """Let nobody make another step, for ever."""
+        with self.lock:
+            self._idle.wait_for(lambda: not self._stepping)
+            self._stepping = True
+
+    def _lead(self, step: Callable[[], None]) -> None:
+        """Make a step, the lock released meanwhile."""
+        try:
+            self._stepping = True
+            self.lock.release()
+            try:
+                step()
+            finally:
+                self.lock.acquire()
+        finally:
+            self._stepping = False
+            self._idle.notify_all()
+            for each, ready in self._waiting.items():
+                if ready():
+                    each.notify()
+
+    def _hand_on(self) -> None:
+        if self._stepping:
+            return
+        for each, ready in self._waiting.items():
+            if not ready():
+                each.notify()
+                return
