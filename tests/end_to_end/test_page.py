@@ -104,7 +104,8 @@ def test_a_conversation(browser: Any, server: Served, model: Model) -> None:
         for text in ("First <b>bold</b>", "Second"):
             page.fill("#message", text)
             page.click("#send")
-            _status(page, "Generating")
+            page.wait_for_selector("#conversation[aria-busy=false]")
+            page.wait_for_function("n => document.querySelectorAll('#messages li').length > n", arg=len(said))
             _status(page, "Finished")
             said.append({"role": "user", "content": text})
             answer = model.chat(said, max_tokens=8, temperature=0.0).text

@@ -341,7 +341,12 @@ def test_keys_hosts_and_origins(chat_bundle: Path, model: Model) -> None:
 
 
 def test_pages_and_the_bundles_own_files(client: FlaskClient, chat_bundle: Path) -> None:
-    for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/style.css", "text/css")):
+    for path, kind in (
+        ("/", "text/html"),
+        ("/page.js", "text/javascript"),
+        ("/snippets.js", "text/javascript"),
+        ("/style.css", "text/css"),
+    ):
         answer = client.get(path)
         assert (answer.status_code, answer.mimetype) == (200, kind)
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]

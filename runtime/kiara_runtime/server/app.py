@@ -22,7 +22,10 @@ from kiara_runtime.server.wording import Voice
 from kiara_runtime.server.work import ClientGoneError, Patience, Work
 
 HEARTBEAT = 1.0  # seconds without a token after which a comment is streamed
-PAGE = {"index.html": "text/html", "page.js": "text/javascript", "style.css": "text/css"}
+PAGE = dict.fromkeys(("page.js", "snippets.js"), "text/javascript") | {
+    "index.html": "text/html",
+    "style.css": "text/css",
+}
 Asked = TypeVar("Asked", bound=pydantic.BaseModel)
 Begin = Callable[[Asked, str, Patience], tuple[Work, Voice]]
 

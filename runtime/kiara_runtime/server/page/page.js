@@ -1,5 +1,7 @@
 // The page of `kiara-run serve`. What the model, the server or the bundle say is inserted as text, never as markup.
 
+import { asCurl, asPython } from "./snippets.js";
+
 // Not location.href: that may hold a user and a password, and fetch refuses such a URL.
 const BASE = new URL(".", location.origin + location.pathname);
 const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"];
@@ -235,38 +237,10 @@ async function send() {
 
 // Copying the request
 
-function asCurl({ path, body }) {
-  const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
-  const header = quoted("Content-Type: application/json");
-  return `curl -N ${quoted(url(path))} \\\n  -H ${header} \\\n  -d ${quoted(JSON.stringify(body))}\n`;
-}
-
-/** JSON's texts and numbers are Python's, too. */
-function literal(value) {
-  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
-  if (value === true) return "True";
-  if (typeof value !== "object") return JSON.stringify(value);
-  return `{${Object.entries(value).map(([key, each]) => `${JSON.stringify(key)}: ${literal(each)}`).join(", ")}}`;
-}
-
-function asPython({ path, body: { top_k, min_p, repetition_penalty, ...known } }) {
-  const extra_body = { top_k, min_p, repetition_penalty }; // which the package has no names for
-  const given = Object.entries(JSON.parse(JSON.stringify({ ...known, extra_body })));
-  return `from openai import OpenAI
-
-client = OpenAI(base_url=${literal(url("v1"))}, api_key="none")
-stream = client.${path.slice("v1/".length).replaceAll("/", ".")}.create(
-${given.map(([name, value]) => `    ${name}=${literal(value)},\n`).join("")})
-for chunk in stream:
-    if chunk.choices:
-        print(chunk.choices[0].${known.messages ? 'delta.content or ""' : "text"}, end="", flush=True)
-`;
-}
-
 async function copy(write, name) {
   const asked = request();
   if (!asked) return;
-  const text = write(asked);
+  const text = write(url, asked);
   try {
     await navigator.clipboard.writeText(text); // missing over plain http, except on this machine
     say(`Copied as ${name}.`);
