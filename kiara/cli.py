@@ -148,7 +148,9 @@ def generate(source: Path, **options: Any) -> None:
     show_default=True, help="Variant to put in; repeat it for several. `none` is float32, the variant fp32.",
 )  # fmt: skip
 @TEXT
-@click.option("--calibration", help="Source of text to calibrate int4 on; by default the training split.")
+@click.option(
+    "--calibration", help="Source of text to calibrate int4 and int8-dynamic on; by default the training split."
+)
 @click.option("--budget", metavar="SIZE", help="Of int4's graph, such as 40MB: what fits of it keeps 8 bits.")
 @click.option(
     "--max-bpb-loss", metavar="PERCENT",
@@ -168,8 +170,10 @@ def export(
     """
     from kiara_export.pipeline import CHECKS, Limit, Request, export
 
-    if (budget or calibration) and "int4" not in quantize:
-        raise click.UsageError("--budget and --calibration are int4's: add --quantize int4")
+    if budget and "int4" not in quantize:
+        raise click.UsageError("--budget is int4's: add --quantize int4")
+    if calibration and not {"int4", "int8-dynamic"} & set(quantize):
+        raise click.UsageError("--calibration is for int4 and int8-dynamic: add --quantize int4")
     checks = tuple(name.strip() for name in check_with.split(",")) if check_with else ()
     for name in checks:
         if name not in CHECKS:

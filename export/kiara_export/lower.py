@@ -2,7 +2,7 @@
 
 float32    MatMul
 blocks     MatMulNBits at 8 or 4 bits, and the embedding read from the very table of the LM head
-dynamic    DynamicQuantizeMatMul, whose products are integers of 8 bits on both sides
+dynamic    MatMulIntegerToFloat, whose products are integers of 8 bits on both sides
 half       MatMul with every weight, activation and cached key in float16
 
 The scales of all blocks lie in one float16 tensor that is cast and split in the graph: ONNX Runtime folds that
@@ -11,7 +11,8 @@ away when it loads the graph, and 2 bytes a block stay off the disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from kiara_export.graph import ROPE, constant, register
 from kiara_export.rounding import Blocks, per_channel
+from kiara_export.smooth import Factors
 from kiara_runtime.errors import UserError
 
 CONTRIB = "com.microsoft"
@@ -116,23 +118,84 @@ def blocks(traced: ir.Model, rounded: Rounded) -> ir.Model:
     return _finish(model)
 
 
-def dynamic(traced: ir.Model, rounded: Rounded) -> ir.Model:
-    """Activations rounded to 8 bits a pass, weights a scale a row: fast prompts, where the model bears it.
+def dynamic(traced: ir.Model, rounded: Rounded, factors: Factors) -> ir.Model:
+    """Activations rounded to 8 bits with a step a token, weights with a step a row: fast prompts and batches.
 
-    The LM head keeps its blocks: it is small work in a prompt, and the table is stored once.
+    factors: as `kiara_export.smooth` gives them. The LM head keeps its blocks: it is small work in a prompt, and the
+    table is stored once.
     """
     model = traced.clone()
+    _multiply(model, factors)
+    shared = RowRounding(model)
     for node in _linears(model):
         weight = node.inputs[1]
         assert weight is not None and weight.const_value is not None and weight.name is not None
-        if weight.name in (TABLE, HEAD):
-            continue
-        values, scales = per_channel(weight.const_value.numpy())
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        inputs = [node.inputs[0], constant(model, f"{weight.name}.int8", np.ascontiguousarray(values.T))]
-        inputs += [constant(model, f"{weight.name}.scales", scales), None, bias]
-        _replace(model, node, [ir.node("DynamicQuantizeMatMul", inputs[: 5 if bias else 3], domain=CONTRIB)])
+        if weight.name not in (TABLE, HEAD):
+            values, scales = per_channel(weight.const_value.numpy())
+            matrix = constant(model, f"{weight.name}.int8", np.ascontiguousarray(values.T))
+            nodes = shared.product(node.inputs[0], matrix, constant(model, f"{weight.name}.scales", scales))
+            if len(node.inputs) > 2:
+                nodes.append(ir.node("Add", [nodes[-1].outputs[0], node.inputs[2]]))
+            _replace(model, node, nodes)
     return blocks(_finish(model), rounded)
+
+
+def _multiply(model: ir.Model, factors: Factors) -> None:
+    """Put factors on parameters, where they are used: of small ones that are equal the exporter keeps one for all."""
+    left = set(factors)
+    for linear in _linears(model):
+        for name, node, index in _parameters(linear):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if name not in factors or value is None:
+                continue
+            tensor, several = value.const_value, factors[name]
+            assert tensor is not None
+            lazy = ir.LazyTensor(
+                lambda tensor=tensor, several=several: ir.tensor(math.prod(several, start=tensor.numpy())),
+                dtype=ir.DataType.FLOAT,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=f"{name}.smooth",
+            )
+            node.replace_input_with(index, register(model, lazy))
+            left.discard(name)
+    assert not left, f"factors without parameters: {sorted(left)}"
+
+
+def _parameters(linear: ir.Node) -> Iterator[tuple[str, ir.Node, int]]:
+    """Names of a projection's parameters and of those of the norm before it, each with its node and input."""
+    rows, weight = linear.inputs[:2]
+    assert rows is not None and weight is not None and weight.name is not None
+    yield weight.name, linear, 1
+    yield f"{weight.name.removesuffix('weight')}bias", linear, 2
+    before, (*layer, part, _, _) = rows.producer(), weight.name.split(".")
+    if before is not None and "LayerNormalization" in before.op_type:
+        norm = ".".join([*layer, "input_layernorm" if part == "self_attn" else "post_attention_layernorm"])
+        first = 2 if before.op_type.startswith("Skip") else 1
+        yield from ((f"{norm}.{kind}", before, first + i) for i, kind in enumerate(("weight", "bias")))
+
+
+class RowRounding:
+    """Constants and nodes of a product of rounded rows."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._last = constant(model, "rows.axis", np.array([-1]))
+        self._step = constant(model, "rows.step", np.array(1 / 127, np.float32))
+        # Unsigned around 128: with signed activations ONNX Runtime has no fast kernels on x86.
+        self._middle = constant(model, "rows.middle", np.array(128, np.uint8))
+
+    def product(self, rows: ir.Value | None, matrix: ir.Value, scales: ir.Value) -> list[ir.Node]:
+        """rows (B, S, in), matrix int8 (in, out) and scales (out,) -> (B, S, out), in the last node.
+
+        Each row is divided by its largest, rounded to 127ths, multiplied in whole numbers, which add up exactly in any
+        order, and scaled back. Of a row of zeros the quotients mean nothing, and their product is taken times 0.
+        """
+        sizes = ir.node("Abs", [rows])
+        peak = ir.node("ReduceMax", [sizes.outputs[0], self._last], {"keepdims": 1})  # (B, S, 1)
+        unit = ir.node("Div", [rows, peak.outputs[0]])
+        whole = ir.node("QuantizeLinear", [unit.outputs[0], self._step, self._middle])
+        inputs = [whole.outputs[0], matrix, self._step, scales, self._middle]
+        product = ir.node("MatMulIntegerToFloat", inputs, domain=CONTRIB)
+        return [sizes, peak, unit, whole, product, ir.node("Mul", [product.outputs[0], peak.outputs[0]])]
 
 
 class _Tables:

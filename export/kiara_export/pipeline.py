@@ -22,7 +22,7 @@ from kiara_export.judge import LIMITS, Judge, Quality, demand, worst_layer
 from kiara_export.onnx_file import drop, graph_bytes
 from kiara_export.receipt import Receipt
 from kiara_export.reference import Reference, reference_of
-from kiara_export.variants import Graphs, Limit, architecture, write_graphs
+from kiara_export.variants import CALIBRATED, Graphs, Limit, architecture, write_graphs
 from kiara_export.verify import verify_float32
 from kiara_runtime.bench import measure_apart
 from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
@@ -38,9 +38,9 @@ from kiara_runtime.tokenizer import Tokenizer
 class Request:
     """What an export is asked for.
 
-    variants: names out of VARIANT_FILES. text, calibration: sources of held-out text and of text to calibrate int4
-    on, by default the validation and the training split of the run. limit: of the int4 variant. check_with: names
-    out of CHECKS. sign_key: a PEM file with an Ed25519 private key.
+    variants: names out of VARIANT_FILES. text, calibration: sources of held-out text and of text to calibrate on
+    (CALIBRATED), by default the validation and the training split of the run. limit: of the int4 variant.
+    check_with: names out of CHECKS. sign_key: a PEM file with an Ed25519 private key.
     """
 
     variants: tuple[str, ...] = ("int8",)
@@ -76,7 +76,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     checkpoint = find_checkpoint(source)
     model, tokenizer = load_model(checkpoint)
     names = [name for name in VARIANT_FILES if name in request.variants]
-    held_out, calibration = _texts(checkpoint, tokenizer, request, "int4" in names)
+    held_out, calibration = _texts(checkpoint, tokenizer, request, not CALIBRATED.isdisjoint(names))
     provenance = _provenance(checkpoint, held_out, calibration, request, key and key.fingerprint)
     if (known := _up_to_date(out, names, provenance, key)) is not None:
         logger.info("Up to date with %s: %s", checkpoint, out)
@@ -111,9 +111,7 @@ def _texts(checkpoint: Path, tokenizer: Tokenizer, request: Request, calibrates:
     if read_state(checkpoint).get("dataset") is not None:
         return held_out, trained_on(checkpoint).train
     first, rest = held_out.parted(0.25)
-    logger.info(
-        "int4 is calibrated on the first quarter of --text and judged on the rest; --calibration names other text"
-    )
+    logger.info("Calibrated on the first quarter of --text and judged on the rest; --calibration names other text")
     return rest, first
 
 

@@ -16,10 +16,12 @@ from kiara_export.judge import MANY
 from kiara_export.mixed import Mixed, fewest
 from kiara_export.onnx_file import graph_bytes, save
 from kiara_export.rounding import round_int8
+from kiara_export.smooth import smoothing
 from kiara_runtime.bundle import GRAPH_FOLDER, VARIANT_FILES, Architecture
 from kiara_runtime.session import Session
 
 FLOAT32 = "float32.onnx"  # what the others are measured against, where fp32 itself is not asked for
+CALIBRATED = {"int4", "int8-dynamic"}  # the variants that need text
 MAPPED = {"session.disable_prepacking": "1"}
 
 
@@ -68,10 +70,11 @@ def write_graphs(
         traced = trace(model)
         advance(1)
     save(lower.float32(traced), paths["fp32"], apart="fp32" not in names)
+    factors = smoothing(model, calibration) if "int8-dynamic" in names and calibration is not None else {}
     makers = {
         "fp16": lower.half,
         "int8": lambda graph: lower.blocks(graph, lambda _, weight: round_int8(weight)),
-        "int8-dynamic": lambda graph: lower.dynamic(graph, lambda _, weight: round_int8(weight)),
+        "int8-dynamic": lambda graph: lower.dynamic(graph, lambda _, weight: round_int8(weight), factors),
     }
     for name, make in makers.items():
         if name in names:

@@ -18,9 +18,8 @@ from kiara_runtime.paths import Ids, PathAgreement, in_chunks, path_agreement
 from kiara_runtime.session import Session
 from kiara_runtime.tokenizer_json import read_bounded_json
 
-# Rounded activations amplify the last bit that differs between a step and a chunk; those of int8-dynamic share a scale
-# with the whole pass.
-MIN_PATH_AGREEMENT = {"fp32": 0.98, "fp16": 0.95, "int8": 0.85, "int4": 0.8, "int8-dynamic": 0.6}
+# Rounded activations amplify the last bit that differs between a step and a chunk.
+MIN_PATH_AGREEMENT = {"fp32": 0.98, "fp16": 0.95, "int8": 0.85, "int4": 0.8, "int8-dynamic": 0.85}
 MIN_END_AGREEMENT = 0.5  # a wrong position finds tokens by chance, rounding in flat distributions most of them
 MIN_RECORDED_AGREEMENT = 0.9
 MAX_NATS_DIFFERENCE = 0.01  # relative, of the text's negative log-likelihood

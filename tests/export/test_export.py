@@ -85,7 +85,7 @@ def test_a_bound_on_the_loss_promotes_the_fewest_matrices_that_keep_it(
     [
         (("--quantize", "int3"), "'int3'"),
         (("--budget", "40MB"), "add --quantize int4"),
-        (("--calibration", "x.txt"), "add --quantize int4"),
+        (("--calibration", "x.txt"), "is for int4 and int8-dynamic: add --quantize int4"),
         (("--quantize", "int4", "--budget", "forty"), "'forty' is no size; give one such as 40MB"),
         (("--quantize", "int4", "--budget", "0MB"), "'0MB' is no size"),
         (("--max-bpb-loss", "0.5"), "'0.5' is no percentage; give one such as 0.5%"),

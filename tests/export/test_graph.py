@@ -109,7 +109,7 @@ def test_the_last_logits_alone_are_those_of_every_pass(float32: Session, ids: np
     ("make", "oracle", "share"),
     [
         (lambda traced: lower.blocks(traced, _int8), _as_int8, 0.03),
-        (lambda traced: lower.dynamic(traced, _int8), _as_dynamic, 0.06),
+        (lambda traced: lower.dynamic(traced, _int8, {}), _as_dynamic, 0.03),
         (lower.half, lambda name, weight: weight.astype(np.float16).astype(np.float32), 0.01),
     ],
     ids=["int8", "int8-dynamic", "fp16"],

@@ -12,8 +12,13 @@ import torch
 from kiara.checkpoint import find_checkpoint, load_model
 from kiara.data import Dataset
 from kiara.model import GPT
+from kiara_export import lower
+from kiara_export.graph import trace
 from kiara_export.judge import LIMITS, Comparison, Judge, demand
+from kiara_export.onnx_file import save
 from kiara_export.reference import Reference, reference_of
+from kiara_export.rounding import round_int8
+from kiara_export.smooth import smoothing
 from kiara_export.verify import verify_float32
 from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
@@ -32,9 +37,14 @@ def reference(model: GPT, dataset: Dataset) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def sessions(bundle: Path) -> dict[str, Session]:
-    opened = Bundle.open(bundle)
-    return {name: Session(opened.graph_of(name), opened.architecture) for name in opened.variants}
+def sessions(
+    bundle: Path, model: GPT, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Session]:
+    opened, path = Bundle.open(bundle), tmp_path_factory.mktemp("graph") / "model.onnx"
+    rounded = lower.dynamic(trace(model), lambda _, weight: round_int8(weight), smoothing(model, dataset.train))
+    save(rounded, path)
+    paths = {"int8-dynamic": path, **{name: opened.graph_of(name) for name in opened.variants}}
+    return {name: Session(path, opened.architecture) for name, path in paths.items()}
 
 
 class Broken(Cache):
@@ -90,18 +100,20 @@ def test_a_broken_cache_is_refused(
         verify_float32(_broken(sessions["fp32"], fault, monkeypatch), reference)
 
 
+@pytest.mark.parametrize("name", ["int8", "int8-dynamic"])
 def test_paths_of_int8_agree_and_batches_are_exact(
-    sessions: dict[str, Session], reference: Reference, monkeypatch: pytest.MonkeyPatch
+    name: str, sessions: dict[str, Session], reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = path_agreement(sessions["int8"], reference.windows)
+    session = sessions[name]
+    found = path_agreement(session, reference.windows)
     assert found.lowest() > 0.97 and found.batch_exact and found.chunks_exact
     with monkeypatch.context() as patch:
-        broken = path_agreement(_broken(sessions["int8"], "forget", patch), reference.windows)
-        assert broken.lowest() < LIMITS["int8"].path_agreement
+        broken = path_agreement(_broken(session, "forget", patch), reference.windows)
+        assert broken.lowest() < LIMITS[name].path_agreement
     with monkeypatch.context() as patch:
-        assert not path_agreement(_broken(sessions["int8"], "swap", patch), reference.windows).batch_exact
+        assert not path_agreement(_broken(session, "swap", patch), reference.windows).batch_exact
     with monkeypatch.context() as patch:
-        assert not path_agreement(_broken(sessions["int8"], "forget", patch), reference.windows).chunks_exact
+        assert not path_agreement(_broken(session, "forget", patch), reference.windows).chunks_exact
 
 
 def test_figures_are_what_they_are_called(dataset: Dataset) -> None:
