@@ -38,6 +38,7 @@ from peers import NEW, PROMPT, RUNNERS, THREADS
 TOPICS = ("naming", "execmodel", "objects", "import")  # of pydoc, a prompt each: none can be had from another's cache
 DISTURBED, TRIES = 0.1, 5  # cores that others may take of a run; it is run again that often, then counts all the same
 RESULTS, PEERS = Path(__file__).parent / "results", Path("runs/peers")
+OURS = {"int8": 8, "int4": 4, "int8-dynamic": 8}  # bits of our variants; others are beside the first of as many
 PLAIN_ATTENTION = {"flash_attention": False}  # here llama.cpp decodes faster without, and reads prompts faster with it
 
 Runs = dict[str, list[dict[str, Any]]]  # of each entry, a round each
@@ -170,8 +171,8 @@ def entries_of(bundle: Path, checkpoint: Path, python: str) -> list[Entry]:
     """Every line whose model is there or can be made."""
     variants = json.loads((bundle / "kiara.json").read_text("utf-8"))["variants"]
     entries: list[Entry] = []
-    for variant in (variant for variant in ("int8", "int4") if variant in variants):
-        size, bits = size_of(bundle / variants[variant]["file"]), int(variant[-1])
+    for variant, bits in ((name, bits) for name, bits in OURS.items() if name in variants):
+        size = size_of(bundle / variants[variant]["file"])
         for more, guess in (("", {}), (", guessing ahead", {"speculate": True})):
             entries.append(Entry(f"Kiara {variant}{more}", "kiara", bits, bundle, size, {"variant": variant, **guess}))
     plan: list[tuple[str, str, int, Callable[[], Path], dict[str, Any]]] = [
@@ -244,7 +245,7 @@ def summary(entries: list[Entry], runs: Runs) -> list[dict[str, Any]]:
     """A row for each entry that ran: medians, and the median over the rounds of our speed by its."""
     ran = [entry for entry in entries if entry.name in runs]
     exact = next((runs[entry.name][0]["tokens"] for entry in ran if entry.bits == 32), None)
-    plain = {entry.bits: runs[entry.name] for entry in ran if entry.plain}
+    plain = {entry.bits: runs[entry.name] for entry in reversed(ran) if entry.plain}
     speeds, rows = ("prefill", "decode", "load", "memory", "others"), []
     for entry in ran:
         mine, beside = runs[entry.name], plain.get(entry.bits, plain[max(plain)])
