@@ -252,6 +252,19 @@ def test_a_prompt_beyond_the_context_is_told_with_both_counts(client: FlaskClien
     assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
 
 
+def test_an_answer_can_be_sent_back_as_the_client_packages_hold_it(client: FlaskClient) -> None:
+    hello = {"role": "user", "content": "x"}
+    answer = {"role": "assistant", "content": "y"}
+    nothing = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "tool_calls"))
+    options: dict[str, Any] = {"max_tokens": 5, "temperature": 0}
+    expected = _text(_ok(client, CHAT, messages=[hello, answer, hello], **options))
+    held = {**answer, **nothing, "parsed": {"a": [1]}}
+    assert _text(_ok(client, CHAT, messages=[hello, held, hello], **options)) == expected
+    for name in nothing:
+        error = _refused(client, CHAT, {"messages": [hello, {**answer, name: [1]}]})
+        assert error["param"] == "messages"
+
+
 def test_chat_refusals(client: FlaskClient, bundle: Path) -> None:
     hello = [{"role": "user", "content": "x"}]
     for body, param in (

@@ -137,7 +137,13 @@ class TextPart(Request):
 class ChatMessage(Request):
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is the same as system.")
     content: str | Annotated[list[TextPart], Field(min_length=1)]
-    refusal: None = Field(None, description="As answers have it.")
+    # What OpenAI's client packages put beside an answer's content, so that it can be sent back as it came.
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+    parsed: Any = Field(None, description="The content as the client's package read it; the content counts.")
 
 
 class ChatRequest(Generation):
