@@ -7,6 +7,7 @@ PROMPT ?= class Stack:\n    def push
 BIN := .venv/bin
 SAMPLING := --max-tokens 160 --temperature 0.7 --top-p 0.9 --seed 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
@@ -90,9 +91,9 @@ install-dev: .venv/installed-dev ## The same with what tests and linters need
 	@touch $@
 
 # Where there is no npm, the tests of the browser and of Node are skipped.
-install-web: examples/browser/node_modules/.package-lock.json ## transformers.js, for the browser example and its tests
-examples/browser/node_modules/.package-lock.json: examples/browser/package-lock.json
-	if command -v npm > /dev/null; then npm ci --prefix examples/browser --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@; fi
+install-web: $(NPM:%=%/node_modules/.package-lock.json) ## transformers.js and openai from npm, for examples and their tests
+%/node_modules/.package-lock.json: %/package-lock.json
+	if command -v npm > /dev/null; then npm ci --prefix $* --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@; fi
 
 clean: ## Delete the environment and caches; data, runs and bundles stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

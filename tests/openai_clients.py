@@ -1,0 +1,114 @@
+"""OpenAI's client packages for Python and npm, called in one way, so that one test can go through both."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import openai
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+EXAMPLES = REPOSITORY / "examples/clients"
+DRIVER = REPOSITORY / "tests/clients/node_client.mjs"
+CALL_SECONDS = 30.0
+
+
+class FailedError(Exception):
+    """An exception of a client. kind: its class there."""
+
+    def __init__(self, kind: str, status: int | None, param: str | None, code: str | None, message: str) -> None:
+        super().__init__(f"{kind} ({status}): {message}")
+        self.kind, self.status, self.param, self.code, self.message = kind, status, param, code, message
+
+
+class Client(Protocol):
+    def __call__(
+        self,
+        url: str,
+        what: str,
+        *positional: str,
+        key: str = "none",
+        timeout: float = CALL_SECONDS,
+        leave_after: int | None = None,
+        extra: dict[str, Any] | None = None,
+        **named: Any,
+    ) -> Any:
+        """An answer as JSON has it, or a list of a stream's chunks.
+
+        what: such as `models.list`. timeout: in seconds. leave_after: chunks after which the stream is left. extra:
+        parameters that the package does not know. Raises FailedError.
+        """
+
+
+def by_python(
+    url: str,
+    what: str,
+    *positional: str,
+    key: str = "none",
+    timeout: float = CALL_SECONDS,
+    leave_after: int | None = None,
+    extra: dict[str, Any] | None = None,
+    **named: Any,
+) -> Any:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=key, timeout=timeout, max_retries=0) as client:
+        method: Any = client
+        for name in what.split("."):
+            method = getattr(method, name)
+        try:
+            answer = method(*positional, **named, **({"extra_body": extra} if extra else {}))
+            if not isinstance(answer, openai.Stream):
+                return answer.to_dict()
+            with answer:
+                return [chunk.to_dict() for chunk in islice(answer, leave_after)]
+        except openai.APIStatusError as error:
+            kind, message = type(error).__name__, error.message
+            raise FailedError(kind, error.status_code, error.param, error.code, message) from error
+        except openai.APIConnectionError as error:
+            kind = {"APITimeoutError": "APIConnectionTimeoutError"}.get(type(error).__name__, type(error).__name__)
+            raise FailedError(kind, None, None, None, error.message) from error  # npm's name of it
+
+
+def need_node() -> str:
+    """The command. Without it or the npm package the test is skipped; in CI it fails."""
+    node = shutil.which("node")
+    if node is None or not (EXAMPLES / "node_modules/openai").is_dir():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("Node.js or the npm package openai is not installed")
+    return node
+
+
+@contextmanager
+def by_node() -> Iterator[Client]:
+    """For as long as the block lasts."""
+    command = [need_node(), str(DRIVER), str(EXAMPLES / "package.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+
+        def call(
+            url: str,
+            what: str,
+            *positional: str,
+            key: str = "none",
+            timeout: float = CALL_SECONDS,
+            leave_after: int | None = None,
+            extra: dict[str, Any] | None = None,
+            **named: Any,
+        ) -> Any:
+            args = [*positional, *([{**named, **(extra or {})}] if named or extra else [])]
+            asked = {"baseURL": f"{url}/v1", "apiKey": key, "timeout": timeout * 1000}
+            asked |= {"what": what, "args": args, "leaveAfter": leave_after}
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps(asked) + "\n")
+            answer = json.loads(process.stdout.readline())
+            if "error" in answer:
+                raise FailedError(**answer["error"])
+            return answer["result"]
+
+        yield call
+        process.kill()
