@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test lint bench bench-engine bench-builder bench-server soak check-import check-api format
+.PHONY: help demo train export serve test lint bench bench-engine bench-builder bench-server soak check-import check-api check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -71,6 +71,10 @@ check-api: install-dev ## By hand: Schemathesis against the served OpenAPI docum
 	$(PYTHON) -m venv .venv/schemathesis
 	.venv/schemathesis/bin/pip --disable-pip-version-check --quiet install schemathesis==4.32.5
 	$(BIN)/python benchmarks/check_api.py $(BUNDLE) .venv/schemathesis/bin/schemathesis
+
+check-lm-eval: install-dev ## By hand: lm-evaluation-harness against a server of BUNDLE=bundles/demo (minutes)
+	$(PIP) install -c constraints.txt "lm-eval[api]"
+	$(BIN)/python benchmarks/lm_eval_picks.py $(BUNDLE)
 
 format: install-dev ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -222,23 +220,13 @@ def _wait_until_ready(client: Client, server: Served) -> None:
             assert (error.kind, error.code) == ("InternalServerError", "model_loading")
 
 
-@contextmanager
-def _one_that_runs(server: Served) -> Iterator[None]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    body = json.dumps({**LONG, **ENDLESS, "stream": True})
-    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    response.readline()
-    yield
-    response.close()
-    connection.close()
-
-
 def test_a_full_queue(client: Client, chat_bundle: Path) -> None:
     with served(chat_bundle, "--slots", 1, "--queue", 0) as server:
-        with _one_that_runs(server):
-            for stream in (False, True):
-                error = _failure(client, server, COMPLETE, model="small", prompt="x", stream=stream)
-                assert (error.kind, error.status, error.code) == ("InternalServerError", 503, "queue_full")
+        running = server.send({**LONG, **ENDLESS, "stream": True})
+        running.recv(100)
+        for stream in (False, True):
+            error = _failure(client, server, COMPLETE, model="small", prompt="x", stream=stream)
+            assert (error.kind, error.status, error.code) == ("InternalServerError", 503, "queue_full")
+        running.close()
         server.wait_for("kiara_requests_running", 0)
         assert client(server.url, COMPLETE, model="small", prompt="x")["object"] == "text_completion"
