@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from serving import served
 
 import kiara_runtime
 
@@ -45,8 +47,11 @@ def test_the_python_of_the_readmes(bundle: Path, tmp_path: Path) -> None:
         assert blocks
         for block in blocks:
             code = block.replace('"bundles/demo"', repr(str(bundle)))
-            assert code != block
-            assert _run(sys.executable, "-c", code, cwd=tmp_path).strip()
+            with served(bundle) if "base_url=" in block else nullcontext() as server:
+                if server is not None:
+                    code = code.replace("http://127.0.0.1:8000", server.url).replace('"demo"', '"small"')
+                assert code != block
+                assert _run(sys.executable, "-c", code, cwd=tmp_path).strip()
 
 
 def test_the_plugin_for_llm(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
