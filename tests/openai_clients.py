@@ -22,7 +22,7 @@ CALL_SECONDS = 30.0
 
 
 class FailedError(Exception):
-    """An exception of a client. kind: its class there."""
+    """An exception of a client. kind: its class there, by npm's name of it."""
 
     def __init__(self, kind: str, status: int | None, param: str | None, code: str | None, message: str) -> None:
         super().__init__(f"{kind} ({status}): {message}")
@@ -68,12 +68,10 @@ def by_python(
                 return answer.to_dict()
             with answer:
                 return [chunk.to_dict() for chunk in islice(answer, leave_after)]
-        except openai.APIStatusError as error:
-            kind, message = type(error).__name__, error.message
-            raise FailedError(kind, error.status_code, error.param, error.code, message) from error
-        except openai.APIConnectionError as error:
+        except openai.APIError as error:
             kind = {"APITimeoutError": "APIConnectionTimeoutError"}.get(type(error).__name__, type(error).__name__)
-            raise FailedError(kind, None, None, None, error.message) from error  # npm's name of it
+            status = error.status_code if isinstance(error, openai.APIStatusError) else None
+            raise FailedError(kind, status, error.param, error.code, error.message) from error
 
 
 def need_node() -> str:

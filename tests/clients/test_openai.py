@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from openai_clients import Client, FailedError, by_node, by_python
-from serving import Served, served, with_chat
+from serving import SLOW, Served, served, with_chat
 
 from kiara_runtime.generate import Model, load
 
@@ -230,3 +230,26 @@ def test_a_full_queue(client: Client, chat_bundle: Path) -> None:
         running.close()
         server.wait_for("kiara_requests_running", 0)
         assert client(server.url, COMPLETE, model="small", prompt="x")["object"] == "text_completion"
+
+
+@pytest.mark.parametrize("what", [COMPLETE, CHAT])
+def test_a_stream_that_waits_for_its_turn(client: Client, chat_bundle: Path, model: Model, what: str) -> None:
+    """More than a second, so that the comments that keep it alive are among what the package reads."""
+    with served(chat_bundle, "--slots", 1, program=SLOW) as server:
+        server.send({"prompt": "x", "max_tokens": 50, "stream": True, **ENDLESS}).recv(100)
+        options: dict[str, Any] = {"max_tokens": 3, "temperature": 0}
+        asked = {"prompt": PROMPT} if what == COMPLETE else {"messages": [USER]}
+        chunks = client(server.url, what, model="small", stream=True, **asked, **options)
+        choices = [chunk["choices"][0] for chunk in chunks]
+        found = "".join(one.get("text") or one.get("delta", {}).get("content") or "" for one in choices)
+        expected = model.generate(PROMPT, **options) if what == COMPLETE else model.chat([USER], **options)
+        assert found == expected.text != ""
+        assert server.metric("kiara_queue_seconds_sum") > 1
+
+
+def test_a_request_that_takes_too_long(client: Client, chat_bundle: Path) -> None:
+    with served(chat_bundle, "--timeout", 1, program=SLOW) as server:
+        for stream, kind, status in ((True, "APIError", None), (False, "InternalServerError", 504)):
+            error = _failure(client, server, COMPLETE, model="small", **LONG, stream=stream, extra=ENDLESS)
+            assert (error.kind, error.status, error.code) == (kind, status, "timeout")
+        server.wait_for("kiara_requests_running", 0)
