@@ -136,7 +136,12 @@ def leaving(server: Server, say: Callable[[str, str], None]) -> None:
     """200 requests, 40 at a time, each dropped after half a second."""
 
     def drop(index: int) -> None:
-        connection, _ = server.ask(prompt=prompts(1, index)[0], stream=True, max_tokens=2000)
+        while True:
+            connection, response = server.ask(prompt=prompts(1, index)[0], stream=True, max_tokens=2000)
+            if response.status == 200:
+                break
+            connection.close()  # those that left a moment ago are still seen as there
+            time.sleep(0.05)
         time.sleep(0.5)
         connection.close()
 

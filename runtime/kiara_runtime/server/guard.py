@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import flask
 import pydantic
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from kiara_runtime.engine import BusyError, ClosedError
 from kiara_runtime.errors import UserError
@@ -62,6 +62,9 @@ class ApiError(Exception):
         return flask.Response(self.body.model_dump_json(), self.status, self.headers, mimetype="application/json")
 
 
+TOO_LARGE = ApiError(413, "body: larger than the server's --max-body allows; send less", code="body_too_large")
+
+
 def busy(message: str, code: str) -> ApiError:
     return ApiError(503, message, code=code, headers={"Retry-After": "1"})
 
@@ -80,6 +83,8 @@ def as_api_error(error: Exception) -> ApiError | None:
         return ApiError(400, str(error), _NAMES.get(name or "", name))
     if isinstance(error, pydantic.ValidationError):
         return _refused_field(error)
+    if isinstance(error, RequestEntityTooLarge):
+        return TOO_LARGE
     if isinstance(error, HTTPException):
         headers = {name: value for name, value in error.get_headers() if name == "Allow"}
         said = (error.description or error.name).partition(". ")[0]

@@ -28,7 +28,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.generate import Model
 from kiara_runtime.sampling import check_integer
 from kiara_runtime.server.app import create_app
-from kiara_runtime.server.guard import HEADERS, ApiError
+from kiara_runtime.server.guard import HEADERS, TOO_LARGE, ApiError
 from kiara_runtime.server.service import Service, Settings
 
 SPARE = 8  # threads beside those that generation may take, so that /health and refusals always find one
@@ -43,8 +43,10 @@ class _Refusal(ErrorTask):
 
     def execute(self) -> None:
         fault = self.request.error
-        said = " ".join(f"{fault.reason}: {fault.body}".split())
-        body = ApiError(int(fault.code), said, code="bad_http").body.model_dump_json().encode()
+        refusal = ApiError(int(fault.code), " ".join(f"{fault.reason}: {fault.body}".split()), code="bad_http")
+        if refusal.status == 413:
+            refusal = TOO_LARGE
+        body = refusal.body.model_dump_json().encode()
         self.status = f"{fault.code} {fault.reason}"
         self.content_length = len(body)
         headers = {**HEADERS, "Content-Type": "application/json", "Content-Length": str(len(body))}

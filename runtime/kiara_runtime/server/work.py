@@ -72,7 +72,8 @@ class Patience:
         if self.gone():
             raise ClientGoneError
         if time.monotonic() > self.end:
-            raise ApiError(504, "timeout: the request took longer than the server's --timeout allows", code="timeout")
+            said = "timeout: the request took longer than the server's --timeout allows"
+            raise ApiError(504, said, code="timeout", headers={"X-Should-Retry": "false"})  # as OpenAI's clients would
 
 
 class ClientGoneError(Exception):
