@@ -79,7 +79,7 @@ class Served:
 
     def send(self, body: Any, path: str = "/v1/completions") -> socket.socket:
         """A request on a connection of its own, whose answer is not waited for."""
-        data, connection = json.dumps(body).encode(), self.connect()
+        data, connection = json.dumps(body, ensure_ascii=False).encode(), self.connect()
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         return connection

@@ -308,9 +308,11 @@ def _blaming(sequences: List[Sequence]) -> Generator[None]:
     """What goes wrong ends the sequences that it went wrong for, and nobody else's."""
     try:
         yield
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         for sequence in sequences:
-            sequence.error = error
+            sequence.error = error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 
 def _runs(indices: List[int]) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompts' state for next time.")
 @click.option("--slots", type=click.IntRange(1, 64), default=8, show_default=True, help="Sequences that run at once.")
 @click.option("--queue", type=click.IntRange(0, 1000), default=32, show_default=True, help="Requests that may wait.")
-@click.option("--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds for a request.")
-@click.option("--drain", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to end in.")
+@click.option("--timeout", type=click.IntRange(1, 86400), default=600, show_default=True, help="Seconds for a request.")
+@click.option("--drain", type=click.IntRange(0, 3600), default=30, show_default=True, help="Seconds to end in.")
 @click.option("--max-body", type=click.IntRange(1024, 1 << 28), default=2 << 20, show_default=True, help="Bytes.")
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="Keys, one a line; a client must show one of them."
@@ -47,7 +48,7 @@ def serve(
     api_key_file: Path | None,
     allow_host: tuple[str, ...],
     cors_origin: tuple[str, ...],
-    **limits: float,
+    **limits: int,
 ) -> None:
     """Serve a bundle over HTTP.
 
@@ -61,6 +62,10 @@ def serve(
         raise UserError(f"serve: needs the package {error.name}; {EXTRA}") from None
     from kiara_runtime.generate import load
 
+    _check(allow_host, r"[A-Za-z0-9.-]+", "--allow-host", "give a name without a port, such as llm.lan")
+    _check(
+        cors_origin, r"https?://[^/*\s]+", "--cors-origin", "give scheme, name and port, such as https://example.org"
+    )
     keys = read_keys(_lines(api_key_file)) if api_key_file else frozenset[str]()
     if api_key_file and not keys:
         raise UserError(f"--api-key-file {api_key_file}: holds no key; write one a line")
@@ -78,8 +83,14 @@ def serve(
     )
 
 
+def _check(values: tuple[str, ...], form: str, option: str, remedy: str) -> None:
+    for value in values:
+        if not re.fullmatch(form, value):
+            raise UserError(f"{option} {value}: can match nothing; {remedy}")
+
+
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8").splitlines()
+        return path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"--api-key-file {path}: is no text; write one key a line") from None

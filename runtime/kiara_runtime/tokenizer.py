@@ -32,7 +32,7 @@ from kiara_runtime.tokenizer_json import (
 )
 
 MAX_WHITE_SPACE = 200_000
-_LONG_WHITE_SPACE = re.compile(rf"\s{{{MAX_WHITE_SPACE}}}")
+_LONG_WHITE_SPACE = re.compile(rf"(?<!\s)\s{{{MAX_WHITE_SPACE}}}")  # looks at each run once
 Encode = Callable[[str], list[int]]
 
 

@@ -82,6 +82,6 @@ class Turns:
         if self._stepping:
             return
         for each, ready in self._waiting.items():
+            each.notify()  # also those that became ready just now, without a step
             if not ready():
-                each.notify()
                 return

@@ -22,7 +22,7 @@ from kiara_runtime.generate import load
 IMPATIENT = """
 import sys
 import kiara_runtime.server.serving as serving
-serving.RECEIVE_SECONDS = 0.5
+serving.RECEIVE_SECONDS, serving.IDLE_SECONDS, serving.CLEANUP_SECONDS = 0.5, 1, 1
 from kiara_runtime.cli import main
 main(sys.argv[1:])
 """
@@ -59,7 +59,7 @@ def test_a_second_signal_ends_it_at_once(bundle: Path) -> None:
 
 
 def test_requests_beyond_the_time_to_drain_are_cut(bundle: Path) -> None:
-    with served(bundle, "--drain", 0.2, program=SLOW) as server:
+    with served(bundle, "--drain", 0, program=SLOW) as server:
         connection = server.send({**LONG, "stream": True})
         connection.recv(100)
         assert server.stop() == 0
@@ -159,6 +159,37 @@ def test_a_request_that_never_ends_is_cut_off(bundle: Path) -> None:
         assert " 400 Bad Request" in answer and '"type":"invalid_request_error"' in answer
 
 
+def test_who_does_not_read_the_answer_holds_nobody_up(bundle: Path) -> None:
+    """More such clients than there are threads, each with a second request that waits for the first's answer to go."""
+    with served(bundle, "--slots", 1, "--queue", 0, program=IMPATIENT) as server:
+        for _ in range(12):
+            connection = server.send({"prompt": "\U0001f600" * 450_000, "return_token_strs": True}, "/tokenize")
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        deaf = server.send({"prompt": ["x"] * 200, "logprobs": 20, "echo": True, "stream": True})
+        end = time.monotonic() + 30
+        while server.metric("kiara_requests_total") < 12 and time.monotonic() < end:
+            time.sleep(0.2)
+        assert server.get("/health")[0] == 200
+        deaf.close()
+
+
+def test_who_asked_twice_at_once_and_leaves_is_noticed(bundle: Path) -> None:
+    with served(bundle, program=SLOW) as server:
+        connection = server.send(LONG)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+        server.wait_for("kiara_requests_running", 1)
+        connection.close()
+        server.wait_for("kiara_requests_running", 0, 1.5)
+
+
+def test_a_signal_while_the_model_loads_ends_it_orderly(bundle: Path) -> None:
+    hangs = "import kiara_runtime.generate as home\nhome.load = lambda *_: time.sleep(60)\n"
+    program = SLOW.replace("main(sys", f"{hangs}main(sys")
+    with served(bundle, ready=False, program=program) as server:
+        assert server.get("/ready")[0] == 503
+        assert server.stop() == 0
+
+
 def test_what_keeps_it_from_starting_is_one_line(bundle: Path, tmp_path: Path) -> None:
     def fails(*options: object) -> str:
         words = [sys.executable, "-m", "kiara_runtime.cli", "serve", *map(str, options)]
@@ -171,6 +202,11 @@ def test_what_keeps_it_from_starting_is_one_line(bundle: Path, tmp_path: Path) -
     assert "there is no such folder" in fails(tmp_path / "nothing")
     assert "variant: 'int3'" in fails(bundle, "--variant", "int3", "--port", 0)
     assert "give an address of this machine" in fails(bundle, "--host", "no.such.host.invalid")
+    assert "no name of a machine" in fails(bundle, "--host", "a..b")
+    assert "can match nothing" in fails(bundle, "--cors-origin", "*")
+    assert "can match nothing" in fails(bundle, "--allow-host", "llm.lan:80")
+    (tmp_path / "keys").write_text("a key with spaces\n")
+    assert "holds a space" in fails(bundle, "--api-key-file", tmp_path / "keys")
     (tmp_path / "keys").write_text("short\n")
     assert "less than 8 characters" in fails(bundle, "--api-key-file", tmp_path / "keys")
     (tmp_path / "keys").write_text("# none\n")

@@ -230,6 +230,12 @@ WRONG = [
     ({"prompt": [600]}, "prompt", None),
     ({"prompt": 5}, "prompt", "invalid_value"),
     ({"prompt": "x " * 500}, "prompt", "context_length_exceeded"),
+    ({"prompt": " " * 200_001}, "prompt", None),
+    ({"prompt": ["x"] * 17, "n": 16}, "n", None),
+    ({"prompt": [[1] * 90] * 250, "echo": True, "logprobs": 20, "n": 2}, "n", None),
+    ({"prompt": ["x"] * 257}, "prompt", "invalid_value"),
+    ({"prompt": [{}] * 500_000}, "prompt", "invalid_value"),
+    ({"prompt": [-1] * 500_000}, "prompt", "invalid_value"),
     ([], "body", "invalid_value"),
     (b"{", None, "invalid_json"),
     (b"\xff", None, "invalid_json"),
@@ -243,6 +249,25 @@ WRONG = [
 def test_what_cannot_be_used_is_refused_by_name(client: FlaskClient, body: Any, param: str | None, code: str) -> None:
     error = _refused(client, COMPLETIONS, body)
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+
+
+def test_one_mistake_is_told_and_not_each_of_thousands(client: FlaskClient) -> None:
+    error = _refused(client, COMPLETIONS, {"prompt": [-1] * 1000})
+    assert error["message"] == "prompt: -1 will not do; Input should be greater than or equal to 0"
+    error = _refused(client, COMPLETIONS, {"prompt": "x", "stop": ["a"] * 17})
+    assert "at most 16 items" in error["message"]
+    named = {"type": "json_schema", "json_schema": {"schema": {}}}
+    error = _refused(client, COMPLETIONS, {"prompt": "x", "response_format": named})
+    assert error["message"] == "response_format: missing; response_format.json_schema.name is required"
+
+
+def test_more_logprobs_than_memory_should_hold_are_refused(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiara_runtime.server.service.TOLD", 4 * 21)
+    asked = {"max_tokens": 1, "echo": True, "logprobs": 20}
+    assert _refused(client, COMPLETIONS, {"prompt": [1, 2, 3, 4, 5], **asked})["param"] == "logprobs"
+    _ok(client, COMPLETIONS, prompt=[1, 2, 3, 4], **asked)
 
 
 def test_a_prompt_beyond_the_context_is_told_with_both_counts(client: FlaskClient, model: Model) -> None:
@@ -304,6 +329,7 @@ def test_a_wrong_model_route_method_type_or_size(client: FlaskClient) -> None:
     assert _refused(client, "/v1/nothing", {}, 404)["code"] == "not_found"
     assert _refused(client, "/health", {}, 405)["code"] == "method_not_allowed"
     assert client.get(COMPLETIONS).headers["Allow"] == "POST"
+    assert _refused(client, "/v1//completions", {"prompt": "x"}, 404)["code"] == "not_found"
     big = {"prompt": "x" * (2 << 20)}
     assert _refused(client, COMPLETIONS, big, 413)["type"] == "invalid_request_error"
     response = client.post(COMPLETIONS, data=json.dumps({"prompt": "x"}), content_type="text/plain")
@@ -328,20 +354,24 @@ def test_tokens_and_models(client: FlaskClient, model: Model) -> None:
 
 
 def test_keys_hosts_and_origins(chat_bundle: Path, model: Model) -> None:
-    guard = Guard(frozenset({"key-one-1", "key-two-2"}), frozenset({"llm.lan"}), frozenset({"https://good.example"}))
+    guard = Guard(
+        frozenset({"key-one-1", "key-two-2", "key=three=3"}),
+        frozenset({"llm.lan"}),
+        frozenset({"https://good.example"}),
+    )
     client = _client(_service(chat_bundle, model, guard=guard))
     rules = [rule.rule for rule in client.application.url_map.iter_rules()]
     routes = [rule.replace("<path:name>", "small").replace("<name>", "receipt.json") for rule in rules]
     assert len(routes) > 12
     for route in routes:
         assert client.get(route).status_code == (200 if route == "/health" else 401), route
-    for header in ("Bearer key-two-2", "Basic OmtleS1vbmUtMQ=="):
+    for header in ("Bearer key-two-2", "bearer key=three=3", "Basic OmtleS1vbmUtMQ=="):
         assert client.get("/v1/models", headers={"Authorization": header}).status_code == 200
     for header in ("Bearer key-two-3", "Bearer ", "key-two-2", "Basic x"):
         assert client.get("/v1/models", headers={"Authorization": header}).status_code == 401
     assert "Basic" in client.get("/").headers["WWW-Authenticate"]
     for host, status in (
-        ("localhost:80", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("LLM.lan:1", 200), ("192.168.1.9", 200),
+        ("localhost:80", 200), ("127.0.0.1:", 200), ("[::1]:8000", 200), ("LLM.lan:1", 200), ("192.168.1.9", 200),
         ("evil.example", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("", 403),
     ):  # fmt: skip
         assert client.get("/health", headers={"Host": host}).status_code == status, host

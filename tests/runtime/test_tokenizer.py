@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Oracle
 
 from kiara.data import Dataset
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer import MAX_WHITE_SPACE, Tokenizer, check_text
 from kiara_runtime.tokenizer_json import END_OF_TEXT, SPLIT_PATTERN
 
 HARD = [
@@ -133,3 +133,11 @@ def test_other_tokenizers_are_refused(damage: object, dataset: Dataset, tmp_path
     path.write_text(json.dumps(values), "utf-8")
     with pytest.raises(UserError, match="tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+def test_many_long_runs_of_white_space_are_looked_at_once() -> None:
+    """From every place of a run anew it would take minutes."""
+    text = (" " * (MAX_WHITE_SPACE - 1) + "a") * 20
+    assert check_text(text) is text
+    with pytest.raises(UserError, match="white-space characters on end"):
+        check_text(text + " " * MAX_WHITE_SPACE)

@@ -1,6 +1,6 @@
 """`kiara-run serve`: the engine behind the two endpoints of OpenAI's that generate text, and what belongs to them.
 
-api         what goes over the wire, once: validation, responses and the OpenAPI document are all made of it
+api         what requests may hold, answers what goes back: checks, answers and the OpenAPI document are made of them
 wording     a running request's pieces as OpenAI's choices
 work        a request's sequences in the engine, with its deadline and its client's leaving
 guard       who may ask, and how every refusal looks

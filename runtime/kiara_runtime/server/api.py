@@ -1,4 +1,4 @@
-"""The requests and responses as pydantic models; the names and meanings are those of OpenAI's API reference.
+"""The requests as pydantic models; the names and meanings are those of OpenAI's API reference.
 
 What stands here is accepted and obeyed; what does not is refused by name, never ignored. Fields that OpenAI does not
 have bear the names of `kiara_runtime.SamplingParams`. Values are strict: "1" is no number.
@@ -6,9 +6,9 @@ have bear the names of `kiara_runtime.SamplingParams`. Values are strict: "1" is
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 MAX_N, MAX_PROMPTS, MAX_MESSAGES, MAX_BIASES, MAX_STOPS, MAX_TOP = 16, 256, 1024, 1024, 16, 20
 LARGEST = (1 << 31) - 1
@@ -22,20 +22,35 @@ def _whole(value: object) -> object:
 WHOLE = BeforeValidator(_whole)  # behind the bounds, or pydantic writes those into the schema by wrong names
 Finite = Field(allow_inf_nan=False)
 TokenId = Annotated[int, Field(ge=0, le=LARGEST, json_schema_extra={"x-token": True}), WHOLE]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=LARGEST), WHOLE]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-FinishReason = Literal["stop", "length"]
+
+
+def _form(value: object) -> str:
+    """Which of several forms a value has, by its first element: else each would be tried, and its errors told.
+
+    In brackets, as they stand in the errors' paths, where `guard` leaves them out.
+    """
+    if not isinstance(value, list):
+        return "[one]"
+    first: object = next(iter(cast("list[object]", value)), "")
+    return "[many]" if isinstance(first, (str, dict)) else "[lists]" if isinstance(first, list) else "[ids]"
+
+
+One, Many, Ids, Lists = Tag("[one]"), Tag("[many]"), Tag("[ids]"), Tag("[lists]")
+ByForm = Discriminator(_form)
+Stops = Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True), Many]
+Stop = Annotated[Annotated[Text, One] | Stops, ByForm]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Many]
+IdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Lists]
+Prompt = Annotated[Annotated[str, One] | Texts | Annotated[TokenIds, Ids] | IdLists, ByForm]
 
 
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Response(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class StreamOptions(Request):
@@ -90,9 +105,7 @@ class Generation(Request):
     seed: Annotated[int, Field(ge=0, lt=1 << 63), WHOLE] | None = Field(
         None, description="The same seed, the same text"
     )
-    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = Field(
-        None, description="The text ends before the first of these."
-    )
+    stop: Stop | None = Field(None, description="The text ends before the first of these.")
     stream: bool | None = Field(None, description="Server-sent events, a token or so each; ended by [DONE].")
     stream_options: StreamOptions | None = None
     presence_penalty: Penalty | None = None
@@ -110,19 +123,14 @@ class Generation(Request):
     min_p: Annotated[float, Field(ge=0, le=1), Finite] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10), Finite] | None = None
-    banned_tokens: Annotated[list[TokenId], Field(max_length=MAX_BIASES)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_BIASES)] | None = None
+    banned_tokens: Annotated[list[TokenId], Field(max_length=MAX_BIASES, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_BIASES, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     speculate: bool | None = Field(None, description="Guess tokens ahead from repeats in the text.")
 
 
 class CompletionRequest(Generation):
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
-    ) = Field(description="Text or token ids, or a list of either. Names of special tokens in a text stay text.")
+    prompt: Prompt = Field(description="Text or token ids, or a list of either. Names of special tokens stay text.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
         None, description="Log-probabilities of the tokens and of so many of the likeliest; of echoed prompts, too."
@@ -134,9 +142,13 @@ class TextPart(Request):
     text: str
 
 
+Parts = Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Many]
+Content = Annotated[Annotated[str, One] | Parts, ByForm]
+
+
 class ChatMessage(Request):
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is the same as system.")
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Content
     # What OpenAI's client packages put beside an answer's content, so that it can be sent back as it came.
     refusal: None = None
     annotations: None = None
@@ -153,7 +165,7 @@ class ChatRequest(Generation):
             "then": {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
         }
     )
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Count | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
@@ -169,148 +181,5 @@ class TokenizeRequest(Request):
 
 
 class DetokenizeRequest(Request):
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
     model: str | None = None
-
-
-class PromptDetails(Response):
-    cached_tokens: int
-
-
-class Usage(Response):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptDetails
-
-
-class Logprobs(Response):
-    """Four lists of one length: each token's text, log-probability, likeliest rivals, and place in the text."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-class CompletionChoice(Response):
-    index: int
-    text: str
-    logprobs: Logprobs | None
-    finish_reason: FinishReason | None
-
-
-class Answer(Response):
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    usage: Usage | None = None
-
-
-class Completion(Answer):
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[CompletionChoice]
-
-
-class TopLogprob(Response):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(Response):
-    content: list[ChatLogprob]
-
-
-class ChatAnswer(Response):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChatChoice(Response):
-    index: int
-    message: ChatAnswer
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-
-
-class ChatCompletion(Answer):
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-
-
-class ChatDelta(Response):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(Response):
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-
-
-class ChatChunk(Answer):
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChatChunkChoice]
-
-
-class Model(Response):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["kiara"] = "kiara"
-    context_length: int
-    vocab_size: int
-    parameters: int
-    variant: str
-    chat: bool = Field(description="Whether it has a chat template.")
-
-
-class ModelList(Response):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Tokenized(Response):
-    tokens: list[int]
-    count: int
-    max_model_len: int
-    token_strs: list[str] | None = None
-
-
-class Detokenized(Response):
-    prompt: str
-
-
-class TokenizerInfo(BaseModel):
-    """tokenizer_config.json as the bundle has it, and what the runtime makes of it."""
-
-    engine: str
-    vocab_size: int
-    bos_token: str | None = None
-    eos_token: str | None = None
-    pad_token: str | None = None
-    chat_template: str | None = None
-
-
-class Status(Response):
-    status: Literal["ok", "loading", "draining"]
-
-
-class ErrorDetail(Response):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(Response):
-    error: ErrorDetail

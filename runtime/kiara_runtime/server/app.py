@@ -13,7 +13,7 @@ import flask
 import pydantic
 from werkzeug.exceptions import HTTPException
 
-from kiara_runtime.server import api
+from kiara_runtime.server import answers, api
 from kiara_runtime.server.guard import ApiError, as_api_error
 from kiara_runtime.server.metrics import GONE, Record
 from kiara_runtime.server.openapi import document
@@ -35,7 +35,7 @@ def create_app(service: Service) -> flask.Flask:
     app = flask.Flask("kiara", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.url_map.strict_slashes = False
+    app.url_map.strict_slashes = app.url_map.merge_slashes = False  # no redirects
     _add_hooks(app, service)
     _add_generation(app, service)
     _add_rest(app, service)
@@ -83,7 +83,7 @@ def _add_generation(app: flask.Flask, service: Service) -> None:
         work: Work | None = None
         try:
             _ = service.model
-            asked: Any = _read(kind)
+            asked: Any = _read(service, kind)
             _note(record, service, asked)
             work, voice = begin(asked, record.id, patience)
             if asked.stream:
@@ -110,7 +110,7 @@ def _add_generation(app: flask.Flask, service: Service) -> None:
         return answer(api.ChatRequest, service.chat)
 
 
-def _whole(work: Work, voice: Voice) -> api.Answer:
+def _whole(work: Work, voice: Voice) -> answers.Answer:
     found: dict[int, list[Any]] = {}
     for event in work.events():
         if event is not None:
@@ -144,18 +144,13 @@ def _events(record: Record, work: Work, voice: Voice, usage: bool) -> Iterator[b
     except Exception as error:
         refusal = as_api_error(error) or ApiError(500, f"the server failed; its log tells more of {record.id}")
         record.status = refusal.status
-        record.details["error"] = repr(error)[:300]
+        record.details["error"] = refusal.code or type(error).__name__
         yield b"data: %s\n\n" % refusal.body.model_dump_json().encode()
 
 
-def _event(chunk: api.Answer, usage: bool) -> bytes:
+def _event(chunk: answers.Answer, usage: bool) -> bytes:
     """OpenAI's chunks have a usage, null in all but the last, exactly where it was asked for."""
-    without = set[str]() if usage else {"usage"}
-    data = chunk.model_dump(mode="json", exclude=without)
-    for choice in data["choices"]:
-        if "delta" in choice:
-            choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
-    return b"data: %s\n\n" % flask.json.dumps(data, separators=(",", ":"), sort_keys=False).encode()
+    return b"data: %s\n\n" % chunk.model_dump_json(exclude=None if usage else {"usage"}).encode()
 
 
 def _end(service: Service, record: Record, work: Work | None) -> None:
@@ -177,8 +172,10 @@ def _note(record: Record, service: Service, asked: Any) -> None:
         record.details["asked"] = asked.model_dump(mode="json", exclude_none=True)
 
 
-def _read(kind: type[Asked]) -> Asked:
-    return kind.model_validate_json(flask.request.get_data(cache=False))
+def _read(service: Service, kind: type[Asked]) -> Asked:
+    data = flask.request.get_data(cache=False)
+    with service.reading:
+        return kind.model_validate_json(data)
 
 
 def _json(model: pydantic.BaseModel) -> flask.Response:
@@ -192,7 +189,7 @@ def _gone(request: flask.Request) -> Callable[[], bool]:
 def _add_rest(app: flask.Flask, service: Service) -> None:
     @app.get("/v1/models")
     def models() -> flask.Response:
-        return _json(api.ModelList(data=[service.card()]))
+        return _json(answers.ModelList(data=[service.card()]))
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> flask.Response:
@@ -202,19 +199,21 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
     @app.post("/tokenize")
     def tokenize() -> flask.Response:
         with service.beside:
-            asked, model = _read(api.TokenizeRequest), service.model
+            asked, model = _read(service, api.TokenizeRequest), service.model
             service.check_model(asked.model)
             plain = asked.add_special_tokens is False
             ids = model.tokenize(asked.prompt) if plain else model.encode_prompt(asked.prompt)
         texts = [service.token_texts.text(token) for token in ids] if asked.return_token_strs else None
-        return _json(api.Tokenized(tokens=ids, count=len(ids), max_model_len=model.context_length, token_strs=texts))
+        return _json(
+            answers.Tokenized(tokens=ids, count=len(ids), max_model_len=model.context_length, token_strs=texts)
+        )
 
     @app.post("/detokenize")
     def detokenize() -> flask.Response:
         with service.beside:
-            asked = _read(api.DetokenizeRequest)
+            asked = _read(service, api.DetokenizeRequest)
             service.check_model(asked.model)
-            return _json(api.Detokenized(prompt=service.model.detokenize(asked.tokens)))
+            return _json(answers.Detokenized(prompt=service.model.detokenize(asked.tokens)))
 
     @app.get("/tokenizer_info")
     def tokenizer_info() -> flask.Response:
@@ -224,11 +223,11 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
 
     @app.get("/health")
     def health() -> flask.Response:
-        return _json(api.Status(status="ok"))
+        return _json(answers.Status(status="ok"))
 
     @app.get("/ready")
     def ready() -> flask.Response:
-        response = _json(api.Status(status=service.status))
+        response = _json(answers.Status(status=service.status))
         response.status_code = 200 if service.status == "ok" else 503
         return response
 
@@ -250,8 +249,10 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
 def _add_page(app: flask.Flask) -> None:
     folder = files("kiara_runtime.server") / "page"
 
+    contents = {name: (folder / name).read_bytes() for name in PAGE}
+
     def shown(name: str) -> flask.Response:
-        return flask.Response((folder / name).read_bytes(), mimetype=PAGE[name])
+        return flask.Response(contents[name], mimetype=PAGE[name])
 
     @app.get("/favicon.ico")
     def no_icon() -> flask.Response:

@@ -8,7 +8,6 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import flask
 import pydantic
@@ -16,7 +15,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from kiara_runtime.engine import BusyError, ClosedError
 from kiara_runtime.errors import UserError
-from kiara_runtime.server.api import Error, ErrorDetail
+from kiara_runtime.server.answers import Error, ErrorDetail
 
 MAX_MESSAGE, MAX_PARAM = 400, 100  # characters: an answer stays below 4 KB however they are escaped
 OPEN = "/health"  # what answers without a key
@@ -94,7 +93,8 @@ def as_api_error(error: Exception) -> ApiError | None:
 
 def _refused_field(error: pydantic.ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
-    path = [part for part in first["loc"] if not (isinstance(part, str) and re.search(r"[\[\]()]", part))]
+    whole = [part for part in first["loc"] if not (isinstance(part, str) and re.search(r"[\[\]()]", part))]
+    path = [part for part, before in zip(whole, [None, *whole], strict=False) if part != before]  # a form's own name
     name = str(path[0]) if path else "body"
     if first["type"] == "extra_forbidden":
         where = ".".join(map(str, path))
@@ -154,13 +154,16 @@ class Guard:
         return flask.Response(status=204, headers=allowed)
 
     def _is_own(self, host: str) -> bool:
-        name = re.sub(r":\d+$", "", host).strip("[]").rstrip(".").lower()
+        name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
         return name == "localhost" or name in self.hosts or _is_address(name)
 
     def _knows(self, request: flask.Request) -> bool:
-        given = request.authorization
-        key = "" if given is None else cast("Any", given.token or given.password or "")
-        found = _digest(str(key))
+        kind, _, key = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if kind.lower() == "basic":
+            key = (request.authorization.password if request.authorization else None) or ""
+        elif kind.lower() != "bearer":
+            key = ""
+        found = _digest(key.strip())
         return sum(hmac.compare_digest(found, digest) for digest in self._digests) > 0  # all of them, in equal time
 
 
@@ -177,8 +180,10 @@ def _is_address(name: str) -> bool:
 
 
 def read_keys(lines: Iterable[str]) -> frozenset[str]:
-    """One a line; empty lines and those after # are none. Raises UserError for one too short to be a secret."""
+    """One a line; empty lines and those after # are none. Raises UserError for one that no client could show."""
     keys = {line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")}
     if any(len(key) < 8 for key in keys):
         raise UserError("api key: one has less than 8 characters; take a longer one")
+    if not all(re.fullmatch(r"[!-~]+", key) for key in keys):
+        raise UserError("api key: one holds a space or a character beyond ASCII; take another")
     return frozenset(keys)

@@ -8,7 +8,7 @@ import pydantic
 from pydantic.json_schema import models_json_schema
 
 from kiara_runtime import __version__
-from kiara_runtime.server import api
+from kiara_runtime.server import answers, api
 
 REFERENCE = "#/components/schemas/{model}"
 JSON, EVENTS = "application/json", "text/event-stream"
@@ -20,20 +20,20 @@ EVENT = {
 }
 
 
-def document(card: api.Model) -> dict[str, Any]:
+def document(card: answers.Model) -> dict[str, Any]:
     """For a server of this model: its id, its vocabulary's bounds, and chat only where it has a template."""
     paths = {
-        "/v1/completions": {"post": _post("Continue prompts.", api.CompletionRequest, api.Completion, events=True)},
+        "/v1/completions": {"post": _post("Continue prompts.", api.CompletionRequest, answers.Completion, events=True)},
         "/v1/chat/completions": {
-            "post": _post("Answer a conversation.", api.ChatRequest, api.ChatCompletion, events=True)
+            "post": _post("Answer a conversation.", api.ChatRequest, answers.ChatCompletion, events=True)
         },
-        "/v1/models": {"get": _get("The model.", api.ModelList)},
-        "/v1/models/{model}": {"get": {**_get("The model by its id.", api.Model), "parameters": [_model_id(card)]}},
-        "/tokenize": {"post": _post("A text's token ids.", api.TokenizeRequest, api.Tokenized)},
-        "/detokenize": {"post": _post("The text of token ids.", api.DetokenizeRequest, api.Detokenized)},
-        "/tokenizer_info": {"get": _get("What the tokenizer is.", api.TokenizerInfo)},
-        "/health": {"get": _get("Whether the server is alive; needs no key.", api.Status)},
-        "/ready": {"get": _get("Whether the model is loaded.", api.Status, api.Status)},
+        "/v1/models": {"get": _get("The model.", answers.ModelList)},
+        "/v1/models/{model}": {"get": {**_get("The model by its id.", answers.Model), "parameters": [_model_id(card)]}},
+        "/tokenize": {"post": _post("A text's token ids.", api.TokenizeRequest, answers.Tokenized)},
+        "/detokenize": {"post": _post("The text of token ids.", api.DetokenizeRequest, answers.Detokenized)},
+        "/tokenizer_info": {"get": _get("What the tokenizer is.", answers.TokenizerInfo)},
+        "/health": {"get": _get("Whether the server is alive; needs no key.", answers.Status)},
+        "/ready": {"get": _get("Whether the model is loaded.", answers.Status, answers.Status)},
         "/metrics": {"get": {"summary": "For Prometheus.", "responses": _responses("text/plain", {"type": "string"})}},
         "/openapi.json": {"get": {"summary": "This.", "responses": _responses(JSON, {"type": "object"})}},
     }
@@ -50,8 +50,9 @@ def document(card: api.Model) -> dict[str, Any]:
     }
 
 
-def _schemas(card: api.Model) -> dict[str, Any]:
-    models = [m for m in vars(api).values() if isinstance(m, type) and m.__module__ == api.__name__]
+def _schemas(card: answers.Model) -> dict[str, Any]:
+    homes = (*vars(api).values(), *vars(answers).values())
+    models = [m for m in homes if isinstance(m, type) and m.__module__ in (api.__name__, answers.__name__)]
     kinds: list[Any] = [(m, "validation" if issubclass(m, api.Request) else "serialization") for m in models]
     _, made = models_json_schema(kinds, ref_template=REFERENCE)
     schemas: dict[str, Any] = made["$defs"]
@@ -60,7 +61,7 @@ def _schemas(card: api.Model) -> dict[str, Any]:
     return schemas
 
 
-def _narrow(schema: Any, card: api.Model) -> None:
+def _narrow(schema: Any, card: answers.Model) -> None:
     """Write this model's id and vocabulary into what requests may hold."""
     parts: list[Any] = []
     if isinstance(schema, list):
@@ -77,12 +78,12 @@ def _narrow(schema: Any, card: api.Model) -> None:
         _narrow(part, card)
 
 
-def _model_id(card: api.Model) -> dict[str, Any]:
+def _model_id(card: answers.Model) -> dict[str, Any]:
     return {"name": "model", "in": "path", "required": True, "schema": {"const": card.id}}
 
 
 def _get(
-    summary: str, kind: type[pydantic.BaseModel], unavailable: type[pydantic.BaseModel] = api.Error
+    summary: str, kind: type[pydantic.BaseModel], unavailable: type[pydantic.BaseModel] = answers.Error
 ) -> dict[str, Any]:
     responses = _responses(JSON, _ref(kind))
     responses["503"] = {"description": "Not now.", "content": {JSON: {"schema": _ref(unavailable)}}}
@@ -100,7 +101,7 @@ def _post(
 
 
 def _responses(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
-    refused = {"description": "Refused, or failed.", "content": {JSON: {"schema": _ref(api.Error)}}}
+    refused = {"description": "Refused, or failed.", "content": {JSON: {"schema": _ref(answers.Error)}}}
     return {"200": {"description": "Done.", "content": {kind: {"schema": schema}}}, "default": refused}
 
 

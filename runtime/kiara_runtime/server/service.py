@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any, Literal
 
 from kiara_runtime.bundle import Bundle
+from kiara_runtime.errors import UserError
 from kiara_runtime.generate import Model
 from kiara_runtime.sampling import SamplingParams
-from kiara_runtime.server import api
+from kiara_runtime.server import answers, api
 from kiara_runtime.server.guard import ApiError, Guard, busy
 from kiara_runtime.server.metrics import Log, Metrics
 from kiara_runtime.server.wording import ChatVoice, CompletionVoice, TokenTexts, Voice
@@ -19,6 +22,9 @@ from kiara_runtime.server.work import Admission, Patience, Work
 
 SHOWN = {"README.md": "text/markdown; charset=utf-8", "receipt.json": "application/json", "receipt.png": "image/png"}
 BESIDE = 6  # requests that may tokenise at once, on threads that generation does not take
+READING = 2  # bodies that are understood at once: one of thousands of mistakes takes a hundred MiB
+CHOICES = 256  # of a request, n times its prompts
+TOLD = 1 << 20  # log-probabilities of a request's prompts, the likeliest ones included
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
 # Fields of a request that are sampling parameters by the same name.
 _SAMPLING = (
@@ -45,6 +51,7 @@ class Service:
     def __init__(self, bundle: Bundle, variant: str | None, settings: Settings) -> None:
         self.settings, self.guard, self.log = settings, settings.guard, Log(settings.log_prompts)
         self.name = str(bundle.manifest.get("name") or bundle.folder.resolve().name)
+        self.reading = BoundedSemaphore(READING)
         self.admission, self.beside = Admission(settings.slots + settings.queue), Admission(BESIDE)
         self.metrics = Metrics(lambda: self._model.runner.load() if self._model else (0, 0))
         self._bundle, self._variant = bundle, variant or bundle.variants[0]
@@ -86,9 +93,9 @@ class Service:
     def has_chat(self) -> bool:
         return bool(self.model.tokenizer.config.get("chat_template"))
 
-    def card(self) -> api.Model:
+    def card(self) -> answers.Model:
         model = self.model
-        return api.Model(
+        return answers.Model(
             id=self.name,
             created=self._created,
             context_length=model.context_length,
@@ -111,7 +118,9 @@ class Service:
             "logprobs": asked.logprobs,
             "prompt_logprobs": echo and logprobs,
         }
-        work = self._work([self._ids(prompt) for prompt in prompts], asked.n, sampling, patience)
+        with _called("prompt"):
+            ids = [self._ids(prompt) for prompt in prompts]
+        work = self._work(ids, asked.n, sampling, patience)
         echoed = [p if isinstance(p, str) else self.model.detokenize(p) for p in prompts] if echo else None
         return work, CompletionVoice(self._head(f"cmpl-{id}"), work, self.token_texts, echoed, asked.n or 1, logprobs)
 
@@ -123,13 +132,20 @@ class Service:
         sampling = _sampling(asked, self.model.context_length)
         sampling |= {"max_tokens": min(given)} if given else {}  # two names of one limit
         sampling["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
-        ids = self._ids(self.model.chat_prompt([_message(message) for message in asked.messages]), "messages")
+        with _called("messages"):
+            prompt = self.model.chat_prompt([_message(message) for message in asked.messages])
+        ids = self._ids(prompt, "messages")
         work = self._work([ids], asked.n, sampling, patience)
         head = self._head(f"chatcmpl-{id}")
         return work, ChatVoice(head, work, self.token_texts, asked.n or 1, bool(asked.logprobs))
 
     def _work(self, prompts: list[list[int]], n: int | None, sampling: dict[str, Any], patience: Patience) -> Work:
-        params = SamplingParams(**sampling)
+        choices, params = len(prompts) * (n or 1), SamplingParams(**sampling)
+        if choices > CHOICES:
+            raise ApiError(400, f"n: {choices} choices of all prompts are too many; ask for {CHOICES} at most", "n")
+        told = (1 + (params.logprobs or 0)) * (n or 1) * sum(map(len, prompts)) * params.prompt_logprobs
+        if told > TOLD:
+            raise ApiError(400, f"logprobs: {told} of echoed prompts are too many; send fewer prompts", "logprobs")
         return Work(self.model, prompts, n or 1, params, self.settings.slots, patience, self.metrics)
 
     def _ids(self, prompt: str | list[int], name: str = "prompt") -> list[int]:
@@ -154,6 +170,17 @@ class Service:
     def _head(self, id: str) -> dict[str, Any]:
         fingerprint = f"kiara-{self._bundle.manifest['sha256'][:12]}"
         return {"id": id, "created": int(time.time()), "model": self.name, "system_fingerprint": fingerprint}
+
+
+@contextmanager
+def _called(name: str) -> Generator[None]:
+    """What is wrong with a text is wrong with that field."""
+    try:
+        yield
+    except UserError as error:
+        if not str(error).startswith("text: "):
+            raise
+        raise ApiError(400, f"{name}: {str(error).removeprefix('text: ')}", name) from None
 
 
 def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:

@@ -7,6 +7,7 @@ those that answer, so that slow senders take none of them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -19,9 +20,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-from waitress.server import TcpWSGIServer, create_server
-from waitress.task import ErrorTask
+from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher
 
 from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
@@ -32,9 +34,11 @@ from kiara_runtime.server.guard import HEADERS, TOO_LARGE, ApiError
 from kiara_runtime.server.service import Service, Settings
 
 SPARE = 8  # threads beside those that generation may take, so that /health and refusals always find one
-CONNECTIONS = 1000
+CONNECTIONS, OTHER_FILES = 1000, 100
+PIPELINED = 16  # requests of a connection that are read ahead
 MAX_HEADER_BYTES = 32 << 10
 RECEIVE_SECONDS, IDLE_SECONDS = 30, 60  # for a request to arrive whole; for a connection to do anything
+CLEANUP_SECONDS = 5  # between looks at what is late
 FLUSH_SECONDS = 2.0
 
 
@@ -62,12 +66,32 @@ class _Channel(HTTPChannel):
     began: float | None = None  # when the request that is being received did
 
     def received(self, data: bytes) -> bool:
-        went_on = super().received(data)
+        try:
+            went_on = super().received(data)
+        except ValueError:  # of an address that is none, which waitress does not expect
+            self.will_close = True
+            return False
         now = time.monotonic()
         self.began = None if self.request is None else self.began or now
-        if self.began is not None and now - self.began > RECEIVE_SECONDS:
+        if self.is_late(now):
             self.will_close = True
         return went_on
+
+    def is_late(self, now: float) -> bool:
+        return self.began is not None and now - self.began > RECEIVE_SECONDS
+
+
+class _Connections(TcpWSGIServer):
+    """waitress's server, which alone would wait for ever for a client that does not read its answer."""
+
+    channel_class = _Channel
+
+    def maintenance(self, now: float) -> None:
+        super().maintenance(now)
+        for channel in list(self.active_channels.values()):
+            unread = channel.total_outbufs_len > 0 and channel.last_activity < now - IDLE_SECONDS
+            if unread or (isinstance(channel, _Channel) and channel.is_late(time.monotonic())):
+                channel.handle_close()  # at once, which wakes a thread that is writing to it
 
 
 def serve(
@@ -106,11 +130,14 @@ def serve(
     threading.Thread(target=server.run, daemon=True, name="connections").start()
     say(f"Serving {service.name} on {address}")
     _warn(host, settings, say)
-    threading.Thread(target=begin, daemon=True, name="loading").start()
+    loading = threading.Thread(target=begin, daemon=True, name="loading")
+    loading.start()
     stop.wait()
     if not failed:
         _drain(service, say)
     _flush(server)
+    if loading.is_alive():
+        os._exit(0)  # ONNX Runtime would abort the process at an orderly end
     service.close()
     if failed:
         raise failed[0]
@@ -118,44 +145,68 @@ def serve(
 
 def _server(service: Service, listener: socket.socket) -> TcpWSGIServer:
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of what the admission bounds already
-    server = create_server(
-        create_app(service),
+    adjustments = Adjustments(
         sockets=[listener],
-        threads=service.admission.limit + SPARE,
-        channel_request_lookahead=1,  # sees a client leave while its request is being answered
-        connection_limit=CONNECTIONS,
+        channel_request_lookahead=PIPELINED,  # sees a client leave while its request is being answered
+        connection_limit=_connection_limit(),
         channel_timeout=IDLE_SECONDS,
-        cleanup_interval=5,
+        cleanup_interval=CLEANUP_SECONDS,
         max_request_header_size=MAX_HEADER_BYTES,
-        # Well above the limit that the application tells politely; beyond it the connection is cut.
-        max_request_body_size=8 * service.settings.max_body,
+        max_request_body_size=service.settings.max_body + MAX_HEADER_BYTES,  # a little above what Flask refuses
         asyncore_use_poll=hasattr(select, "poll"),
         log_socket_errors=False,
         ident=None,
     )
-    server.channel_class = _Channel
-    return server
+    threads = ThreadedTaskDispatcher()
+    threads.set_thread_count(service.admission.limit + SPARE)
+    where = (listener.family, listener.type, listener.proto, listener.getsockname())
+    return _Connections(
+        create_app(service),
+        {},
+        True,
+        listener,
+        dispatcher=threads,
+        adj=adjustments,
+        sockinfo=where,
+        bind_socket=False,
+    )
+
+
+def _connection_limit() -> int:
+    """As many connections as there are descriptors for."""
+    if not hasattr(select, "poll"):  # select() has room for 512
+        return 400
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS + OTHER_FILES
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    return max(10, min(CONNECTIONS, soft - OTHER_FILES))
 
 
 class _Stop:
     """Set by SIGTERM or SIGINT; a second one ends the process on the spot."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._set = False  # no Event: its lock may be held by the very thread that a signal interrupts
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
 
     def set(self) -> None:
-        self._event.set()
+        self._set = True
 
     def wait(self) -> None:
-        while not self._event.wait(0.5):  # in parts, as a wait without end hears no Ctrl-C on Windows
-            pass
+        while not self._set:
+            time.sleep(0.1)
 
     def _signalled(self, number: int, frame: object) -> None:
-        if self._event.is_set():
+        if self._set:
             os._exit(128 + number)
-        self._event.set()
+        self._set = True
 
 
 def _drain(service: Service, say: Callable[[str], None]) -> None:
@@ -184,6 +235,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server(where[:2], family=family, backlog=1024)
     except socket.gaierror as error:
         raise UserError(f"--host {host}: {error.strerror}; give an address of this machine") from None
+    except UnicodeError:
+        raise UserError(f"--host {host}: no name of a machine; give an address of this one") from None
     except (OSError, OverflowError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         remedy = "another program listens there; give another --port" if taken else "give another --host or --port"

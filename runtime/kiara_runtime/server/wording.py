@@ -14,7 +14,7 @@ from typing import Any
 
 from kiara_runtime.sampling import TokenLogprob
 from kiara_runtime.sequence import FinishReason, Piece
-from kiara_runtime.server import api
+from kiara_runtime.server import answers
 from kiara_runtime.server.work import Work
 from kiara_runtime.tokenizer import Tokenizer
 
@@ -45,29 +45,29 @@ class Voice(ABC):
     def __init__(self, head: dict[str, Any], work: Work) -> None:
         self._head, self._work = head, work
 
-    def opening(self) -> Iterable[api.Answer]:
+    def opening(self) -> Iterable[answers.Answer]:
         """Chunks before any token."""
         return ()
 
     @abstractmethod
-    def chunk(self, index: int, piece: Piece) -> api.Answer | None:
+    def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
         """The piece of a choice as it is streamed; None where there is nothing to tell yet."""
 
     @abstractmethod
-    def whole(self, choices: Sequence[list[Piece]]) -> api.Answer:
+    def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
         """All pieces of each choice as one answer."""
 
     @abstractmethod
-    def closing(self) -> api.Answer:
+    def closing(self) -> answers.Answer:
         """The chunk that tells the usage and nothing else."""
 
-    def usage(self) -> api.Usage:
+    def usage(self) -> answers.Usage:
         prompt, completion = self._work.prompt_tokens, self._work.completion_tokens
-        return api.Usage(
+        return answers.Usage(
             prompt_tokens=prompt,
             completion_tokens=completion,
             total_tokens=prompt + completion,
-            prompt_tokens_details=api.PromptDetails(cached_tokens=self._work.cached_tokens),
+            prompt_tokens_details=answers.PromptDetails(cached_tokens=self._work.cached_tokens),
         )
 
 
@@ -80,20 +80,20 @@ class CompletionVoice(Voice):
         self._texts, self._echoed, self._n, self._logprobs = texts, echoed, n, logprobs
         self._places: dict[int, _Places] = {}
 
-    def chunk(self, index: int, piece: Piece) -> api.Answer | None:
+    def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
         choice = self._choice(index, [piece])
         if not (choice.text or choice.finish_reason or (choice.logprobs and choice.logprobs.tokens)):
             return None
-        return api.Completion(**self._head, choices=[choice])
+        return answers.Completion(**self._head, choices=[choice])
 
-    def whole(self, choices: Sequence[list[Piece]]) -> api.Answer:
+    def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
         made = [self._choice(index, pieces) for index, pieces in enumerate(choices)]
-        return api.Completion(**self._head, choices=made, usage=self.usage())
+        return answers.Completion(**self._head, choices=made, usage=self.usage())
 
-    def closing(self) -> api.Answer:
-        return api.Completion(**self._head, choices=[], usage=self.usage())
+    def closing(self) -> answers.Answer:
+        return answers.Completion(**self._head, choices=[], usage=self.usage())
 
-    def _choice(self, index: int, pieces: list[Piece]) -> api.CompletionChoice:
+    def _choice(self, index: int, pieces: list[Piece]) -> answers.CompletionChoice:
         text, logprobs = "".join(piece.text for piece in pieces), self._empty()
         if index not in self._places:
             self._places[index] = _Places(self._texts)
@@ -104,14 +104,14 @@ class CompletionVoice(Voice):
         if logprobs is not None:
             for one in (one for piece in pieces for one in piece.logprobs):
                 self._append(index, logprobs, one)
-        return api.CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=_reason(pieces))
+        return answers.CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=_reason(pieces))
 
-    def _empty(self) -> api.Logprobs | None:
+    def _empty(self) -> answers.Logprobs | None:
         if not self._logprobs:
             return None
-        return api.Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        return answers.Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
 
-    def _echo_logprobs(self, index: int, into: api.Logprobs) -> None:
+    def _echo_logprobs(self, index: int, into: answers.Logprobs) -> None:
         sequence = self._work.streams[index].sequence
         first = sequence.tokens[0]
         into.tokens.append(self._texts.text(first))
@@ -121,7 +121,7 @@ class CompletionVoice(Voice):
         for one in sequence.prompt_logprobs:
             self._append(index, into, one)
 
-    def _append(self, index: int, into: api.Logprobs, one: TokenLogprob) -> None:
+    def _append(self, index: int, into: answers.Logprobs, one: TokenLogprob) -> None:
         into.tokens.append(self._texts.text(one.token))
         into.text_offset.append(self._places[index].place(one.token))
         into.token_logprobs.append(one.logprob)
@@ -134,50 +134,50 @@ class ChatVoice(Voice):
         super().__init__(head, work)
         self._texts, self._choices, self._logprobs = texts, choices, logprobs
 
-    def opening(self) -> Iterable[api.Answer]:
+    def opening(self) -> Iterable[answers.Answer]:
         for index in range(self._choices):
-            yield self._chunk(index, api.ChatDelta(role="assistant", content=""), self._told([]), None)
+            yield self._chunk(index, answers.ChatDelta(role="assistant", content=""), self._told([]), None)
 
-    def chunk(self, index: int, piece: Piece) -> api.Answer | None:
+    def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
         told, reason = self._told([piece]), piece.finish_reason
         if not (piece.text or reason or (told and told.content)):
             return None
-        delta = api.ChatDelta(content=piece.text) if piece.text or reason is None else api.ChatDelta()
+        delta = answers.ChatDelta(content=piece.text) if piece.text or reason is None else answers.ChatDelta()
         return self._chunk(index, delta, told, reason)
 
-    def whole(self, choices: Sequence[list[Piece]]) -> api.Answer:
+    def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
         made = [
-            api.ChatChoice(
+            answers.ChatChoice(
                 index=index,
-                message=api.ChatAnswer(content="".join(piece.text for piece in pieces)),
+                message=answers.ChatAnswer(content="".join(piece.text for piece in pieces)),
                 logprobs=self._told(pieces),
                 finish_reason=_reason(pieces),
             )
             for index, pieces in enumerate(choices)
         ]
-        return api.ChatCompletion(**self._head, choices=made, usage=self.usage())
+        return answers.ChatCompletion(**self._head, choices=made, usage=self.usage())
 
-    def closing(self) -> api.Answer:
-        return api.ChatChunk(**self._head, choices=[], usage=self.usage())
+    def closing(self) -> answers.Answer:
+        return answers.ChatChunk(**self._head, choices=[], usage=self.usage())
 
     def _chunk(
-        self, index: int, delta: api.ChatDelta, told: api.ChatLogprobs | None, reason: FinishReason | None
-    ) -> api.ChatChunk:
-        choice = api.ChatChunkChoice(index=index, delta=delta, logprobs=told, finish_reason=reason)
-        return api.ChatChunk(**self._head, choices=[choice])
+        self, index: int, delta: answers.ChatDelta, told: answers.ChatLogprobs | None, reason: FinishReason | None
+    ) -> answers.ChatChunk:
+        choice = answers.ChatChunkChoice(index=index, delta=delta, logprobs=told, finish_reason=reason)
+        return answers.ChatChunk(**self._head, choices=[choice])
 
-    def _told(self, pieces: list[Piece]) -> api.ChatLogprobs | None:
+    def _told(self, pieces: list[Piece]) -> answers.ChatLogprobs | None:
         if not self._logprobs:
             return None
         tokens = (one for piece in pieces if piece.tokens for one in piece.logprobs)
-        return api.ChatLogprobs(content=[self._logprob(one) for one in tokens])
+        return answers.ChatLogprobs(content=[self._logprob(one) for one in tokens])
 
-    def _logprob(self, one: TokenLogprob) -> api.ChatLogprob:
+    def _logprob(self, one: TokenLogprob) -> answers.ChatLogprob:
         token = self._top(one.token, one.logprob)
-        return api.ChatLogprob(**token.model_dump(), top_logprobs=[self._top(*rival) for rival in one.top])
+        return answers.ChatLogprob(**token.model_dump(), top_logprobs=[self._top(*rival) for rival in one.top])
 
-    def _top(self, token: int, logprob: float) -> api.TopLogprob:
-        return api.TopLogprob(token=self._texts.text(token), logprob=logprob, bytes=list(self._texts.bytes(token)))
+    def _top(self, token: int, logprob: float) -> answers.TopLogprob:
+        return answers.TopLogprob(token=self._texts.text(token), logprob=logprob, bytes=list(self._texts.bytes(token)))
 
 
 class _Places:

@@ -130,8 +130,8 @@ class Work:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of each prompt once, as its continuations share it."""
-        return sum(len(prompt) for prompt, choice in self._planned if choice == 0)
+        """Of each prompt that was begun, once, as its continuations share it."""
+        return sum(stream.sequence.prompt_tokens for stream in self._firsts())
 
     @property
     def completion_tokens(self) -> int:
@@ -139,8 +139,11 @@ class Work:
 
     @property
     def cached_tokens(self) -> int:
-        firsts = (s for s, (_, choice) in zip(self.streams, self._planned, strict=False) if choice == 0)
-        return sum(stream.sequence.reused for stream in firsts)
+        return sum(stream.sequence.reused for stream in self._firsts())
+
+    def _firsts(self) -> list[Stream]:
+        begun = zip(self.streams, self._planned, strict=False)
+        return [stream for stream, (_, choice) in begun if choice == 0]
 
     def _fill(self) -> None:
         while len(self._running) < self._window and len(self.streams) < len(self._planned):

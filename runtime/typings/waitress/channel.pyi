@@ -7,5 +7,7 @@ class HTTPChannel:
     request: Any
     requests: list[Any]
     total_outbufs_len: int
+    last_activity: float
     will_close: bool
     def received(self, data: bytes) -> bool: ...
+    def handle_close(self) -> None: ...

@@ -1,14 +1,25 @@
+import socket
+from collections.abc import Callable
 from typing import Any
 
+from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-
-class Dispatcher:
-    def shutdown(self, cancel_pending: bool = ..., timeout: float = ...) -> bool: ...
+from waitress.task import ThreadedTaskDispatcher
 
 class TcpWSGIServer:
     channel_class: type[HTTPChannel]
     active_channels: dict[int, HTTPChannel]
-    task_dispatcher: Dispatcher
+    task_dispatcher: ThreadedTaskDispatcher
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        map: dict[int, Any],
+        _start: bool,
+        _sock: socket.socket,
+        dispatcher: ThreadedTaskDispatcher,
+        adj: Adjustments,
+        sockinfo: tuple[Any, ...],
+        bind_socket: bool,
+    ) -> None: ...
     def run(self) -> None: ...
-
-def create_server(application: Any, **adjustments: Any) -> TcpWSGIServer: ...
+    def maintenance(self, now: float) -> None: ...
