@@ -18,7 +18,7 @@ SAMPLING: dict[str, Any] = {"max_tokens": 12, "temperature": 0.9, "top_p": 0.9, 
 USER = {"role": "user", "content": "class Reader:"}
 COMPLETE, CHAT = "completions.create", "chat.completions.create"
 # Some hundred seconds of work.
-LONG: dict[str, Any] = {"prompt": ["x"] * 256, "n": 16, "max_tokens": 90}
+LONG: dict[str, Any] = {"prompt": ["x"] * 16, "n": 16, "max_tokens": 90}
 ENDLESS = {"ignore_eos": True}
 
 
@@ -180,7 +180,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETE, {"prompt": "x", "temperature": 3}, "temperature", "invalid_value"),
     (COMPLETE, {"prompt": "x", "suffix": "y"}, "suffix", "unknown_parameter"),
     (CHAT, {"messages": [USER], "tools": []}, "tools", "unknown_parameter"),
-    (COMPLETE, {"prompt": "x" * 3_000_000}, "", "request_entity_too_large"),
+    (COMPLETE, {"prompt": "x" * 3_000_000}, "", "body_too_large"),
 ]
 
 
