@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click.testing
 import pytest
+from serving import with_chat
 
 from kiara.config import Config, load_config
 from kiara.data import Dataset
@@ -74,6 +75,12 @@ def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "small"
     export(run, folder, Request(("int8", "fp32")))
     return folder
+
+
+@pytest.fixture(scope="session")
+def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a chat template."""
+    return with_chat(bundle, tmp_path_factory.mktemp("chat") / "talker")
 
 
 @pytest.fixture

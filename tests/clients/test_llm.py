@@ -11,16 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from serving import served, with_chat
+from serving import served
 
 from kiara_runtime.generate import Model, load
 
 LIMITS = ("-o", "temperature", "0", "-o", "max_tokens", "12")
-
-
-@pytest.fixture(scope="module")
-def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_chat(bundle, tmp_path_factory.mktemp("chat") / "talker")
 
 
 @pytest.fixture(scope="module")

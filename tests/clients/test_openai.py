@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from openai_clients import Client, FailedError, by_node, by_python
-from serving import SLOW, Served, served, with_chat
+from serving import SLOW, Served, served
 
 from kiara_runtime.generate import Model, load
 
@@ -29,11 +29,6 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
     else:
         with by_node() as call:
             yield call
-
-
-@pytest.fixture(scope="module")
-def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_chat(bundle, tmp_path_factory.mktemp("chat") / "talker")
 
 
 @pytest.fixture(scope="module")

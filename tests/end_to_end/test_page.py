@@ -11,17 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import CHROMIUM, FLAGS, SLOW, Served, need, served, with_chat
+from serving import CHROMIUM, FLAGS, SLOW, Served, need, served
 
 from kiara_runtime.generate import Model, load
 
 QUOTES = "it's \"so\" \\n $HOME `id` $(id) %s\nline\t'é' 日本 ''' \"\"\" </script> #"
 ALLOWED_STATUS = "Failed to load resource: the server responded with a status of 400"
-
-
-@pytest.fixture(scope="module")
-def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_chat(bundle, tmp_path_factory.mktemp("page") / "talker")
 
 
 @pytest.fixture(scope="module")

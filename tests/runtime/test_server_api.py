@@ -12,7 +12,6 @@ import pytest
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import with_chat
 
 from kiara_runtime.bundle import Bundle
 from kiara_runtime.generate import Model, load
@@ -22,11 +21,6 @@ from kiara_runtime.server.service import Service, Settings
 
 PROMPT = "def main(argv):\n    for"
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_chat(bundle, tmp_path_factory.mktemp("chat") / "talker")
 
 
 @pytest.fixture(scope="module")
