@@ -33,7 +33,7 @@ Factors = dict[str, list[NDArray[np.float32]]]  # a parameter of the traced grap
 def smoothing(model: GPT, split: Split) -> Factors:
     """What to multiply the parameters of `model` by; its logits stay as they are."""
     sizes: dict[str, Tensor] = {}
-    linears = {name: part for name, part in model.named_modules() if isinstance(part, Linear)}
+    linears = _linears(model)
     hooks = [part.register_forward_hook(_measuring(sizes, name)) for name, part in linears.items()]
     with torch.inference_mode():
         for batch in windows(split, min(model.config.context_length, LENGTH), TOKENS, 1):
@@ -45,6 +45,11 @@ def smoothing(model: GPT, split: Split) -> Factors:
         for name, factor in _folds(model, scales):
             factors.setdefault(f"model.{name}", []).append(factor.numpy())
     return factors
+
+
+def _linears(model: GPT) -> dict[str, Linear]:
+    """The projections of the layers: the LM head keeps its blocks."""
+    return {f"layers.{name}": part for name, part in model.layers.named_modules() if isinstance(part, Linear)}
 
 
 def _measuring(sizes: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

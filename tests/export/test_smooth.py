@@ -27,7 +27,7 @@ from kiara_runtime.session import Session
 BIASES = {"mlp_bias": True, "attention_bias": True, "attention_out_bias": True}
 KINDS: dict[str, dict[str, Any]] = {
     "relu2": {"mlp": "relu2"},
-    "swiglu": {"mlp": "swiglu", **BIASES},
+    "swiglu": {"mlp": "swiglu", "tie_word_embeddings": False, **BIASES},
     "gelu": {"mlp": "gelu", "norm": "layer", "position": "learned", **BIASES},
 }
 
