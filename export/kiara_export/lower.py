@@ -12,7 +12,7 @@ away when it loads the graph, and 2 bytes a block stay off the disk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +25,7 @@ from kiara_runtime.errors import UserError
 
 CONTRIB = "com.microsoft"
 TABLE, HEAD = "model.embed_tokens.weight", "model.lm_head.weight"  # of the traced module
+SMOOTH = ".smooth"  # at the end of the names of parameters that factors were put on
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: products in integers, the fastest on every CPU tried
 
 Rounded = Callable[[str, NDArray[np.float32]], Blocks]  # a matrix's name and its weights (out, in) -> its blocks
@@ -118,11 +119,11 @@ def blocks(traced: ir.Model, rounded: Rounded) -> ir.Model:
     return _finish(model)
 
 
-def dynamic(traced: ir.Model, rounded: Rounded, factors: Factors) -> ir.Model:
+def dynamic(traced: ir.Model, rounded: Rounded, factors: Factors, kept: Collection[str] = ()) -> ir.Model:
     """Activations rounded to 8 bits with a step a token, weights with a step a row: fast prompts and batches.
 
-    factors: as `kiara_export.smooth` gives them. The LM head keeps its blocks: it is small work in a prompt, and the
-    table is stored once.
+    factors, and kept, the matrices that stay in blocks: as `kiara_export.smooth` gives them. The LM head keeps its
+    blocks, too: it is small work in a prompt, and the table is stored once.
     """
     model = traced.clone()
     _multiply(model, factors)
@@ -130,7 +131,7 @@ def dynamic(traced: ir.Model, rounded: Rounded, factors: Factors) -> ir.Model:
     for node in _linears(model):
         weight = node.inputs[1]
         assert weight is not None and weight.const_value is not None and weight.name is not None
-        if weight.name not in (TABLE, HEAD):
+        if weight.name.removesuffix(SMOOTH) not in (TABLE, HEAD, *kept):
             values, scales = per_channel(weight.const_value.numpy())
             matrix = constant(model, f"{weight.name}.int8", np.ascontiguousarray(values.T))
             nodes = shared.product(node.inputs[0], matrix, constant(model, f"{weight.name}.scales", scales))
@@ -154,7 +155,7 @@ def _multiply(model: ir.Model, factors: Factors) -> None:
                 lambda tensor=tensor, several=several: ir.tensor(math.prod(several, start=tensor.numpy())),
                 dtype=ir.DataType.FLOAT,
                 shape=ir.Shape(tensor.shape.numpy()),
-                name=f"{name}.smooth",
+                name=f"{name}{SMOOTH}",
             )
             node.replace_input_with(index, register(model, lazy))
             left.discard(name)

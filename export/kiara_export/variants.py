@@ -16,7 +16,7 @@ from kiara_export.judge import MANY
 from kiara_export.mixed import Mixed, fewest
 from kiara_export.onnx_file import graph_bytes, save
 from kiara_export.rounding import round_int8
-from kiara_export.smooth import smoothing
+from kiara_export.smooth import Factors, costly, smoothing
 from kiara_runtime.bundle import GRAPH_FOLDER, VARIANT_FILES, Architecture
 from kiara_runtime.session import Session
 
@@ -70,11 +70,15 @@ def write_graphs(
         traced = trace(model)
         advance(1)
     save(lower.float32(traced), paths["fp32"], apart="fp32" not in names)
-    factors = smoothing(model, calibration) if "int8-dynamic" in names and calibration is not None else {}
+    factors, kept = Factors(), set[str]()
+    if "int8-dynamic" in names and calibration is not None:
+        factors = smoothing(model, calibration)
+        kept = costly(model, calibration, factors)
+        logger.info("int8-dynamic keeps %d matrices in blocks: %s", len(kept), " ".join(sorted(kept)))
     makers = {
         "fp16": lower.half,
         "int8": lambda graph: lower.blocks(graph, lambda _, weight: round_int8(weight)),
-        "int8-dynamic": lambda graph: lower.dynamic(graph, lambda _, weight: round_int8(weight), factors),
+        "int8-dynamic": lambda graph: lower.dynamic(graph, lambda _, weight: round_int8(weight), factors, kept),
     }
     for name, make in makers.items():
         if name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import torch
 
 from kiara.config import ModelConfig
 from kiara.data import Dataset
-from kiara.model import GPT
+from kiara.model import GPT, Linear
 from kiara_export import lower
 from kiara_export.graph import constant, trace
 from kiara_export.onnx_file import save
 from kiara_export.rounding import per_channel, round_int8
-from kiara_export.smooth import Factors, smoothing
+from kiara_export.smooth import Factors, costly, smoothing
 from kiara_export.variants import architecture
 from kiara_runtime.paths import in_chunks
 from kiara_runtime.session import Session
@@ -63,8 +64,8 @@ def _logits(model: GPT, ids: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(ids)[None])[0][0].numpy()
 
 
-def _rounded(model: GPT, factors: Factors, ids: np.ndarray, path: Path) -> np.ndarray:
-    save(lower.dynamic(trace(model), lambda _, weight: round_int8(weight), factors), path)
+def _rounded(model: GPT, factors: Factors, ids: np.ndarray, path: Path, kept: Collection[str] = ()) -> np.ndarray:
+    save(lower.dynamic(trace(model), lambda _, weight: round_int8(weight), factors, kept), path)
     return in_chunks(Session(path, architecture(model)), ids, len(ids))
 
 
@@ -78,6 +79,30 @@ def test_smoothing_changes_no_logit_and_what_is_rounded_loses_less(
     np.testing.assert_array_equal(found, _rounded(folded, {}, ids, tmp_path / "folded.onnx"))
     plain = _rounded(model, {}, ids, tmp_path / "plain.onnx")
     assert np.square(found - expected).mean() < 0.5 * np.square(plain - expected).mean()
+
+
+def test_what_one_step_a_token_is_too_coarse_for_keeps_its_blocks(model: GPT, dataset: Dataset, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.norm.weight.mul_(8)  # an untrained model's logits are so flat that nothing costs much
+    assert costly(model, dataset.train, smoothing(model, dataset.train)) == set()
+    ids, mlp = dataset.val.window(1, 96)[:-1], model.layers[1].get_submodule("mlp")
+    up, down = (part for part in mlp.children() if isinstance(part, Linear))
+    width = down.in_features
+    with torch.no_grad():  # two loud channels that cancel each other, but not in the steps of their rows
+        for first in range(0, up.out_features, width):
+            for parameter in up.parameters():
+                parameter[first + 1] = parameter[first] = 30 * parameter[first]
+        down.weight[:, 0] = 10
+        down.weight[:, 1] = -10
+    factors = smoothing(model, dataset.train)
+    kept = costly(model, dataset.train, factors)
+    assert kept == {"model.layers.1.mlp.down_proj.weight"}
+    expected = _logits(model, ids)
+    errors = [
+        np.square(_rounded(model, factors, ids, tmp_path / f"{len(names)}.onnx", names) - expected).mean()
+        for names in (kept, set[str]())
+    ]
+    assert errors[0] < 0.6 * errors[1]  # what shares a block with the two still suffers
 
 
 def _product(matrix: np.ndarray) -> ort.InferenceSession:
