@@ -154,7 +154,7 @@ def generate(source: Path, **options: Any) -> None:
 @click.option("--budget", metavar="SIZE", help="Of int4's graph, such as 40MB: what fits of it keeps 8 bits.")
 @click.option(
     "--max-bpb-loss", metavar="PERCENT",
-    help="Of any variant, such as 0.5%; int4 keeps 8 bits to hold it. [default: 0.3% int8, 1% int8-dynamic, 2% int4]",
+    help="Of any variant, such as 0.5%; int4 keeps 8 bits to hold it. [default: 0.3% int8 and int8-dynamic, 2% int4]",
 )  # fmt: skip
 @click.option(
     "--check-with", metavar="RUNTIMES", help="Compare greedy tokens with genai, transformersjs or both (a,b)."

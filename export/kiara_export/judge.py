@@ -55,7 +55,7 @@ LIMITS = {
     "int8": Limits(0.003, 0.9, 0.95, MIN_PATH_AGREEMENT["int8"]),
     "int4": Limits(0.02, 0.75, MIN_PATH_AGREEMENT["int4"], MIN_PATH_AGREEMENT["int4"]),
     "fp16": Limits(0.001, 0.97, MIN_PATH_AGREEMENT["fp16"], MIN_PATH_AGREEMENT["fp16"]),
-    "int8-dynamic": Limits(0.01, 0.9, 0.92, MIN_PATH_AGREEMENT["int8-dynamic"]),
+    "int8-dynamic": Limits(0.003, 0.9, 0.92, MIN_PATH_AGREEMENT["int8-dynamic"]),
 }
 
 
