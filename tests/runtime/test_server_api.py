@@ -453,3 +453,8 @@ def test_a_deadline_and_a_defect(
     assert "secret" not in error["message"] and error["type"] == "server_error"
     assert "/secret/path" in capsys.readouterr().err
     assert service.admission.wait_until_empty(0)
+    monkeypatch.undo()
+    monkeypatch.setattr("kiara_runtime.server.work.Work.events", broken)
+    events = client.post(COMPLETIONS, json={"prompt": "x", "stream": True}).text
+    assert json.loads(events.removeprefix("data: "))["error"]["type"] == "server_error" and "secret" not in events
+    assert "/secret/path" in capsys.readouterr().err

@@ -62,11 +62,7 @@ def _add_hooks(app: flask.Flask, service: Service) -> None:
         return response
 
     def refuse(error: Exception) -> flask.Response:
-        refusal = as_api_error(error)
-        if refusal is None:
-            service.log.write({"id": flask.g.record.id, "error": traceback.format_exc().splitlines()[-20:]})
-            refusal = ApiError(500, f"the server failed at this request; its log tells more of {flask.g.record.id}")
-        return refusal.response()
+        return (as_api_error(error) or _defect(service, flask.g.record)).response()
 
     app.before_request(before)
     app.after_request(after)
@@ -88,7 +84,8 @@ def _add_generation(app: flask.Flask, service: Service) -> None:
             work, voice = begin(asked, record.id, patience)
             if asked.stream:
                 usage = bool(asked.stream_options and asked.stream_options.include_usage)
-                response = flask.Response(_events(record, work, voice, usage), mimetype="text/event-stream")
+                record.status = GONE  # unless it comes to its end
+                response = flask.Response(_events(service, record, work, voice, usage), mimetype="text/event-stream")
                 response.call_on_close(lambda: _end(service, record, work))
                 return response
             response = _json(_whole(work, voice))
@@ -118,9 +115,8 @@ def _whole(work: Work, voice: Voice) -> answers.Answer:
     return voice.whole([found[index] for index in sorted(found)])
 
 
-def _events(record: Record, work: Work, voice: Voice, usage: bool) -> Iterator[bytes]:
+def _events(service: Service, record: Record, work: Work, voice: Voice, usage: bool) -> Iterator[bytes]:
     """Server-sent events; a comment where nothing comes, so that both sides see whether the other is there."""
-    record.status = GONE  # unless it comes to its end
     last = time.monotonic()
     try:
         for chunk in voice.opening():
@@ -142,7 +138,7 @@ def _events(record: Record, work: Work, voice: Voice, usage: bool) -> Iterator[b
     except ClientGoneError:
         return
     except Exception as error:
-        refusal = as_api_error(error) or ApiError(500, f"the server failed; its log tells more of {record.id}")
+        refusal = as_api_error(error) or _defect(service, record)
         record.status = refusal.status
         record.details["error"] = refusal.code or type(error).__name__
         yield b"data: %s\n\n" % refusal.body.model_dump_json().encode()
@@ -151,6 +147,12 @@ def _events(record: Record, work: Work, voice: Voice, usage: bool) -> Iterator[b
 def _event(chunk: answers.Answer, usage: bool) -> bytes:
     """OpenAI's chunks have a usage, null in all but the last, exactly where it was asked for."""
     return b"data: %s\n\n" % chunk.model_dump_json(exclude=None if usage else {"usage"}).encode()
+
+
+def _defect(service: Service, record: Record) -> ApiError:
+    """Write the exception that is being handled into the log, and tell the client where to look."""
+    service.log.write({"id": record.id, "error": traceback.format_exc().splitlines()[-20:]})
+    return ApiError(500, f"the server failed at this request; its log tells more of {record.id}")
 
 
 def _end(service: Service, record: Record, work: Work | None) -> None:
