@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -166,10 +167,12 @@ def test_who_does_not_read_the_answer_holds_nobody_up(bundle: Path) -> None:
             connection = server.send({"prompt": "\U0001f600" * 450_000, "return_token_strs": True}, "/tokenize")
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         deaf = server.send({"prompt": ["x"] * 200, "logprobs": 20, "echo": True, "stream": True})
-        end = time.monotonic() + 30
-        while server.metric("kiara_requests_total") < 12 and time.monotonic() < end:
+        end, answered = time.monotonic() + 30, 0.0
+        while answered < 12:  # the metrics need a thread, too
+            assert time.monotonic() < end
+            with contextlib.suppress(OSError):  # this impatient server may drop our own connection, too
+                answered = server.metric("kiara_requests_total")
             time.sleep(0.2)
-        assert server.get("/health")[0] == 200
         deaf.close()
 
 
