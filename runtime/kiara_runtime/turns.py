@@ -11,11 +11,16 @@ import time
 from collections.abc import Callable
 
 
+# Seconds that the next step waits for those whom the last one woke to come back. What they do meanwhile, such as writing
+# to eight clients, would otherwise take the cores from the threads of the step: 4 % of it on two cores.
+GATHER = 0.005
+
+
 class Turns:
     """lock: held by whoever changes what a step reads, and never during a step."""
 
     def __init__(self) -> None:
-        self._stepping = False
+        self._stepping, self._woken = False, 0  # woken: how many have not come back since the last step
         self.lock = threading.Lock()
         self._idle = threading.Condition(self.lock)
         self._waiting: dict[threading.Condition, Callable[[], bool]] = {}  # each one's call, and what it waits for
@@ -34,6 +39,9 @@ class Turns:
         end, mine = None if timeout is None else time.monotonic() + timeout, threading.Condition(self.lock)
         with self.lock:
             self._waiting[mine] = ready
+            self._woken = max(0, self._woken - 1)
+            if not self._woken and not self._stepping:
+                self._idle.notify_all()
             try:
                 while not ready():
                     check()
@@ -42,6 +50,9 @@ class Turns:
                         return
                     if self._stepping:
                         mine.wait(left)
+                    elif self._woken:
+                        if not self._idle.wait(GATHER):
+                            self._woken = 0
                     else:
                         self._lead(step)
             finally:
@@ -74,9 +85,10 @@ class Turns:
         finally:
             self._stepping = False
             self._idle.notify_all()
-            for each, ready in self._waiting.items():
-                if ready():
-                    each.notify()
+            woken = [each for each, ready in self._waiting.items() if ready()]
+            self._woken = len(woken)
+            for each in woken:
+                each.notify()
 
     def _hand_on(self) -> None:
         if self._stepping:
