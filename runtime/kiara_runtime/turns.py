@@ -10,9 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 
-
-# Seconds that the next step waits for those whom the last one woke to come back. What they do meanwhile, such as writing
-# to eight clients, would otherwise take the cores from the threads of the step: 4 % of it on two cores.
+# Seconds that the next step waits for those whom the last one woke to come back. What they do meanwhile, such as
+# writing to eight clients, would take the cores from the threads of the step: 4 % of it on two cores.
 GATHER = 0.005
 
 
