@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import openai
-import pytest
+from serving import need
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLES = REPOSITORY / "examples/clients"
@@ -77,8 +76,8 @@ def by_python(
 def need_node() -> str:
     """The command. Without it or the npm package the test is skipped; in CI it fails."""
     node = shutil.which("node")
-    if node is None or not (EXAMPLES / "node_modules/openai").is_dir():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("Node.js or the npm package openai is not installed")
+    need(node is not None and (EXAMPLES / "node_modules/openai").is_dir(), "Node.js or the npm package openai")
+    assert node is not None
     return node
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 # Seconds that the next step waits for those whom the last one woke to come back. What they do meanwhile, such as
-# writing to eight clients, would take the cores from the threads of the step: 4 % of it on two cores.
+# writing to eight clients, would take the cores from the threads of the step: some percent of it on two cores.
 GATHER = 0.005
 
 
