@@ -134,9 +134,12 @@ class Engine:
         def ready() -> bool:
             return any(sequence.ready for sequence in sequences)
 
+        def returns() -> bool:
+            return not all(sequence.over for sequence in sequences)
+
         if not ready():
             self._check_usable()
-            self._turns.until(ready, self._step, self._check_usable, timeout)
+            self._turns.until(ready, returns, self._step, self._check_usable, timeout)
 
     def close(self) -> None:
         """Give back the cache once a step that is under way has ended; every request ends."""

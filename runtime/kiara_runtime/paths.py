@@ -52,8 +52,8 @@ def in_batch(session: Session, rows: Sequence[Ids]) -> list[Logits]:
     parts = [[prompt[:start]] for prompt, start in zip(prompts, starts, strict=True)]
     for step in range(BATCH_STEPS):
         ids = np.array([[row[start + step]] for row, start in zip(rows, starts, strict=True)])
-        for part, logits in zip(parts, cache.run(ids, [start + step + 1 for start in starts]), strict=True):
-            part.append(logits[None])
+        for part, logits in zip(parts, cache.run(ids, [start + step + 1 for start in starts], every=True), strict=True):
+            part.append(logits)
     return [np.concatenate(part) for part in parts]
 
 

@@ -101,6 +101,8 @@ class Cache:
         size = (2 * shape.num_hidden_layers, slots, shape.num_key_value_heads, shape.context_length, shape.head_dim)
         self._size, self._slot_bytes = size, math.prod(size[2:]) * session.cache_type.itemsize
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        # Kept, as the system takes some of a step's time to give that much memory anew.
+        self._last = np.empty((slots, 1, shape.vocab_size), dtype=np.float32)
         self.copies: bool = session.device == "cpu"
         if self.copies:
             self.buffers = _memory(size, session.cache_type)
@@ -116,10 +118,11 @@ class Cache:
     def run(
         self, ids: NDArray[np.int64], lengths: Sequence[int], first: int = 0, every: bool = False
     ) -> NDArray[np.float32]:
-        """One pass over the slots `first` to `first + B`: their logits after the last token, float32 (B, V).
+        """One pass over the slots `first` to `first + B`: their logits after the last token, float32 (B, V), which the
+        next pass overwrites.
 
         ids: (B, S), padded at the right. lengths: of each sequence once its new tokens are in. Sequences may
-        differ in length where all are new or S is 1. every: logits after each token, (B, S, V).
+        differ in length where all are new or S is 1. every: logits after each token, (B, S, V), to keep.
         """
         shape, (rows, new) = self._session.architecture, ids.shape
         longest = max(lengths)
@@ -131,7 +134,8 @@ class Cache:
         whole = every or new == 1 or not mask.all()  # of a padded prompt the last column is not every row's last token
         if not whole:
             mask[0, :2] = 2, 0  # asks the graph for the last column's logits alone, and leaves the length, a sum
-        logits = np.empty((rows, new if whole else 1, shape.vocab_size), dtype=np.float32)
+        given = (rows, new if whole else 1, shape.vocab_size)
+        logits = np.empty(given, dtype=np.float32) if every or given[1] > 1 else self._last[:rows]
         bind = self._binding(first, first + rows)
         bind.bind_cpu_input("input_ids", ids)
         bind.bind_cpu_input("attention_mask", mask)
@@ -186,7 +190,7 @@ def _check_device(wanted: Device, found: str) -> None:
 class Decoder:
     """One sequence: its cache and its position.
 
-    Called with token ids it appends them and returns the logits after the last, float32 (V,).
+    Called with token ids it appends them and returns the logits after the last, float32 (V,), good until the next call.
     """
 
     def __init__(self, session: Session) -> None:

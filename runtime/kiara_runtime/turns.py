@@ -19,39 +19,40 @@ class Turns:
     """lock: held by whoever changes what a step reads, and never during a step."""
 
     def __init__(self) -> None:
-        self._stepping, self._woken = False, 0  # woken: how many have not come back since the last step
+        self._stepping = self._kept = False  # kept: somebody watches the time until which the woken are waited for
+        self._woken, self._gathered = 0, 0.0  # how many have not come back since the last step; until when that counts
         self.lock = threading.Lock()
         self._idle = threading.Condition(self.lock)
-        self._waiting: dict[threading.Condition, Callable[[], bool]] = {}  # each one's call, and what it waits for
+        # Each one's call, what it waits for, and whether it will wait again after that.
+        self._waiting: dict[threading.Condition, tuple[Callable[[], bool], Callable[[], bool]]] = {}
 
     def until(
         self,
         ready: Callable[[], bool],
+        returns: Callable[[], bool],
         step: Callable[[], None],
         check: Callable[[], None],
         timeout: float | None = None,
     ) -> None:
         """Make steps, or wait for others', until `ready`; or for `timeout` seconds and the step that is under way.
 
-        check: raises where there will be no more steps.
+        returns: whether it will wait again, once it is ready. check: raises where there will be no more steps.
         """
         end, mine = None if timeout is None else time.monotonic() + timeout, threading.Condition(self.lock)
         with self.lock:
-            self._waiting[mine] = ready
+            self._waiting[mine] = ready, returns
             self._woken = max(0, self._woken - 1)
-            if not self._woken and not self._stepping:
-                self._idle.notify_all()
             try:
                 while not ready():
                     check()
-                    left = None if end is None else end - time.monotonic()
+                    now = time.monotonic()
+                    left = None if end is None else end - now
                     if left is not None and left <= 0:
                         return
                     if self._stepping:
                         mine.wait(left)
-                    elif self._woken:
-                        if not self._idle.wait(GATHER):
-                            self._woken = 0
+                    elif self._woken and now < self._gathered:
+                        self._gather(mine, self._gathered - now, left)
                     else:
                         self._lead(step)
             finally:
@@ -72,6 +73,20 @@ class Turns:
             self._idle.wait_for(lambda: not self._stepping)
             self._stepping = True
 
+    def _gather(self, mine: threading.Condition, seconds: float, left: float | None) -> None:
+        """Wait until the last of the woken comes back, who makes the step at once, or for `seconds`.
+
+        One alone wakes after them: to others it would mean to interrupt the step and find it under way.
+        """
+        if self._kept:
+            mine.wait(left)
+            return
+        self._kept = True
+        try:
+            mine.wait(seconds if left is None else min(seconds, left))
+        finally:
+            self._kept = False
+
     def _lead(self, step: Callable[[], None]) -> None:
         """Make a step, the lock released meanwhile."""
         try:
@@ -84,15 +99,15 @@ class Turns:
         finally:
             self._stepping = False
             self._idle.notify_all()
-            woken = [each for each, ready in self._waiting.items() if ready()]
-            self._woken = len(woken)
-            for each in woken:
+            woken = [(each, returns()) for each, (ready, returns) in self._waiting.items() if ready()]
+            self._woken, self._gathered = sum(back for _, back in woken), time.monotonic() + GATHER
+            for each, _ in woken:
                 each.notify()
 
     def _hand_on(self) -> None:
-        if self._stepping:
+        if self._stepping or (self._kept and self._woken):  # there is one who goes on
             return
-        for each, ready in self._waiting.items():
+        for each, (ready, _) in self._waiting.items():
             each.notify()  # also those that became ready just now, without a step
             if not ready():
                 return
