@@ -114,7 +114,7 @@ def guest(model: Model) -> None:
     alone = gaps(stream, 100)
     long = model.stream(ids, max_tokens=1, temperature=0.0, ignore_eos=True)
     started, during = time.perf_counter(), list[float]()
-    while not long._sequence.pieces:  # pyright: ignore[reportPrivateUsage] - looks without making a step
+    while not long.sequence.pieces:  # looks without making a step
         during += gaps(stream, 1)
     seconds, step = time.perf_counter() - started, statistics.median(alone)
     stream.close()

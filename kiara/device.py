@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.memory import give_back
 
 # FLOPs of a run from which compiling wins back its own time (about 20 s on 2 cores, 60 s with a GPU).
 COMPILE_FLOPS = {"cpu": 2e13, "cuda": 1e16}
@@ -54,8 +53,6 @@ def repeatable(device: str) -> Iterator[None]:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system: graphs point in circles, and glibc keeps what lies below anything in use."""
+    """Return freed memory to the system; graphs point in circles."""
     gc.collect()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)  # type: ignore[union-attr]
+    give_back()

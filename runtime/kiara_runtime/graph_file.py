@@ -1,12 +1,13 @@
-"""Which files a graph reads beside its own: looked up in the protobuf's bytes, before ONNX Runtime opens it.
+"""What a graph's file tells before ONNX Runtime opens it: which other files it reads, and where its tables lie.
 
 A graph may keep weights in other files, named by a path that ONNX Runtime follows. Only plain names that the
-manifest lists may stand there. This walks the fields of onnx.proto that can hold a tensor and knows nothing else
-of the format, so that the runtime needs no protobuf library.
+manifest lists may stand there. This walks the few fields of onnx.proto that it needs and knows nothing else of the
+format, so that the runtime needs no protobuf library.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ _FIELDS = {
     "tensor": {13: "entry"},
     "entry": {1: "key", 2: "value"},
 }
+_MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _NODE_INPUT, _NODE_OPERATOR = 7, 1, 5, 1, 4
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _MAX_DEPTH = 64
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -37,13 +40,63 @@ def external_files(path: Path) -> set[str]:
         return found
 
 
+def gathered_tables(data: mmap.mmap) -> dict[str, tuple[int, tuple[int, ...], int, int]]:
+    """Initializers of one byte a value that a Gather reads: type by its number, shape, first byte, one past the last.
+
+    Those whose bytes do not lie in the file, or do not fit their shape, are left out. Raises ValueError where `data` is
+    no protobuf.
+    """
+    read: set[bytes] = set()
+    found: dict[bytes, tuple[int, tuple[int, ...], int, int]] = {}
+    for number, wire, first, last in _fields(data, 0, len(data)):
+        if (number, wire) == (_MODEL_GRAPH, _BYTES):
+            for part, held, start, end in _fields(data, first, last):
+                if (part, held) == (_GRAPH_NODE, _BYTES):
+                    read.update(_gathered(data, start, end))
+                elif (part, held) == (_GRAPH_INITIALIZER, _BYTES):
+                    found.update(_table(data, start, end))
+    return {name.decode("utf-8", "replace"): table for name, table in found.items() if name in read}
+
+
+def _gathered(data: mmap.mmap, start: int, end: int) -> list[bytes]:
+    """The first input of a Gather; of another node nothing."""
+    names = [
+        (number, data[first:last])
+        for number, wire, first, last in _fields(data, start, end)
+        if wire == _BYTES and number in (_NODE_INPUT, _NODE_OPERATOR)
+    ]
+    if (_NODE_OPERATOR, b"Gather") not in names:
+        return []
+    return [name for number, name in names if number == _NODE_INPUT][:1]
+
+
+def _table(data: mmap.mmap, start: int, end: int) -> dict[bytes, tuple[int, tuple[int, ...], int, int]]:
+    shape: list[int] = []
+    kind, name, raw = 0, b"", (0, 0)
+    for number, wire, first, last in _fields(data, start, end):
+        if number == _TENSOR_DIMS and wire == _VARINT:
+            shape.append(first)
+        elif number == _TENSOR_DIMS and wire == _BYTES:  # packed
+            while first < last:
+                size, first = _varint(data, first, last)
+                shape.append(size)
+        elif number == _TENSOR_TYPE and wire == _VARINT:
+            kind = first
+        elif number == _TENSOR_NAME and wire == _BYTES:
+            name = data[first:last]
+        elif number == _TENSOR_RAW and wire == _BYTES:
+            raw = first, last
+    fits = raw[1] > raw[0] and math.prod(shape) == raw[1] - raw[0]
+    return {name: (kind, tuple(shape), *raw)} if fits else {}
+
+
 def _entries(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> Iterator[dict[str, bytes]]:
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
     inner = _FIELDS[kind]
     entry: dict[str, bytes] = {}
-    for number, first, last in _fields(data, start, end):
-        what = inner.get(number)
+    for number, wire, first, last in _fields(data, start, end):
+        what = inner.get(number) if wire == _BYTES else None
         if what in ("key", "value"):
             entry[what] = data[first : min(last, first + 4096)]
         elif what is not None:
@@ -52,22 +105,23 @@ def _entries(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> It
         yield entry
 
 
-def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number and extent of each length-delimited field between `position` and `end`."""
+def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type and extent of each field between `position` and `end`; of a number its value and 0."""
     while position < end:
         tag, position = _varint(data, position, end)
         if not 8 <= tag < 1 << 32:  # parsers keep 32 bits of a tag, so that a longer one means another field to them
             raise ValueError(f"tag {tag}")
         wire = tag & 7
         if wire == _VARINT:
-            _, position = _varint(data, position, end)
+            value, position = _varint(data, position, end)
+            yield tag >> 3, wire, value, 0
         elif wire in (_FIXED64, _FIXED32):
             position += 8 if wire == _FIXED64 else 4
         elif wire == _BYTES:
             size, position = _varint(data, position, end)
             if size > end - position:
                 raise ValueError("a field is longer than what holds it")
-            yield tag >> 3, position, position + size
+            yield tag >> 3, wire, position, position + size
             position += size
         else:
             raise ValueError(f"wire type {wire}")

@@ -9,7 +9,6 @@ Shape letters: B sequences of a pass, S new tokens of each, C context length, V 
 from __future__ import annotations
 
 import math
-import mmap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +20,13 @@ from numpy.typing import NDArray
 
 from kiara_runtime.bundle import Architecture, io_names
 from kiara_runtime.errors import UserError
+from kiara_runtime.memory import give_back, untouched
 from kiara_runtime.sampling import check_integer
+from kiara_runtime.tables import Tables
 
 Device = Literal["auto", "cpu", "cuda"]
 CHUNK = 256  # tokens of a pass of a `Decoder`: bounds the logits held at once
 _CUDA = "CUDAExecutionProvider"
-# A process that forks must not write into its parent's cache.
-_PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class Session:
@@ -54,9 +53,12 @@ class Session:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         for name, value in (settings or {}).items():
             options.add_session_config_entry(name, value)
-        self.architecture = architecture
+        self.architecture, providers = architecture, _providers(device)
         try:
-            self.graph = ort.InferenceSession(str(graph), options, providers=_providers(device))
+            self._tables = None if _CUDA in providers else Tables(graph)
+            if self._tables:
+                self._tables.add_to(options)
+            self.graph = ort.InferenceSession(str(graph), options, providers=providers)
         except Exception as error:  # onnxruntime raises classes of its own for every fault of a file
             raise UserError(f"{graph}: ONNX Runtime cannot open it ({' '.join(str(error).split())[:300]})") from None
         self.device = "cuda" if _CUDA in self.graph.get_providers() else "cpu"
@@ -64,6 +66,9 @@ class Session:
         half = any(value.type == "tensor(float16)" for value in self.graph.get_inputs())
         self.cache_type = np.dtype(np.float16 if half else np.float32)
         self._check_interface(graph)
+        if self._tables:
+            self._tables.forget()
+        give_back()  # what packing the weights has left, up to a third of all
 
     def cache(self, slots: int) -> Cache:
         return Cache(self, slots)
@@ -105,7 +110,7 @@ class Cache:
         self._last = np.empty((slots, 1, shape.vocab_size), dtype=np.float32)
         self.copies: bool = session.device == "cpu"
         if self.copies:
-            self.buffers = _memory(size, session.cache_type)
+            self.buffers = untouched(size, session.cache_type)
             self._address: int = self.buffers.ctypes.data
         else:
             kept = ort.OrtValue.ortvalue_from_shape_and_type(size, session.cache_type, session.device, 0)
@@ -155,18 +160,6 @@ class Cache:
                 bind.bind_input(past, self._session.device, 0, kind, shape, address)
                 bind.bind_output(present, self._session.device, 0, kind, shape, address)
         return self._bindings[first, end]
-
-
-def _memory(size: tuple[int, ...], kind: np.dtype[np.generic]) -> NDArray[np.generic]:
-    """Straight from the system: pages that were never written to take no memory.
-
-    NumPy would ask for huge pages, and a head's first token would make a whole context's worth of them resident.
-    """
-    try:
-        memory = mmap.mmap(-1, math.prod(size) * kind.itemsize, **_PRIVATE)
-    except (OSError, OverflowError):
-        raise MemoryError(f"a cache of {math.prod(size) * kind.itemsize >> 20} MiB") from None
-    return np.frombuffer(memory, dtype=kind).reshape(size)
 
 
 def _providers(device: Device) -> list[str]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 from click.testing import Result
 from hypothesis import given
@@ -20,7 +24,8 @@ from kiara_runtime.bundle import Bundle, write_manifest
 from kiara_runtime.deep import verify_deep
 from kiara_runtime.errors import UserError
 from kiara_runtime.generate import load
-from kiara_runtime.graph_file import external_files
+from kiara_runtime.graph_file import external_files, gathered_tables
+from kiara_runtime.session import Session
 
 
 @pytest.fixture
@@ -225,6 +230,71 @@ def test_any_bytes_are_a_graph_or_a_value_error(data: bytes) -> None:
         path.write_bytes(data)
         with contextlib.suppress(ValueError):
             assert isinstance(external_files(path), set)
+        with contextlib.suppress(ValueError), _mapped(data or b"\0") as mapped:
+            assert isinstance(gathered_tables(mapped), dict)
+
+
+@contextlib.contextmanager
+def _mapped(data: bytes) -> Iterator[mmap.mmap]:
+    with mmap.mmap(-1, len(data)) as mapped:
+        mapped[:] = data
+        yield mapped
+
+
+def test_tables_are_found_where_their_bytes_lie(bundle: Path) -> None:
+    import onnx
+
+    path = Bundle.open(bundle).graph_of(None)
+    data, graph = path.read_bytes(), onnx.load(str(path)).graph
+    read = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    with _mapped(data) as mapped:
+        found = gathered_tables(mapped)
+    expected = {t.name: t for t in graph.initializer if t.name in read and t.data_type in (2, 3)}
+    assert expected and found.keys() >= expected.keys()
+    for name, tensor in expected.items():
+        kind, shape, first, last = found[name]
+        assert (kind, shape, data[first:last]) == (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
+
+
+def test_tables_that_are_not_whole_are_left_out() -> None:
+    import onnx
+
+    def tensor(name: str, dims: list[int], raw: bytes = b"", **more: Any) -> onnx.TensorProto:
+        return onnx.TensorProto(name=name, data_type=2, dims=dims, raw_data=raw or None, **more)
+
+    made = [
+        tensor("whole", [2, 3], b"abcdef"),
+        tensor("cut", [2, 3], b"abcde"),
+        tensor("vast", [2**62, 2**62], b"abcdef"),
+        tensor("elsewhere", [2, 3], data_location=onnx.TensorProto.EXTERNAL),
+        tensor("numbers", [2], int32_data=[1, 2]),
+        tensor("unread", [2, 3], b"abcdef"),
+    ]
+    nodes = [onnx.helper.make_node("Gather", [t.name, "ids"], [f"{t.name}-rows"]) for t in made[:-1]]
+    nodes.append(onnx.helper.make_node("Identity", ["unread"], ["same"]))
+    plain = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], made)).SerializeToString()
+    packed = plain.replace(b"\x08\x02\x08\x03", b"\x0a\x02\x02\x03")  # of [2, 3], field 1
+    assert packed != plain
+    for data in (plain, packed):
+        with _mapped(data) as mapped:
+            found = gathered_tables(mapped)
+        assert [(name, kind, shape) for name, (kind, shape, *_) in found.items()] == [("whole", 2, (2, 3))]
+        assert data[slice(*found["whole"][2:])] == b"abcdef"
+
+
+def test_a_table_read_in_its_file_gives_the_same_logits(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, added = Bundle.open(bundle), list[str]()
+    monkeypatch.setattr("kiara_runtime.tables.LEAST_BYTES", 1)
+    add = ort.SessionOptions.add_initializer
+    monkeypatch.setattr(
+        ort.SessionOptions, "add_initializer", lambda self, name, value: added.append(name) or add(self, name, value)
+    )
+    ids = np.arange(40)
+    found = Session(opened.graph_of(None), opened.architecture).decoder().append(ids)
+    assert added
+    monkeypatch.setattr("kiara_runtime.tables.LEAST_BYTES", 1 << 40)
+    expected = Session(opened.graph_of(None), opened.architecture).decoder().append(ids)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "generate"])

@@ -8,7 +8,6 @@ those that answer, so that slow senders take none of them.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import ipaddress
 import logging
@@ -29,6 +28,7 @@ from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.generate import Model
+from kiara_runtime.memory import share_arena
 from kiara_runtime.sampling import check_integer
 from kiara_runtime.server.app import create_app
 from kiara_runtime.server.guard import HEADERS, TOO_LARGE, ApiError
@@ -41,8 +41,6 @@ MAX_HEADER_BYTES = 32 << 10
 RECEIVE_SECONDS, IDLE_SECONDS = 30, 60  # for a request to arrive whole; for a connection to do anything
 CLEANUP_SECONDS = 5  # between looks at what is late
 FLUSH_SECONDS = 2.0
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's mallopt(3)
-LARGE_BYTES = 256 << 10
 
 
 class _Refusal(ErrorTask):
@@ -114,7 +112,7 @@ def serve(
     check_integer("queue", settings.queue, 0, 4096)
     bundle = Bundle.open(path)
     bundle.variant_file(variant)
-    _share_memory()
+    share_arena()
     listener = _listen(host, port)
     service = Service(bundle, variant, settings)
     server = _server(service, listener)
@@ -145,18 +143,6 @@ def serve(
     service.close()
     if failed:
         raise failed[0]
-
-
-def _share_memory() -> None:
-    """Let all threads allocate from one arena, and large blocks straight from the system.
-
-    glibc gives each thread an arena, which keeps what it was given: with some fifty threads that make steps in turn
-    SmolLM2 held 90 MB more after four minutes under load, and more each minute; so it levels off.
-    """
-    with contextlib.suppress(OSError, TypeError, AttributeError):  # no glibc
-        library = ctypes.CDLL(None)
-        library.mallopt(M_ARENA_MAX, 1)
-        library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _server(service: Service, listener: socket.socket) -> TcpWSGIServer:
