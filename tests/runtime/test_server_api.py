@@ -17,6 +17,7 @@ from kiara_runtime.bundle import Bundle
 from kiara_runtime.generate import Model, load
 from kiara_runtime.server.app import create_app
 from kiara_runtime.server.guard import MAX_MESSAGE, Guard
+from kiara_runtime.server.openapi import _numbers
 from kiara_runtime.server.service import Service, Settings
 
 PROMPT = "def main(argv):\n    for"
@@ -458,3 +459,9 @@ def test_a_deadline_and_a_defect(
     events = client.post(COMPLETIONS, json={"prompt": "x", "stream": True}).text
     assert json.loads(events.removeprefix("data: "))["error"]["type"] == "server_error" and "secret" not in events
     assert "/secret/path" in capsys.readouterr().err
+
+
+@given(st.integers(0, 200_000), st.integers(0, 400_000))
+def test_a_pattern_bounds_a_number(largest: int, number: int) -> None:
+    assert bool(re.search(_numbers(largest), str(number))) == (number <= largest)
+    assert not re.search(_numbers(largest), f"0{number}")

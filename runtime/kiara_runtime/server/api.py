@@ -22,6 +22,7 @@ def _whole(value: object) -> object:
 WHOLE = BeforeValidator(_whole)  # behind the bounds, or pydantic writes those into the schema by wrong names
 Finite = Field(allow_inf_nan=False)
 TokenId = Annotated[int, Field(ge=0, le=LARGEST, json_schema_extra={"x-token": True}), WHOLE]
+TOKEN_NAME = r"^(0|[1-9][0-9]{0,8})$"  # a token id as the name of a member
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -88,7 +89,7 @@ class Grammar(Request):
     """Not OpenAI's: the text follows a Lark grammar."""
 
     type: Literal["grammar"]
-    grammar: Text
+    grammar: str = Field(min_length=1, json_schema_extra={"format": "lark"})
 
 
 ResponseFormat = Annotated[TextFormat | JsonObject | JsonSchema | Regex | Grammar, Field(discriminator="type")]
@@ -112,7 +113,7 @@ class Generation(Request):
     frequency_penalty: Penalty | None = None
     logit_bias: (
         Annotated[
-            dict[Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")], Bias],
+            dict[Annotated[str, StringConstraints(pattern=TOKEN_NAME)], Bias],
             Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False}),
         ]
         | None

@@ -70,12 +70,27 @@ def _narrow(schema: Any, card: answers.Model) -> None:
         given = cast("dict[str, Any]", schema)
         if given.pop("x-token", False):
             given["maximum"] = card.vocab_size - 1
+        if api.TOKEN_NAME in given.get("patternProperties", {}):
+            bounded = given["patternProperties"]
+            bounded[_numbers(card.vocab_size - 1)] = bounded.pop(api.TOKEN_NAME)
         asked = given.get("properties", {}).get("model", {})
         if "anyOf" in asked:
             asked["anyOf"] = [{"const": card.id}, {"type": "null"}]
         parts = list(given.values())
     for part in parts:
         _narrow(part, card)
+
+
+def _numbers(largest: int) -> str:
+    """A pattern of the decimal numbers from 0 to `largest`: of fewer digits, or by the first digit that is less."""
+    digits = str(largest)
+    fewer = [f"[1-9][0-9]{{{rest}}}" for rest in range(len(digits) - 1)]
+    less = [
+        f"{digits[:place]}[{least}-{int(digit) - 1}][0-9]{{{len(digits) - place - 1}}}"
+        for place, digit in enumerate(digits)
+        if int(digit) > (least := 0 if place else 1)
+    ]
+    return f"^({'|'.join(['0', *fewer, *less, digits])})$"
 
 
 def _model_id(card: answers.Model) -> dict[str, Any]:
