@@ -28,7 +28,8 @@ def main(bundle: str, schemathesis: str, examples: str = "300") -> int:
         log = subprocess.Popen(["tail", "-n", "1"], stdin=server.stderr, stdout=subprocess.DEVNULL)  # keeps it flowing
         words = [schemathesis, "--no-color", "run", f"{url}/openapi.json", "-n", examples, "--continue-on-failure"]
         words += ["--request-timeout", SECONDS]
-        formats = {"SCHEMATHESIS_HOOKS": "api_formats", "PYTHONPATH": str(Path(__file__).parent)}
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        formats = {"SCHEMATHESIS_HOOKS": "api_formats", "PYTHONPATH": os.pathsep.join(paths)}
         code = subprocess.run(words, check=False, env=os.environ | formats).returncode
         server.send_signal(signal.SIGTERM)
         server.wait(60)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 # Message kind -> field number -> kind of what it holds; the fields of onnx.proto3 that lead to a tensor.
 _FIELDS = {
@@ -25,8 +26,8 @@ _FIELDS = {
     "entry": {1: "key", 2: "value"},
 }
 _MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _NODE_INPUT, _NODE_OPERATOR = 7, 1, 5, 1, 4
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
-_MAX_DEPTH = 64
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 1, 2, 8, 9, 14
+_MAX_DEPTH, _MAX_RANK = 64, 8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -40,54 +41,71 @@ def external_files(path: Path) -> set[str]:
         return found
 
 
-def gathered_tables(data: mmap.mmap) -> dict[str, tuple[int, tuple[int, ...], int, int]]:
-    """Initializers of one byte a value that a Gather reads: type by its number, shape, first byte, one past the last.
+class Table(NamedTuple):
+    """type: by its number in onnx.proto. The bytes lie from `first` to one before `last`."""
 
-    Those whose bytes do not lie in the file, or do not fit their shape, are left out. Raises ValueError where `data` is
-    no protobuf.
+    type: int
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+
+def gathered_tables(data: mmap.mmap, types: Collection[int], least: int) -> dict[str, Table]:
+    """Initializers that a Gather of the graph reads, of one byte a value and of at least `least` bytes.
+
+    types: those that count, by their numbers in onnx.proto. What does not lie in the file itself, or does not fit its
+    shape, is left out. Raises ValueError where `data` is no protobuf.
     """
     read: set[bytes] = set()
-    found: dict[bytes, tuple[int, tuple[int, ...], int, int]] = {}
+    found: dict[bytes, Table | None] = {}  # of a name that occurs twice ONNX Runtime takes the latter
     for number, wire, first, last in _fields(data, 0, len(data)):
         if (number, wire) == (_MODEL_GRAPH, _BYTES):
             for part, held, start, end in _fields(data, first, last):
                 if (part, held) == (_GRAPH_NODE, _BYTES):
                     read.update(_gathered(data, start, end))
                 elif (part, held) == (_GRAPH_INITIALIZER, _BYTES):
-                    found.update(_table(data, start, end))
-    return {name.decode("utf-8", "replace"): table for name, table in found.items() if name in read}
+                    name, table = _table(data, start, end)
+                    found[name] = table if table and table.type in types and table.last - table.first >= least else None
+    return {name.decode("utf-8", "replace"): table for name, table in found.items() if table and name in read}
 
 
 def _gathered(data: mmap.mmap, start: int, end: int) -> list[bytes]:
     """The first input of a Gather; of another node nothing."""
-    names = [
-        (number, data[first:last])
-        for number, wire, first, last in _fields(data, start, end)
-        if wire == _BYTES and number in (_NODE_INPUT, _NODE_OPERATOR)
-    ]
-    if (_NODE_OPERATOR, b"Gather") not in names:
-        return []
-    return [name for number, name in names if number == _NODE_INPUT][:1]
-
-
-def _table(data: mmap.mmap, start: int, end: int) -> dict[bytes, tuple[int, tuple[int, ...], int, int]]:
-    shape: list[int] = []
-    kind, name, raw = 0, b"", (0, 0)
+    source, gathers = None, False
     for number, wire, first, last in _fields(data, start, end):
-        if number == _TENSOR_DIMS and wire == _VARINT:
-            shape.append(first)
-        elif number == _TENSOR_DIMS and wire == _BYTES:  # packed
-            while first < last:
-                size, first = _varint(data, first, last)
-                shape.append(size)
-        elif number == _TENSOR_TYPE and wire == _VARINT:
+        if wire == _BYTES and number == _NODE_INPUT and source is None:
+            source = data[first:last]
+        elif wire == _BYTES and number == _NODE_OPERATOR:
+            gathers = last - first == len(b"Gather") and data[first:last] == b"Gather"
+    return [source] if gathers and source else []
+
+
+def _table(data: mmap.mmap, start: int, end: int) -> tuple[bytes, Table | None]:
+    """An initializer's name, and where it lies in the file if it does."""
+    shape: list[int] = []
+    kind, name, raw, elsewhere = 0, b"", (0, 0), 0
+    for number, wire, first, last in _fields(data, start, end):
+        if (number, wire) == (_TENSOR_TYPE, _VARINT):
             kind = first
-        elif number == _TENSOR_NAME and wire == _BYTES:
+        elif (number, wire) == (_TENSOR_LOCATION, _VARINT):
+            elsewhere = first
+        elif (number, wire) == (_TENSOR_NAME, _BYTES):
             name = data[first:last]
-        elif number == _TENSOR_RAW and wire == _BYTES:
+        elif (number, wire) == (_TENSOR_RAW, _BYTES):
             raw = first, last
-    fits = raw[1] > raw[0] and math.prod(shape) == raw[1] - raw[0]
-    return {name: (kind, tuple(shape), *raw)} if fits else {}
+        elif number == _TENSOR_DIMS and len(shape) <= _MAX_RANK:  # past that it is no table, and none is multiplied
+            shape += [first] if wire == _VARINT else _packed(data, first, last)
+    fits = not elsewhere and 0 < len(shape) <= _MAX_RANK and math.prod(shape) == raw[1] - raw[0]
+    return name, Table(kind, tuple(shape), *raw) if fits else None
+
+
+def _packed(data: mmap.mmap, first: int, last: int) -> list[int]:
+    """The numbers of a packed field, of too many the first ones."""
+    found: list[int] = []
+    while first < last and len(found) <= _MAX_RANK:
+        value, first = _varint(data, first, last)
+        found.append(value)
+    return found
 
 
 def _entries(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> Iterator[dict[str, bytes]]:

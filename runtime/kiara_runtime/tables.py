@@ -27,10 +27,9 @@ class Tables:
         with graph.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._values: dict[str, ort.OrtValue] = {}
-        for name, (kind, shape, first, last) in gathered_tables(self._data).items():
-            if kind in _KINDS and last - first >= LEAST_BYTES:
-                table = np.frombuffer(self._data, _KINDS[kind], last - first, first).reshape(shape)
-                self._values[name] = ort.OrtValue.ortvalue_from_numpy(table)
+        for name, found in gathered_tables(self._data, _KINDS, LEAST_BYTES).items():
+            table = np.frombuffer(self._data, _KINDS[found.type], found.last - found.first, found.first)
+            self._values[name] = ort.OrtValue.ortvalue_from_numpy(table.reshape(found.shape))
 
     def add_to(self, options: ort.SessionOptions) -> None:
         for name, value in self._values.items():

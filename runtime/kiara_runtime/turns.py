@@ -91,8 +91,8 @@ class Turns:
         """Make a step, the lock released meanwhile."""
         try:
             self._stepping = True
-            self.lock.release()
             try:
+                self.lock.release()
                 step()
             finally:
                 self.lock.acquire()

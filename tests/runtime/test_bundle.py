@@ -231,7 +231,7 @@ def test_any_bytes_are_a_graph_or_a_value_error(data: bytes) -> None:
         with contextlib.suppress(ValueError):
             assert isinstance(external_files(path), set)
         with contextlib.suppress(ValueError), _mapped(data or b"\0") as mapped:
-            assert isinstance(gathered_tables(mapped), dict)
+            assert isinstance(gathered_tables(mapped, (2, 3), 1), dict)
 
 
 @contextlib.contextmanager
@@ -248,9 +248,10 @@ def test_tables_are_found_where_their_bytes_lie(bundle: Path) -> None:
     data, graph = path.read_bytes(), onnx.load(str(path)).graph
     read = {node.input[0] for node in graph.node if node.op_type == "Gather"}
     with _mapped(data) as mapped:
-        found = gathered_tables(mapped)
+        found = gathered_tables(mapped, (2, 3), 1)
+        assert not gathered_tables(mapped, (2, 3), 1 << 30)
     expected = {t.name: t for t in graph.initializer if t.name in read and t.data_type in (2, 3)}
-    assert expected and found.keys() >= expected.keys()
+    assert expected and found.keys() == expected.keys()
     for name, tensor in expected.items():
         kind, shape, first, last = found[name]
         assert (kind, shape, data[first:last]) == (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
@@ -266,10 +267,16 @@ def test_tables_that_are_not_whole_are_left_out() -> None:
         tensor("whole", [2, 3], b"abcdef"),
         tensor("cut", [2, 3], b"abcde"),
         tensor("vast", [2**62, 2**62], b"abcdef"),
+        tensor("deep", [2**62] * 100_000, b"abcdef"),  # whose product nobody should wait for
+        tensor("both", [2, 3], b"abcdef", data_location=onnx.TensorProto.EXTERNAL),
+        tensor("twice", [2, 3], b"abcdef"),
+        tensor("twice", [2, 3], b"abcde"),
         tensor("elsewhere", [2, 3], data_location=onnx.TensorProto.EXTERNAL),
         tensor("numbers", [2], int32_data=[1, 2]),
+        tensor("text", [2, 3], b"abcdef"),
         tensor("unread", [2, 3], b"abcdef"),
     ]
+    made[-2].data_type = 8
     nodes = [onnx.helper.make_node("Gather", [t.name, "ids"], [f"{t.name}-rows"]) for t in made[:-1]]
     nodes.append(onnx.helper.make_node("Identity", ["unread"], ["same"]))
     plain = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], made)).SerializeToString()
@@ -277,7 +284,7 @@ def test_tables_that_are_not_whole_are_left_out() -> None:
     assert packed != plain
     for data in (plain, packed):
         with _mapped(data) as mapped:
-            found = gathered_tables(mapped)
+            found = gathered_tables(mapped, (2, 3), 1)
         assert [(name, kind, shape) for name, (kind, shape, *_) in found.items()] == [("whole", 2, (2, 3))]
         assert data[slice(*found["whole"][2:])] == b"abcdef"
 
