@@ -1,8 +1,8 @@
 """Schemathesis against a running server: `make check-api`. Every phase, 300 examples an operation, all checks.
 
 The document calls a grammar a text of the format `lark`, which JSON Schema does not know: `api_formats` makes such.
-No schema can say how many tokens a conversation has: where the context is too small for a thousand empty messages,
-some are refused though the schema allows them (ST202).
+What no schema can say is refused though the schema allows it (ST202): a thousand empty messages where the context is
+below 5,500 tokens, or a ban of the very token that a grammar asks for.
 
 python benchmarks/check_api.py BUNDLE SCHEMATHESIS [EXAMPLES]
 """
