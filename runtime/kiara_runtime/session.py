@@ -68,7 +68,7 @@ class Session:
         self._check_interface(graph)
         if self._tables:
             self._tables.forget()
-        give_back()  # what packing the weights has left, up to a third of all
+        give_back()  # what packing the weights has left: of int8-dynamic's a quarter of all
 
     def cache(self, slots: int) -> Cache:
         return Cache(self, slots)
