@@ -160,6 +160,32 @@ def test_a_request_that_never_ends_is_cut_off(bundle: Path) -> None:
         assert " 400 Bad Request" in answer and '"type":"invalid_request_error"' in answer
 
 
+def test_a_refusal_reaches_who_still_sends(bundle: Path) -> None:
+    """Neither the sending nor the answer may be cut by what the refused request still brings."""
+    part = b"x" * (1 << 20)
+    with served(bundle) as server:
+        for size in (f"Content-Length: {64 * len(part)}", "Transfer-Encoding: chunked"):
+            connection = server.connect()
+            connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{size}\r\n\r\n".encode())
+            for _ in range(64):
+                connection.sendall(b"%x\r\n%s\r\n" % (len(part), part) if "chunked" in size else part)
+            answer = received(connection).decode()
+            assert answer.startswith("HTTP/1.1 413") and '"code":"body_too_large"' in answer
+        assert server.get("/health")[0] == 200
+
+
+def test_who_is_refused_and_goes_on_sending_is_left(bundle: Path) -> None:
+    with served(bundle, program=IMPATIENT) as server:
+        connection = server.connect()
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
+        received(connection)
+        end = time.monotonic() + 30
+        with pytest.raises(OSError):
+            while time.monotonic() < end:
+                connection.sendall(b"x" * 1000)
+                time.sleep(0.01)
+
+
 def test_who_does_not_read_the_answer_holds_nobody_up(bundle: Path) -> None:
     """More such clients than there are threads, each with a second request that waits for the first's answer to go."""
     with served(bundle, "--slots", 1, "--queue", 0, program=IMPATIENT) as server:

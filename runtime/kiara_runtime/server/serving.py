@@ -57,16 +57,40 @@ class _Refusal(ErrorTask):
         headers = {**HEADERS, "Content-Type": "application/json", "Content-Length": str(len(body))}
         self.response_headers.extend(headers.items())
         self.set_close_on_finish()
+        self.channel.refused = True
         self.write(body)
 
 
 class _Channel(HTTPChannel):
-    """A connection whose requests must arrive in time: waitress alone would let one come a byte a minute."""
+    """A connection whose requests must arrive in time: waitress alone would let one come a byte a minute.
+
+    One that is refused before it is whole is read to its end, or for as long as it had to arrive. Closed under a client
+    that still sends, the connection would be reset, and the refusal lost with it (RFC 9112, section 9.6).
+    """
 
     error_task_class = _Refusal
-    began: float | None = None  # when the request that is being received did
+    began: float | None = None  # when the request that is being received did, or the reading of what is refused
+    refused = False  # or its refusal is on its way
+    ending = False  # all is said; what still comes is thrown away
+
+    def handle_close(self) -> None:
+        if not self._ends_gently():
+            super().handle_close()
+
+    def _ends_gently(self) -> bool:
+        if not (self.refused and self.will_close and self.connected) or self.ending or self.total_outbufs_len:
+            return False
+        self.ending, self.will_close, self.began = True, False, time.monotonic()
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:  # the client is gone
+            return False
+        return True
 
     def received(self, data: bytes) -> bool:
+        if self.ending:
+            self.will_close = self.is_late(time.monotonic())
+            return False
         try:
             went_on = super().received(data)
         except ValueError:  # of an address that is none, which waitress does not expect
