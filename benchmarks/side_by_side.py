@@ -34,10 +34,11 @@ from typing import Any
 
 import numpy as np
 from peers import NEW, PROMPT, RUNNERS, THREADS
+from side_by_side_report import write
 
 TOPICS = ("naming", "execmodel", "objects", "import")  # of pydoc, a prompt each: none can be had from another's cache
 DISTURBED, TRIES = 0.1, 5  # cores that others may take of a run; it is run again that often, then counts all the same
-RESULTS, PEERS = Path(__file__).parent / "results", Path("runs/peers")
+PEERS = Path("runs/peers")
 OURS = {"int8": 8, "int4": 4, "int8-dynamic": 8}  # bits of our variants; others are beside the first of as many
 PLAIN_ATTENTION = {"flash_attention": False}  # here llama.cpp decodes faster without, and reads prompts faster with it
 
@@ -269,53 +270,6 @@ def ceilings(entries: list[Entry], rows: list[dict[str, Any]]) -> list[dict[str,
     return found
 
 
-def report(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    cpu, cores, system = facts["machine"].values()
-    columns = {
-        "decode tokens/s": "{decode:.1f}", "Kiara is": "{decode_ratio:.2f}x", "prefill tokens/s": "{prefill:.0f}",
-        "Kiara is ": "{prefill_ratio:.2f}x", "load s": "{load:.2f}", "peak MiB": "{memory:.0f}",
-        "weights MB": "{megabytes:.1f}", "as float32": "{same}",
-    }  # fmt: skip
-    cells = "| {name} | " + " | ".join(columns.values()) + " |"
-    ceiling = (
-        "{name}: a token reads {megabytes:.1f} MB. Decode is {of_large:.2f} of what reading 1 GiB ({large:.1f} GB/s)\n"
-        "and {of_same:.2f} of what reading a buffer of that size again and again ({same:.1f} GB/s) would allow.\n"
-    )
-    return "\n".join(
-        [
-            f"{facts['date']}: {cpu}, {cores} cores, {system}. {THREADS} threads, prompts of {PROMPT} tokens,",
-            f"{NEW} more after the first, greedily; medians of {facts['rounds']} rounds.\n",
-            f"| runtime | {' | '.join(columns)} |\n|---|" + "--:|" * len(columns),
-            *(cells.format(**row) for row in rows),
-            "\n`Kiara is`: how many times as fast, at as many bits (int8 beside float32) and one token a step; median",
-            "of the rounds' ratios. `as float32`: greedy tokens before the first that differs from transformers'.\n",
-            *(ceiling.format(**part) for part in facts["ceilings"]),
-            f"Others took up to {max(run['others'] for row in rows for run in row['rounds']):.2f} cores of a run.\n",
-            "Versions: " + ", ".join(map(" ".join, facts["versions"].items())) + ".\n",
-        ]
-    )
-
-
-def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(11, 1.2 + 0.36 * len(rows)), sharey=True, layout="constrained")
-    names, plain = [row["name"] for row in rows], {"kiara": "#d9480f"}
-    colours = ["#f4a27a" if "guessing" in row["name"] else plain.get(row["kind"], "#adb5bd") for row in rows]
-    for panel, key in zip(panels, ("decode", "prefill"), strict=True):
-        bars = panel.barh(names, [row[key] for row in rows], color=colours, height=0.72)
-        panel.bar_label(bars, fmt="{:,.0f}", padding=4, fontsize=9)
-        panel.set_title(f"{key}, tokens/s", loc="left", fontsize=11)
-        panel.spines[["top", "right", "bottom"]].set_visible(False)
-        panel.tick_params(left=False, bottom=False, labelbottom=False)
-        panel.margins(x=0.12)
-    panels[0].invert_yaxis()
-    for label, row in zip(panels[0].get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if row["kind"] == "kiara" else "normal")
-    figure.suptitle(title, fontsize=10, color="#495057")
-    figure.savefig(path, dpi=150)
-
-
 def main() -> None:
     from builder_graph import prepared
 
@@ -339,12 +293,7 @@ def main() -> None:
         "versions": {name: version for found in runs.values() for name, version in found[0]["versions"].items()},
         "ceilings": ceilings(entries, rows),
     }
-    RESULTS.mkdir(exist_ok=True)
-    table = report(facts, rows)
-    (RESULTS / "side_by_side.md").write_text(table, "utf-8")
-    (RESULTS / "side_by_side.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n", "utf-8")
-    plot(rows, f"{given.bundle.name}, {facts['machine']['cpu']}, {THREADS} threads", RESULTS / "side_by_side.png")
-    print(table)
+    print(write(facts, rows, given.bundle.name))
 
 
 if __name__ == "__main__":
