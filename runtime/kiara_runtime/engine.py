@@ -209,15 +209,18 @@ class Engine:
             slot.exact = common_prefix(slot.known(), prompt)
             slot.sequence, slot.tokens = sequence, []
             sequence.admitted = time.perf_counter()
+            self._next_waiting()
             self._clock += 1
             slot.touched = self._clock
 
     def _next_waiting(self) -> Sequence | None:
+        """It stays in the queue until it has a slot, so that an interrupt in between does not lose it."""
         with self._turns.lock:
             while self._waiting:
-                sequence = self._waiting.popleft()
-                if not sequence.over:
+                sequence = self._waiting[0]
+                if not sequence.over and all(slot.sequence is not sequence for slot in self._slots):
                     return sequence
+                self._waiting.popleft()
         return None
 
     def _free(self) -> list[int]:
@@ -240,10 +243,10 @@ class Engine:
         if not self._cache.copies or not used or not used[0] < index < used[-1]:
             return
         source = min(used[0], used[-1], key=lambda i: self._sequence(i).computed)
-        moved = self._slots[source]
+        moved, slot.exact = self._slots[source], 0  # before its cache is another's: an interrupt may come at any time
         self._cache.copy(source, index, max(self._sequence(source).computed, moved.exact))
-        self._slots[index] = moved
-        self._slots[source] = _Slot(touched=moved.touched, tokens=moved.known(), exact=moved.exact)
+        left = _Slot(touched=moved.touched, tokens=moved.known(), exact=moved.exact)
+        self._slots[index], self._slots[source] = moved, left
 
     def _prefill(self, running: int) -> None:
         """One chunk of the prompt that came first."""

@@ -106,7 +106,7 @@ class Stream(Iterator[Piece]):
             finish_reason=(pieces[-1].finish_reason if pieces else None) or "stop",
             prompt_tokens=sequence.prompt_tokens,
             seed=self.seed,
-            queue_seconds=0.0 if sequence.admitted is None else sequence.admitted - times[0],
+            queue_seconds=sequence.queue_seconds,
             prefill_seconds=times[min(1, len(times) - 1)] - times[0],
             decode_seconds=times[-1] - times[min(1, len(times) - 1)],
             logprobs=[logprob for piece in pieces for logprob in piece.logprobs],

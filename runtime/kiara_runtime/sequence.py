@@ -101,6 +101,13 @@ class Sequence:
         return self.finished or self.cancelled or self.error is not None
 
     @property
+    def queue_seconds(self) -> float:
+        """How long it waited for a slot, or has so far; 0 where it needed none."""
+        if self.admitted is not None:
+            return self.admitted - self.times[0]
+        return 0.0 if self.finished else time.perf_counter() - self.times[0]
+
+    @property
     def ready(self) -> bool:
         """Whether there is anything to fetch, or nothing to wait for any more."""
         return bool(self.pieces) or self.over

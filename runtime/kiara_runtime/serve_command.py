@@ -21,7 +21,7 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--variant", help="Which graph of the bundle, such as int8; by default the first it lists.")
-@click.option("--threads", type=int, help="Threads of ONNX Runtime; by default one for every core.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of ONNX Runtime; by default one for every core.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompts' state for next time.")
 @click.option("--slots", type=click.IntRange(1, 64), default=8, show_default=True, help="Sequences that run at once.")
@@ -62,14 +62,17 @@ def serve(
         raise UserError(f"serve: needs the package {error.name}; {EXTRA}") from None
     from kiara_runtime.generate import load
 
-    _check(allow_host, r"[A-Za-z0-9.-]+", "--allow-host", "give a name without a port, such as llm.lan")
+    _check(allow_host, r"[A-Za-z0-9._-]+", "--allow-host", "give a name without a port, such as llm.lan")
     _check(
-        cors_origin, r"https?://[^/*\s]+", "--cors-origin", "give scheme, name and port, such as https://example.org"
+        cors_origin,
+        r"(?i)https?://[^/*\s@]+",
+        "--cors-origin",
+        "give scheme, name and port, such as https://example.org",
     )
     keys = read_keys(_lines(api_key_file)) if api_key_file else frozenset[str]()
     if api_key_file and not keys:
         raise UserError(f"--api-key-file {api_key_file}: holds no key; write one a line")
-    guard = Guard(keys, frozenset(name.lower() for name in allow_host), frozenset(cors_origin))
+    guard = Guard(keys, frozenset(name.lower() for name in allow_host), frozenset(map(_origin, cors_origin)))
     settings = Settings(slots=slots, queue=queue, guard=guard, **limits)  # pyright: ignore[reportArgumentType]
     room = (slots + queue) * slots  # what requests that are in may bring at once
     run(
@@ -87,6 +90,12 @@ def _check(values: tuple[str, ...], form: str, option: str, remedy: str) -> None
     for value in values:
         if not re.fullmatch(form, value):
             raise UserError(f"{option} {value}: can match nothing; {remedy}")
+
+
+def _origin(value: str) -> str:
+    """As browsers write it."""
+    scheme, _, place = value.lower().partition("://")
+    return f"{scheme}://{place.removesuffix(':443' if scheme == 'https' else ':80')}"
 
 
 def _lines(path: Path) -> list[str]:

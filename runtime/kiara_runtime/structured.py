@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import codecs
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from threading import Lock
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakMethod
 
@@ -28,6 +29,10 @@ from kiara_runtime.tokenizer import Tokenizer
 # write white space without bound does so to the end of its context. A schema's own "x-guidance" stands instead.
 JSON_OPTIONS = {"whitespace_pattern": " |\n[ \t]{0,20}"}
 MAX_TOKEN_BYTES = 1000  # llguidance panics at 1024
+MAX_CHARACTERS = 1 << 17  # of a grammar: a larger one may take llguidance half a minute to refuse
+# llguidance calls itself for each rule that leads to another, 3 to 8 KB at a time, and a stack that is full ends the
+# process. On this one its own limits, or MAX_CHARACTERS, come first. Only what is used of it becomes memory.
+STACK_BYTES = 256 << 20
 MAX_REASON = 160
 _MARKER = 0xFF  # what llguidance's special tokens begin with, and never a byte of UTF-8
 _NO_TEXT = "no text that this model's tokens can write goes on from here"
@@ -147,14 +152,39 @@ def constrain(
     given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
     [(field, text)] = [(name, text) for name, text in given.items() if text is not None]
     library, refuse = _library(field), partial(_refusal, field, text)
+    if len(text) > MAX_CHARACTERS:
+        raise refuse(f"it has more than {MAX_CHARACTERS} characters")
     vocabulary = vocabulary_of(tokenizer)
     try:
         source = _source(library, field, text)
     except ValueError as error:
         raise refuse(str(error)) from None
     limits = library.LLParserLimits(verbose_errors=False)  # its defaults, but errors without its own state
-    matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
-    return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, refuse)
+
+    def begin() -> Constraint:
+        matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
+        return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, refuse)
+
+    return _deeply(begin)
+
+
+def _deeply(act: Callable[[], Constraint]) -> Constraint:
+    """What `act` returns or raises, on a stack of STACK_BYTES."""
+    found: Future[Constraint] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(act())
+        except BaseException as error:
+            found.set_exception(error)
+
+    with _lock:  # the size is one for the whole process
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            threading.Thread(target=run, daemon=True).start()
+        finally:
+            threading.stack_size(before)
+    return found.result()
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -165,7 +195,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         return _vocabularies[tokenizer]
 
 
-_lock = Lock()
+_lock = threading.Lock()
 _vocabularies: WeakKeyDictionary[Tokenizer, Vocabulary] = WeakKeyDictionary()
 
 

@@ -19,7 +19,8 @@ class Turns:
     """lock: held by whoever changes what a step reads, and never during a step."""
 
     def __init__(self) -> None:
-        self._stepping = self._kept = False  # kept: somebody watches the time until which the woken are waited for
+        self._stepping = self._frozen = False
+        self._kept = False  # somebody watches the time until which the woken are waited for
         self._woken, self._gathered = 0, 0.0  # how many have not come back since the last step; until when that counts
         self.lock = threading.Lock()
         self._idle = threading.Condition(self.lock)
@@ -49,7 +50,7 @@ class Turns:
                     left = None if end is None else end - now
                     if left is not None and left <= 0:
                         return
-                    if self._stepping:
+                    if self._stepping or self._frozen:
                         mine.wait(left)
                     elif self._woken and now < self._gathered:
                         self._gather(mine, self._gathered - now, left)
@@ -70,8 +71,8 @@ class Turns:
     def freeze(self) -> None:
         """Let nobody make another step, for ever."""
         with self.lock:
+            self._frozen = True  # first: who leads goes straight from one step to the next
             self._idle.wait_for(lambda: not self._stepping)
-            self._stepping = True
 
     def _gather(self, mine: threading.Condition, seconds: float, left: float | None) -> None:
         """Wait until the last of the woken comes back, who makes the step at once, or for `seconds`.
@@ -105,7 +106,7 @@ class Turns:
                 each.notify()
 
     def _hand_on(self) -> None:
-        if self._stepping or (self._kept and self._woken):  # there is one who goes on
+        if self._stepping or self._frozen or (self._kept and self._woken):  # there is one who goes on
             return
         for each, (ready, _) in self._waiting.items():
             each.notify()  # also those that became ready just now, without a step

@@ -169,12 +169,13 @@ def test_a_client_that_waits_no_longer(client: Client, server: Served) -> None:
     server.wait_for("kiara_requests_running", 0)
 
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETE, {"prompt": "x " * 500}, "prompt", "context_length_exceeded"),
     (CHAT, {"messages": [{"role": "user", "content": "x " * 500}]}, "messages", "context_length_exceeded"),
     (COMPLETE, {"prompt": "x", "temperature": 3}, "temperature", "invalid_value"),
-    (COMPLETE, {"prompt": "x", "suffix": "y"}, "suffix", "unknown_parameter"),
-    (CHAT, {"messages": [USER], "tools": []}, "tools", "unknown_parameter"),
+    (COMPLETE, {"prompt": "x", "suffix": "y"}, "suffix", "unsupported_parameter"),
+    (CHAT, {"messages": [USER], "tools": [TOOL]}, "tools", "unsupported_parameter"),
     (COMPLETE, {"prompt": "x" * 3_000_000}, "", "body_too_large"),
 ]
 

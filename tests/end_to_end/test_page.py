@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from serving import CHROMIUM, FLAGS, SLOW, Served, need, served
 from kiara_runtime.generate import Model, load
 
 QUOTES = "it's \"so\" \\n $HOME `id` $(id) %s\nline\t'é' 日本 ''' \"\"\" </script> #"
+CLIPBOARD: dict[str, Any] = {"permissions": ["clipboard-read", "clipboard-write"]}
 ALLOWED_STATUS = "Failed to load resource: the server responded with a status of 400"
 
 
@@ -73,6 +75,13 @@ def _fill(page: Any, **values: object) -> None:
         page.click("#sampling summary")
     for name, value in values.items():
         page.fill(f"#{name}", str(value))
+
+
+def _arguments(command: str, environment: dict[str, str] | None = None) -> list[str]:
+    """What a shell would give to curl."""
+    words = "curl() { for each; do printf '%s\\0' \"$each\"; done; }\n" + command
+    ran = subprocess.run(["sh", "-c", words], capture_output=True, check=True, env=environment)
+    return ran.stdout.decode().split("\0")
 
 
 def test_text_receipt_and_card(browser: Any, server: Served, model: Model) -> None:
@@ -139,7 +148,7 @@ def test_faults_stand_beside_their_fields(browser: Any, server: Served) -> None:
 
 
 def test_the_copied_request_is_the_sent_one(browser: Any, server: Served) -> None:
-    with _page(browser, server, permissions=["clipboard-read", "clipboard-write"]) as page:
+    with _page(browser, server, **CLIPBOARD) as page:
         _fill(page, prompt=QUOTES, max_tokens=10, seed=3, top_k=40, stop="zz\n'q")
         page.click("#send")
         _status(page, "Finished")
@@ -151,12 +160,33 @@ def test_the_copied_request_is_the_sent_one(browser: Any, server: Served) -> Non
         assert ran.stdout == shown
         page.click("#copy-curl")
         _status(page, "Copied as curl.")
-        words = "curl() { for each; do printf '%s\\0' \"$each\"; done; }\n" + page.evaluate(
-            "navigator.clipboard.readText()"
-        )
-        said = subprocess.run(["sh", "-c", words], capture_output=True, check=True).stdout.decode().split("\0")
+        said = _arguments(page.evaluate("navigator.clipboard.readText()"))
         assert said[1] == f"{server.url}/v1/completions"
         assert json.loads(said[-2])["prompt"] == QUOTES
+
+
+def test_what_is_copied_where_a_key_is_wanted_takes_it_from_the_environment(
+    browser: Any, chat_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("a-long-key\n")
+    options = {**CLIPBOARD, "http_credentials": {"username": "any", "password": "a-long-key"}}
+    with (
+        served(chat_bundle, "--api-key-file", tmp_path / "keys") as keyed,
+        _page(browser, keyed, "status of 401", **options) as page,
+    ):
+        _fill(page, prompt="x", max_tokens=5, seed=1)
+        page.click("#send")
+        _status(page, "Finished")
+        shown = page.text_content("#output-text")
+        environment = {**os.environ, "KIARA_API_KEY": "a-long-key"}
+        page.click("#copy-python")
+        _status(page, "Copied as Python.")
+        words = [sys.executable, "-c", page.evaluate("navigator.clipboard.readText()")]
+        assert subprocess.run(words, capture_output=True, check=True, text=True, env=environment).stdout == shown
+        page.click("#copy-curl")
+        _status(page, "Copied as curl.")
+        said = _arguments(page.evaluate("navigator.clipboard.readText()"), environment)
+        assert said[said.index("Authorization: Bearer a-long-key") - 1] == "-H"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import socket
@@ -22,8 +23,8 @@ from kiara_runtime.generate import load
 
 IMPATIENT = """
 import sys
-import kiara_runtime.server.serving as serving
-serving.RECEIVE_SECONDS, serving.IDLE_SECONDS, serving.CLEANUP_SECONDS = 0.5, 1, 1
+import kiara_runtime.server.connections as home
+home.RECEIVE_SECONDS, home.IDLE_SECONDS, home.CLEANUP_SECONDS = 0.5, 1, 1
 from kiara_runtime.cli import main
 main(sys.argv[1:])
 """
@@ -158,6 +159,77 @@ def test_a_request_that_never_ends_is_cut_off(bundle: Path) -> None:
         other.sendall(b"nonsense\r\n\r\n")
         answer = received(other).decode()
         assert " 400 Bad Request" in answer and '"type":"invalid_request_error"' in answer
+
+
+REFUSED_EARLY = [
+    (b"GET /health HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n", 200),
+    (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 0\r\n\r\n", 415),
+    (b"POST /x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n", 413),
+    (b"POST /x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: x\r\n\r\n", 400),
+    (b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    (b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+    (b"GET http://[::1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    (b"GET /health HTTP/1.1\r\n\r\n", 400),
+    (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+    (b"GET /health HTTP/1.0\r\n\r\n", 200),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    (b"nonsense\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431),
+]
+
+
+def test_each_gets_its_answer_is_counted_and_logged(bundle: Path) -> None:
+    with served(bundle, "--cors-origin", "https://Good.example:443") as server:
+        before = server.metric("kiara_requests_total")
+        for sent, status in REFUSED_EARLY:
+            connection = server.connect()
+            connection.sendall(sent)
+            answer = received(connection, until=b"}").decode()
+            assert re.match(rf"HTTP/1\.[01] {status} ", answer) and "X-Request-Id" in answer, (sent[:80], answer)
+        connection = server.connect()
+        connection.sendall(
+            b"POST /x HTTP/1.1\r\nHost: a\r\nOrigin: https://good.example\r\nContent-Length: 9999999\r\n\r\n"
+        )
+        assert "Access-Control-Allow-Origin: https://good.example" in received(connection).decode()
+        assert server.metric("kiara_requests_total") == before + len(REFUSED_EARLY) + 2
+    logged = [json.loads(line) for line in server.lines if line.startswith("{")]
+    found = [line["status"] for line in logged if line["route"] != "/metrics"]
+    assert sorted(found) == sorted([413, *(status for _, status in REFUSED_EARLY)])
+
+
+def test_who_left_before_an_answer_began_is_counted(bundle: Path) -> None:
+    with served(bundle, "--queue", 100, program=SLOW) as server:
+        for _ in range(60):
+            server.send({**LONG, "stream": True}).close()
+        server.wait_for("kiara_disconnects_total", 60)
+        server.wait_for('kiara_requests_total{route="/v1/completions",status="499"}', 60)
+
+
+def test_urgent_data_ends_a_connection_and_keeps_nobody_busy(bundle: Path) -> None:
+    with served(bundle) as server:
+        connection = server.connect()
+        connection.send(b"x", socket.MSG_OOB)
+        with contextlib.suppress(ConnectionError):
+            assert received(connection) == b""
+        assert server.get("/health")[0] == 200
+        assert server.stop() == 0
+    assert not any("unhandled" in line for line in server.lines)
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", b"GET /hea", b"POST /x HTTP/1.1\r\nExpect: 100-continue\r\n"])
+def test_what_comes_behind_a_request_does_not_cut_its_answer(bundle: Path, behind: bytes) -> None:
+    slowly = SLOW.partition("from kiara_runtime.cli")[0]
+    with served(bundle, program=slowly + IMPATIENT) as server:
+        connection = server.send({**LONG, "stream": True})
+        connection.sendall(behind)  # nothing comes after it for longer than a request may take
+        assert received(connection, until=b"[DONE]").startswith(b"HTTP/1.1 200")
+
+
+def test_a_grammar_of_endless_rules_does_not_end_the_server(bundle: Path) -> None:
+    rules = "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(8000)) + 'a8000: "q"\n'
+    with served(bundle) as server:
+        asked = {"prompt": "x", "response_format": {"type": "grammar", "grammar": rules}}
+        assert server.post("/v1/completions", asked)[1]["choices"][0]["text"] == "q"
 
 
 def test_a_refusal_reaches_who_still_sends(bundle: Path) -> None:

@@ -232,6 +232,44 @@ def test_a_fault_ends_those_it_befalls_only(bundle: Path, monkeypatch: pytest.Mo
     assert len(good.generation().tokens) == 5
 
 
+PLACING = {"_admit", "_free", "_leave", "_reuse", "_prefill", "_retire"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(after=st.integers(0, 970))
+def test_an_interrupt_at_any_line_that_places_sequences_loses_nothing(model: Model, bundle: Path, after: int) -> None:
+    """Ctrl-C in a notebook, where the model is used again after it; some of the lines are past the last one."""
+    crowd, left = _model(bundle, slots=3), [after]
+    asked = [(_prompt(model, start, 40 + start), 4 + start) for start in (0, 2, 9, 0, 5)]
+    streams = [crowd.stream(prompt, max_tokens=n, temperature=0.0, ignore_eos=True) for prompt, n in asked]
+    found: list[list[int]] = [[] for _ in streams]
+
+    def interrupt(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_name not in PLACING:
+            return None
+        left[0] -= event == "line"
+        if left[0] == -1:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return interrupt
+
+    for _ in range(2):  # whole, or until the interrupt; then the rest
+        before = sys.gettrace()
+        sys.settrace(interrupt if left[0] >= 0 else before)
+        try:
+            while not all(stream.sequence.over and not stream.sequence.pieces for stream in streams):
+                for stream, tokens in zip(streams, found, strict=True):
+                    tokens += next(stream).tokens if stream.sequence.pieces or not stream.sequence.over else []
+        except KeyboardInterrupt:
+            continue
+        finally:
+            sys.settrace(before)
+    assert found == [model.generate(p, max_tokens=n, temperature=0.0, ignore_eos=True).tokens for p, n in asked]
+    again = crowd.generate(asked[2][0], max_tokens=13, temperature=0.0, ignore_eos=True).tokens
+    assert again == found[2]
+    assert isinstance(crowd.runner, Engine) and len({id(slot) for slot in crowd.runner._slots}) == 3
+
+
 def test_a_closed_model_says_so_and_two_models_share_a_process(bundle: Path) -> None:
     with load(bundle) as one, load(bundle, "fp32") as two:
         left = one.stream("def ", max_tokens=30, ignore_eos=True)

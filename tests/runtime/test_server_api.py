@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,14 +206,16 @@ def _text(found: Any) -> str:
 
 WRONG = [
     ({}, "prompt", "missing_parameter"),
-    ({"prompt": "x", "suffix": "y"}, "suffix", "unknown_parameter"),
+    ({"prompt": "x", "suffix": "y"}, "suffix", "unsupported_parameter"),
+    ({"prompt": "x", "best_of": True}, "best_of", "unsupported_parameter"),
+    ({"prompt": "x", "sufix": "y"}, "sufix", "unknown_parameter"),
     ({"prompt": "x", "max_tokens": -1}, "max_tokens", "invalid_value"),
     ({"prompt": "x", "max_tokens": "5"}, "max_tokens", "invalid_value"),
     ({"prompt": "x", "max_tokens": True}, "max_tokens", "invalid_value"),
     ({"prompt": "x", "temperature": 2.5}, "temperature", "invalid_value"),
     ({"prompt": "x", "top_p": 0}, "top_p", "invalid_value"),
     ({"prompt": "x", "n": 17}, "n", "invalid_value"),
-    ({"prompt": "x", "seed": -1}, "seed", "invalid_value"),
+    ({"prompt": "x", "seed": 1 << 63}, "seed", "invalid_value"),
     ({"prompt": "x", "stop": [""]}, "stop", "invalid_value"),
     ({"prompt": "x", "stop": ["a"] * 17}, "stop", "invalid_value"),
     ({"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),
@@ -285,13 +289,35 @@ def test_an_answer_can_be_sent_back_as_the_client_packages_hold_it(client: Flask
         assert error["param"] == "messages"
 
 
+def test_what_asks_for_nothing_is_accepted(client: FlaskClient) -> None:
+    """As packages that send every field of OpenAI's do."""
+    options: dict[str, Any] = {"max_tokens": 5, "temperature": 0}
+    nothing: dict[str, Any] = {"store": False, "metadata": None, "service_tier": "auto"}
+    expected = _text(_ok(client, COMPLETIONS, prompt=PROMPT, **options))
+    assert _text(_ok(client, COMPLETIONS, prompt=PROMPT, best_of=1, suffix=None, **nothing, **options)) == expected
+    hello = [{"role": "user", "content": "x"}]
+    tools = {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "functions": None, "modalities": ["text"]}
+    expected = _text(_ok(client, CHAT, messages=hello, **options))
+    assert _text(_ok(client, CHAT, messages=hello, **tools, **nothing, **options)) == expected
+
+
+def test_seeds_below_0_and_names_of_speakers(client: FlaskClient, model: Model) -> None:
+    asked: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 8, "temperature": 2.0}
+    texts = [_text(_ok(client, COMPLETIONS, **asked, seed=seed)) for seed in (-1, -2, -1)]
+    assert texts[0] == texts[2] != texts[1]
+    named = [{"role": "user", "content": "x", "name": "ann"}]
+    found = _ok(client, CHAT, messages=named, max_tokens=1)["usage"]["prompt_tokens"]
+    assert found == len(model.chat_prompt(named))
+
+
 def test_chat_refusals(client: FlaskClient, bundle: Path) -> None:
     hello = [{"role": "user", "content": "x"}]
     for body, param in (
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages"),
-        ({"messages": hello, "tools": []}, "tools"),
+        ({"messages": hello, "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"messages": hello, "modalities": ["text", "audio"]}, "modalities"),
         ({"messages": hello, "top_logprobs": 2}, "top_logprobs"),
         ({"messages": hello, "logprobs": 2}, "logprobs"),
     ):
@@ -312,6 +338,20 @@ FIELDS = st.sampled_from(
 )
 
 
+@given(st.binary(max_size=6).map(list))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_places_are_right_in_texts_that_are_no_utf8(client: FlaskClient, ids: list[int]) -> None:
+    """The model's first 256 ids are bytes. A place is where the text of the token begins: never behind its end."""
+    found = _ok(client, COMPLETIONS, prompt=[120, *ids], max_tokens=0, echo=True, logprobs=0)["choices"][0]
+    places, text = found["logprobs"]["text_offset"], found["text"]
+    assert text == bytes([120, *ids]).decode("utf-8", "replace")
+    for i, byte in enumerate(ids, start=1):
+        if byte < 0x80:
+            assert text[places[i]] == chr(byte)
+        ends = bytes([120, *ids[: i - 1]]).decode("utf-8", "replace")
+        assert len(ends) - 1 <= places[i] <= len(ends)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from([COMPLETIONS, CHAT, "/tokenize", "/detokenize"]), body=st.dictionaries(FIELDS, JSON))
 def test_nonsense_is_never_the_servers_fault(client: FlaskClient, path: str, body: Any) -> None:
@@ -327,6 +367,8 @@ def test_a_wrong_model_route_method_type_or_size(client: FlaskClient) -> None:
     assert _refused(client, "/v1//completions", {"prompt": "x"}, 404)["code"] == "not_found"
     big = {"prompt": "x" * (2 << 20)}
     assert _refused(client, COMPLETIONS, big, 413)["type"] == "invalid_request_error"
+    zipped = {"Content-Encoding": "gzip"}
+    assert client.post(COMPLETIONS, json={"prompt": "x"}, headers=zipped).status_code == 415
     response = client.post(COMPLETIONS, data=json.dumps({"prompt": "x"}), content_type="text/plain")
     assert response.status_code == 415 and "application/json" in response.json["error"]["message"]
     long = _refused(client, COMPLETIONS, {"prompt": "x", "y" * 3000: 1})
@@ -339,6 +381,7 @@ def test_tokens_and_models(client: FlaskClient, model: Model) -> None:
     assert (found["tokens"], found["count"], found["max_model_len"]) == (ids, len(ids), 96)
     assert len(found["token_strs"]) == len(ids) and any(text.startswith("bytes:\\x") for text in found["token_strs"])
     assert _ok(client, "/detokenize", tokens=ids)["prompt"] == "naïve <|endoftext|>"
+    assert _refused(client, "/tokenize", {"prompt": " " * 200_001})["param"] == "prompt"
     assert _refused(client, "/detokenize", {"tokens": [512]})["message"].startswith("tokens: token id 512 is outside")
     listed = client.get("/v1/models").json["data"]
     assert [one["id"] for one in listed] == ["small"] and listed[0]["context_length"] == 96 and listed[0]["chat"]
@@ -351,7 +394,7 @@ def test_tokens_and_models(client: FlaskClient, model: Model) -> None:
 def test_keys_hosts_and_origins(chat_bundle: Path, model: Model) -> None:
     guard = Guard(
         frozenset({"key-one-1", "key-two-2", "key=three=3"}),
-        frozenset({"llm.lan"}),
+        frozenset({"llm.lan", "my_llm"}),
         frozenset({"https://good.example"}),
     )
     client = _client(_service(chat_bundle, model, guard=guard))
@@ -359,20 +402,26 @@ def test_keys_hosts_and_origins(chat_bundle: Path, model: Model) -> None:
     routes = [rule.replace("<path:name>", "small").replace("<name>", "receipt.json") for rule in rules]
     assert len(routes) > 12
     for route in routes:
-        assert client.get(route).status_code == (200 if route == "/health" else 401), route
+        answer = client.get(route)
+        assert answer.status_code == (200 if route == "/health" else 401), route
+        wanted = "" if route == "/health" else "Basic" if route == "/" else "Bearer"
+        assert answer.headers.get("WWW-Authenticate", "").split(" ")[0] == wanted, route
     for header in ("Bearer key-two-2", "bearer key=three=3", "Basic OmtleS1vbmUtMQ=="):
         assert client.get("/v1/models", headers={"Authorization": header}).status_code == 200
     for header in ("Bearer key-two-3", "Bearer ", "key-two-2", "Basic x"):
         assert client.get("/v1/models", headers={"Authorization": header}).status_code == 401
-    assert "Basic" in client.get("/").headers["WWW-Authenticate"]
+    document = client.get("/openapi.json", headers={"Authorization": "Bearer key-two-2"}).json
+    assert document["security"] and document["paths"]["/health"]["get"]["security"] == []
     for host, status in (
         ("localhost:80", 200), ("127.0.0.1:", 200), ("[::1]:8000", 200), ("LLM.lan:1", 200), ("192.168.1.9", 200),
-        ("evil.example", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("", 403),
+        ("my_llm:8000", 200), ("evil.example", 403), ("localhost.evil.example", 403), ("", 403),
+        ("127.0.0.1.evil.example", 403),
     ):  # fmt: skip
         assert client.get("/health", headers={"Host": host}).status_code == status, host
     asked = {"Origin": "https://good.example", "Access-Control-Request-Headers": "authorization"}
     answer = client.options(COMPLETIONS, headers=asked)
     assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (204, "https://good.example")
+    assert client.options(COMPLETIONS, headers={**asked, "Host": "evil.example"}).status_code == 403
     assert client.options(COMPLETIONS, headers={"Origin": "https://bad.example"}).status_code == 401
     foreign = client.get("/health", headers={"Origin": "https://bad.example"})
     assert "Access-Control-Allow-Origin" not in foreign.headers
@@ -414,11 +463,25 @@ def test_counters_are_what_was_asked_and_the_log_tells_no_text(
     chat_prompt = len(model.chat_prompt([{"role": "user", "content": "secret"}]))
     assert float(values["kiara_prompt_tokens_total"]) == sums[0] + chat_prompt
     assert float(values["kiara_generation_tokens_total"]) == sums[1] + 5
-    assert values["kiara_time_to_first_token_seconds_count"] == "29.0"  # sequences: 7 x 2 x 2 + 1
+    assert values["kiara_time_to_first_token_seconds_count"] == "25.0"  # sequences: 6 x 2 x 2 + 1; 4 have no token
+    assert values["kiara_queue_seconds_count"] == "29.0"
     assert (values["kiara_requests_running"], values["kiara_requests_waiting"]) == ("0.0", "0.0")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert len(lines) == 12 and lines[0]["user"] == "me" and {"id", "route", "status", "seconds"} <= set(lines[0])
     assert not any("secret" in json.dumps(line) for line in lines)
+    assert [line["error"] for line in lines if line["status"] == 400] == ["invalid_value"] * 3
+
+
+class _Gone(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_log_that_nobody_reads_any_more_breaks_no_answer(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", _Gone())
+    assert client.get("/health").status_code == 200
 
 
 def test_before_the_model_is_loaded(chat_bundle: Path, model: Model) -> None:
@@ -428,6 +491,7 @@ def test_before_the_model_is_loaded(chat_bundle: Path, model: Model) -> None:
     assert (client.get("/ready").status_code, client.get("/ready").json) == (503, {"status": "loading"})
     response = client.post(COMPLETIONS, json={"prompt": "x"})
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert client.get("/bundle/receipt.json").status_code == 503
     service.begin(model)
     assert client.get("/ready").status_code == 200
     service.stop()

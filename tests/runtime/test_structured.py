@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.structured import MAX_TOKEN_BYTES, Constraint, constrain, vocabulary_of
+from kiara_runtime.structured import MAX_CHARACTERS, MAX_TOKEN_BYTES, Constraint, constrain, vocabulary_of
 from kiara_runtime.tokenizer import MAX_WHITE_SPACE, Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT, byte_characters
 
@@ -430,6 +430,37 @@ def test_limits_reached_on_the_way_are_an_error_of_the_user(grammar: str, capfd:
     with pytest.raises(UserError, match=r"^grammar: "):
         constraint.allowed()
     assert capfd.readouterr() == ("", "")
+
+
+DEEP = {
+    "rules": {"grammar": "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(8000)) + 'a8000: "x"\n'},
+    "terminals": {"grammar": "start: A0\n" + "".join(f"A{i}: A{i + 1}\n" for i in range(8000)) + 'A8000: "x"\n'},
+    "references": {"json_schema": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(3500)}},
+    "all of": {"json_schema": {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}]} for i in range(2500)}},
+    "items": {"json_schema": {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(2500)}},
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_rules_that_lead_on_and_on_do_not_end_the_process(name: str) -> None:
+    """On threads of an ordinary stack llguidance alone would."""
+    tokenizer = _tokenizer("own")
+    [(kind, rules)] = DEEP[name].items()
+    if isinstance(rules, dict):
+        schema = {"$ref": "#/$defs/a0", "$defs": {**rules, f"a{len(rules)}": {"type": "null"}}}
+        rules = json.dumps(schema, separators=(",", ":"))
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            text = pool.submit(lambda: _write(tokenizer, _constrain(tokenizer, **{kind: rules}), 1, True)).result()
+        except UserError as error:
+            assert "too large" in str(error)
+        else:
+            assert text in ("x", "null") or name == "items"
+
+
+def test_a_grammar_beyond_all_use_is_refused() -> None:
+    with pytest.raises(UserError, match=r"regex: .* it has more than 131072 characters"):
+        _constrain(_tokenizer("own"), regex="x" * (MAX_CHARACTERS + 1))
 
 
 def test_ids_in_a_grammar_mean_text_and_no_special_token() -> None:

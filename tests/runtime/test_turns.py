@@ -63,6 +63,26 @@ def test_one_that_does_not_come_back_holds_nobody_up() -> None:
     assert made[0] == 2 and time.monotonic() - started < 1
 
 
+def test_freezing_waits_for_one_step_and_not_for_all_that_its_maker_wants() -> None:
+    turns, made, asked, frozen = Turns(), [0], threading.Event(), threading.Event()
+
+    def step() -> None:
+        made[0] += 1
+        while made[0] == 6 and not asked.is_set():
+            time.sleep(0.001)
+        time.sleep(0.01)
+
+    def freeze() -> None:
+        while made[0] < 6:
+            time.sleep(0.001)
+        asked.set()
+        turns.freeze()
+        frozen.set()
+
+    _started(lambda: turns.until(lambda: made[0] >= 5000, _always, step, _nothing), freeze)
+    assert frozen.wait(LONG) and made[0] < 50
+
+
 def test_a_timeout_ends_while_another_watches_and_steps() -> None:
     turns, ends = Turns(), dict[str, float]()
 

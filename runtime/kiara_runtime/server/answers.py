@@ -65,6 +65,7 @@ class ChatLogprob(TopLogprob):
 
 class ChatLogprobs(Response):
     content: list[ChatLogprob]
+    refusal: None = None
 
 
 class ChatAnswer(Response):

@@ -1,14 +1,28 @@
 """The requests as pydantic models; the names and meanings are those of OpenAI's API reference.
 
-What stands here is accepted and obeyed; what does not is refused by name, never ignored. Fields that OpenAI does not
-have bear the names of `kiara_runtime.SamplingParams`. Values are strict: "1" is no number.
+What stands here is accepted and obeyed; what does not is refused by name, never ignored. Of what OpenAI has and this
+server has not, the values that ask for nothing are accepted, as some packages send every field there is. Fields that
+OpenAI does not have bear the names of `kiara_runtime.SamplingParams`. Values are strict: "1" is no number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from annotated_types import GroupedMetadata
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    Tag,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
 
 MAX_N, MAX_PROMPTS, MAX_MESSAGES, MAX_BIASES, MAX_STOPS, MAX_TOP = 16, 256, 1024, 1024, 16, 20
 LARGEST = (1 << 31) - 1
@@ -50,12 +64,28 @@ IdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, 
 Prompt = Annotated[Annotated[str, One] | Texts | Annotated[TokenIds, Ids] | IdLists, ByForm]
 
 
+class Nothing(GroupedMetadata):
+    """A field that this server does not have: null, or a value that asks for what it does anyway."""
+
+    def __init__(self, *values: object) -> None:
+        self._known = [None, *values]
+
+    def __iter__(self) -> Iterator[object]:
+        yield PlainValidator(self._check)
+        yield WithJsonSchema({"enum": self._known})
+
+    def _check(self, given: object) -> None:
+        if not any(given == known and isinstance(given, bool) == isinstance(known, bool) for known in self._known):
+            raise PydanticCustomError("unsupported", "this server cannot do that")
+
+
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(Request):
     include_usage: bool | None = Field(None, description="Tell the usage in a last chunk; whole answers always do.")
+    include_obfuscation: Annotated[None, Nothing(False)] = None
 
 
 class TextFormat(Request):
@@ -103,8 +133,8 @@ class Generation(Request):
     temperature: Annotated[float, Field(ge=0, le=2), Finite] | None = Field(None, description="0 is greedy; default 1.")
     top_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = Field(None, description="Continuations of each prompt.")
-    seed: Annotated[int, Field(ge=0, lt=1 << 63), WHOLE] | None = Field(
-        None, description="The same seed, the same text"
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63), WHOLE] | None = Field(
+        None, description="The same seed, the same text."
     )
     stop: Stop | None = Field(None, description="The text ends before the first of these.")
     stream: bool | None = Field(None, description="Server-sent events, a token or so each; ended by [DONE].")
@@ -120,6 +150,9 @@ class Generation(Request):
     ) = Field(None, description="Added to the logits of these token ids.")
     response_format: ResponseFormat | None = Field(None, description="The form that the text must have.")
     user: str | None = Field(None, max_length=256, description="Written into the server's log line.")
+    metadata: Annotated[None, Nothing()] = None
+    store: Annotated[None, Nothing(False)] = None
+    service_tier: Annotated[None, Nothing("auto", "default")] = None
     top_k: Count | None = None
     min_p: Annotated[float, Field(ge=0, le=1), Finite] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
@@ -136,6 +169,8 @@ class CompletionRequest(Generation):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
         None, description="Log-probabilities of the tokens and of so many of the likeliest; of echoed prompts, too."
     )
+    best_of: Annotated[None, Nothing(1)] = None
+    suffix: Annotated[None, Nothing("")] = None
 
 
 class TextPart(Request):
@@ -150,6 +185,7 @@ Content = Annotated[Annotated[str, One] | Parts, ByForm]
 class ChatMessage(Request):
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is the same as system.")
     content: Content
+    name: Text | None = Field(None, max_length=64, description="Given to the template, of which many do not show it.")
     # What OpenAI's client packages put beside an answer's content, so that it can be sent back as it came.
     refusal: None = None
     annotations: None = None
@@ -172,6 +208,17 @@ class ChatRequest(Generation):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
         None, description="And so many of the likeliest in each place; needs logprobs."
     )
+    tools: Annotated[None, Nothing([])] = None
+    tool_choice: Annotated[None, Nothing("none", "auto")] = None
+    parallel_tool_calls: Annotated[None, Nothing(True, False)] = None
+    functions: Annotated[None, Nothing([])] = None
+    function_call: Annotated[None, Nothing("none", "auto")] = None
+    modalities: Annotated[None, Nothing(["text"])] = None
+    audio: Annotated[None, Nothing()] = None
+    prediction: Annotated[None, Nothing()] = None
+    reasoning_effort: Annotated[None, Nothing("none")] = None
+    verbosity: Annotated[None, Nothing()] = None
+    web_search_options: Annotated[None, Nothing()] = None
 
 
 class TokenizeRequest(Request):

@@ -17,7 +17,7 @@ from kiara_runtime.server import answers, api
 from kiara_runtime.server.guard import ApiError, as_api_error
 from kiara_runtime.server.metrics import GONE, Record
 from kiara_runtime.server.openapi import document
-from kiara_runtime.server.service import SHOWN, Service
+from kiara_runtime.server.service import SHOWN, Service, called
 from kiara_runtime.server.wording import Voice
 from kiara_runtime.server.work import ClientGoneError, Patience, Work
 
@@ -36,33 +36,39 @@ def create_app(service: Service) -> flask.Flask:
     app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # no redirects
-    _add_hooks(app, service)
     _add_generation(app, service)
     _add_rest(app, service)
     _add_page(app)
+    _add_hooks(app, service)
     return app
 
 
+def routes(app: flask.Flask) -> frozenset[str]:
+    """Paths that name a route by themselves."""
+    return frozenset(rule.rule for rule in app.url_map.iter_rules() if "<" not in rule.rule)
+
+
 def _add_hooks(app: flask.Flask, service: Service) -> None:
+    fixed = routes(app)
+
     def before() -> flask.Response | None:
         request = flask.request
-        route = request.url_rule.rule if request.url_rule else "unknown"
+        route = request.url_rule.rule if request.url_rule else request.path if request.path in fixed else "unknown"
         flask.g.record = Record(uuid.uuid4().hex, request.method, route)
-        if (answer := service.guard.preflight(request)) is not None:
-            return answer
-        service.guard.check(request)
-        return None
+        return service.guard.check(request)
 
     def after(response: flask.Response) -> flask.Response:
         record: Record = flask.g.record
         record.status = record.status or response.status_code
         response.headers["X-Request-Id"] = record.id
-        service.guard.finish(flask.request, response)
+        response.headers.update(service.guard.headers(flask.request.headers.get("Origin")))
         response.call_on_close(lambda: record.end(service.metrics, service.log))
         return response
 
     def refuse(error: Exception) -> flask.Response:
-        return (as_api_error(error) or _defect(service, flask.g.record)).response()
+        refusal = as_api_error(error) or _defect(service, flask.g.record)
+        flask.g.record.details["error"] = refusal.reason
+        return refusal.response()
 
     app.before_request(before)
     app.after_request(after)
@@ -140,7 +146,7 @@ def _events(service: Service, record: Record, work: Work, voice: Voice, usage: b
     except Exception as error:
         refusal = as_api_error(error) or _defect(service, record)
         record.status = refusal.status
-        record.details["error"] = refusal.code or type(error).__name__
+        record.details["error"] = refusal.reason
         yield b"data: %s\n\n" % refusal.body.model_dump_json().encode()
 
 
@@ -159,9 +165,8 @@ def _end(service: Service, record: Record, work: Work | None) -> None:
     if work is not None:
         first = work.streams[0].sequence
         record.details |= {"prompt_tokens": work.prompt_tokens, "completion_tokens": work.completion_tokens}
-        if first.admitted is not None:
-            record.details["queue_seconds"] = round(first.admitted - first.times[0], 4)
-        if len(first.times) > 1:
+        record.details["queue_seconds"] = round(first.queue_seconds, 4)
+        if len(first.times) > 1 and len(first.tokens) > first.prompt_tokens:
             record.details["first_token_seconds"] = round(first.times[1] - first.times[0], 4)
         work.close()
     service.admission.leave()
@@ -171,7 +176,7 @@ def _note(record: Record, service: Service, asked: Any) -> None:
     if asked.user:
         record.details["user"] = asked.user
     if service.log.prompts:
-        record.details["asked"] = asked.model_dump(mode="json", exclude_none=True)
+        record.details["asked"] = asked.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _read(service: Service, kind: type[Asked]) -> Asked:
@@ -200,7 +205,7 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
 
     @app.post("/tokenize")
     def tokenize() -> flask.Response:
-        with service.beside:
+        with service.beside, called("prompt"):
             asked, model = _read(service, api.TokenizeRequest), service.model
             service.check_model(asked.model)
             plain = asked.add_special_tokens is False
@@ -239,10 +244,11 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
 
     @app.get("/openapi.json")
     def openapi() -> flask.Response:
-        return flask.jsonify(document(service.card()))
+        return flask.jsonify(document(service.card(), bool(service.guard.keys)))
 
     @app.get("/bundle/<name>")
     def bundle_file(name: str) -> flask.Response:
+        _ = service.model
         if name not in service.files:
             raise ApiError(404, f"bundle: there is no {name:.80} to show; it has {', '.join(service.files)}")
         return flask.Response(service.files[name], content_type=SHOWN[name])

@@ -8,6 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 import flask
 import pydantic
@@ -49,6 +50,11 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+
+    @property
+    def reason(self) -> str:
+        """For the log, without a word of the client's."""
+        return self.code or HTTPStatus(self.status).phrase.lower().replace(" ", "_")
 
     @property
     def body(self) -> Error:
@@ -99,6 +105,8 @@ def _refused_field(error: pydantic.ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         where = ".".join(map(str, path))
         return ApiError(400, f"{where}: this server does not know it; leave it out", name, "unknown_parameter")
+    if first["type"] == "unsupported":
+        return ApiError(400, f"{name}: this server cannot do that; leave it out", name, "unsupported_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"{name}: missing; {'.'.join(map(str, path))} is required", name, "missing_parameter")
     if first["type"] == "json_invalid":
@@ -120,38 +128,36 @@ class Guard:
     def __post_init__(self) -> None:
         self._digests.extend(_digest(key) for key in self.keys)
 
-    def check(self, request: flask.Request) -> None:
-        """Raises ApiError where the request may not pass."""
-        name = request.environ.get("HTTP_HOST", "")
-        if not self._is_own(name):
+    def check(self, request: flask.Request) -> flask.Response | None:
+        """The answer to a browser that asks whether a page of a listed origin may; None to others that may pass.
+
+        Raises ApiError to those that may not.
+        """
+        name = request.environ.get("HTTP_HOST")
+        if name is not None and not self._is_own(name):  # every browser gives one
             raise ApiError(403, f"Host: {name:.80} is not a name of this server; --allow-host adds one", code="host")
+        if request.method == "OPTIONS" and request.headers.get("Origin") in self.origins:
+            return _preflight(request)
         if self._digests and request.path != OPEN and not self._knows(request):
-            shown = {"WWW-Authenticate": 'Basic realm="kiara", charset="UTF-8"'} if request.path == "/" else None
-            raise ApiError(
-                401, "Authorization: give a key of this server as a bearer token", None, "invalid_api_key", shown
-            )
-        if request.method == "POST" and request.url_rule and request.mimetype != "application/json":
-            # A foreign page could send any other type without asking first.
-            raise ApiError(415, f"Content-Type: {request.mimetype!r:.60} will not do; send application/json")
+            # A browser asks its user for what Basic demands, so the page alone demands it.
+            shown = 'Basic realm="kiara", charset="UTF-8"' if request.path == "/" else 'Bearer realm="kiara"'
+            said = "Authorization: give a key of this server as a bearer token"
+            raise ApiError(401, said, None, "invalid_api_key", {"WWW-Authenticate": shown})
+        if request.method == "POST" and request.url_rule:
+            _check_kind(request)
+        return None
 
-    def finish(self, request: flask.Request, response: flask.Response) -> None:
-        response.headers.update(HEADERS)
-        origin = request.headers.get("Origin")
-        if origin is not None and origin in self.origins:
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
-            response.headers["Vary"] = "Origin"
-
-    def preflight(self, request: flask.Request) -> flask.Response | None:
-        """The answer to a browser that asks whether a page of a listed origin may; None to any other request."""
-        if request.method != "OPTIONS" or request.headers.get("Origin") not in self.origins:
-            return None
-        allowed = {
-            "Access-Control-Allow-Methods": "GET, POST",
-            "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "")[:1000],
-            "Access-Control-Max-Age": "600",
+    def headers(self, origin: str | None) -> dict[str, str]:
+        """Of every answer to a request from a page of `origin`."""
+        if origin is None or origin not in self.origins:
+            return HEADERS
+        return {
+            **HEADERS,
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+            "Cross-Origin-Resource-Policy": "cross-origin",
+            "Vary": "Origin",
         }
-        return flask.Response(status=204, headers=allowed)
 
     def _is_own(self, host: str) -> bool:
         name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
@@ -165,6 +171,24 @@ class Guard:
             key = ""
         found = _digest(key.strip())
         return sum(hmac.compare_digest(found, digest) for digest in self._digests) > 0  # all of them, in equal time
+
+
+def _preflight(request: flask.Request) -> flask.Response:
+    allowed = {
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "")[:1000],
+        "Access-Control-Max-Age": "600",
+    }
+    return flask.Response(status=204, headers=allowed)
+
+
+def _check_kind(request: flask.Request) -> None:
+    """A foreign page could send any type but JSON without asking first."""
+    if request.mimetype != "application/json":
+        raise ApiError(415, f"Content-Type: {request.mimetype!r:.60} will not do; send application/json")
+    coding = request.headers.get("Content-Encoding", "identity")
+    if coding.lower() != "identity":
+        raise ApiError(415, f"Content-Encoding: {coding!r:.60} will not do; send the body as it is")
 
 
 def _digest(key: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -80,5 +81,5 @@ class Log:
     def write(self, entry: dict[str, Any]) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
         line = json.dumps({"time": f"{stamp}Z", **entry})
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # whoever read it may be gone, which no client must notice
             print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from kiara_runtime import __version__
 from kiara_runtime.server import answers, api
+from kiara_runtime.server.service import SHOWN
 
 REFERENCE = "#/components/schemas/{model}"
 JSON, EVENTS = "application/json", "text/event-stream"
@@ -20,9 +21,12 @@ EVENT = {
 }
 
 
-def document(card: answers.Model) -> dict[str, Any]:
-    """For a server of this model: its id, its vocabulary's bounds, and chat only where it has a template."""
-    paths = {
+def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
+    """For a server of this model: its id, its vocabulary's bounds, and chat only where it has a template.
+
+    keyed: whether clients must show a key.
+    """
+    paths: dict[str, Any] = {
         "/v1/completions": {"post": _post("Continue prompts.", api.CompletionRequest, answers.Completion, events=True)},
         "/v1/chat/completions": {
             "post": _post("Answer a conversation.", api.ChatRequest, answers.ChatCompletion, events=True)
@@ -36,13 +40,17 @@ def document(card: answers.Model) -> dict[str, Any]:
         "/ready": {"get": _get("Whether the model is loaded.", answers.Status, answers.Status)},
         "/metrics": {"get": {"summary": "For Prometheus.", "responses": _responses("text/plain", {"type": "string"})}},
         "/openapi.json": {"get": {"summary": "This.", "responses": _responses(JSON, {"type": "object"})}},
+        "/bundle/{name}": {"get": _file()},
     }
+    if keyed:
+        paths["/health"]["get"]["security"] = []
     if not card.chat:
         del paths["/v1/chat/completions"]
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Kiara: {card.id}", "version": __version__},
         "paths": paths,
+        "security": [{"key": []}] if keyed else [],
         "components": {
             "schemas": _schemas(card),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -52,7 +60,8 @@ def document(card: answers.Model) -> dict[str, Any]:
 
 def _schemas(card: answers.Model) -> dict[str, Any]:
     homes = (*vars(api).values(), *vars(answers).values())
-    models = [m for m in homes if isinstance(m, type) and m.__module__ in (api.__name__, answers.__name__)]
+    ours = [m for m in homes if isinstance(m, type) and m.__module__ in (api.__name__, answers.__name__)]
+    models = [m for m in ours if issubclass(m, pydantic.BaseModel)]
     kinds: list[Any] = [(m, "validation" if issubclass(m, api.Request) else "serialization") for m in models]
     _, made = models_json_schema(kinds, ref_template=REFERENCE)
     schemas: dict[str, Any] = made["$defs"]
@@ -103,6 +112,13 @@ def _get(
     responses = _responses(JSON, _ref(kind))
     responses["503"] = {"description": "Not now.", "content": {JSON: {"schema": _ref(unavailable)}}}
     return {"summary": summary, "responses": responses}
+
+
+def _file() -> dict[str, Any]:
+    name = {"name": "name", "in": "path", "required": True, "schema": {"enum": list(SHOWN)}}
+    content: dict[str, Any] = {kind.partition(";")[0]: {} for kind in SHOWN.values()}
+    responses: Any = {"200": {"description": "Done.", "content": content}, "default": _responses(JSON, {})["default"]}
+    return {"summary": "A file of the bundle that is for people.", "parameters": [name], "responses": responses}
 
 
 def _post(

@@ -25,6 +25,7 @@ BESIDE = 6  # requests that may tokenise at once, on threads that generation doe
 READING = 2  # bodies that are understood at once: one of thousands of mistakes takes a hundred MiB
 CHOICES = 256  # of a request, n times its prompts
 TOLD = 1 << 20  # log-probabilities of a request's prompts, the likeliest ones included
+SEEDS = 1 << 63  # OpenAI's go down to -2^63, those of SamplingParams to 0
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
 # Fields of a request that are sampling parameters by the same name.
 _SAMPLING = (
@@ -118,7 +119,7 @@ class Service:
             "logprobs": asked.logprobs,
             "prompt_logprobs": echo and logprobs,
         }
-        with _called("prompt"):
+        with called("prompt"):
             ids = [self._ids(prompt) for prompt in prompts]
         work = self._work(ids, asked.n, sampling, patience)
         echoed = [p if isinstance(p, str) else self.model.detokenize(p) for p in prompts] if echo else None
@@ -132,7 +133,7 @@ class Service:
         sampling = _sampling(asked, self.model.context_length)
         sampling |= {"max_tokens": min(given)} if given else {}  # two names of one limit
         sampling["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
-        with _called("messages"):
+        with called("messages"):
             prompt = self.model.chat_prompt([_message(message) for message in asked.messages])
         ids = self._ids(prompt, "messages")
         work = self._work([ids], asked.n, sampling, patience)
@@ -173,7 +174,7 @@ class Service:
 
 
 @contextmanager
-def _called(name: str) -> Generator[None]:
+def called(name: str) -> Generator[None]:
     """What is wrong with a text is wrong with that field."""
     try:
         yield
@@ -194,12 +195,15 @@ def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[s
 def _message(message: api.ChatMessage) -> dict[str, str]:
     content = message.content
     text = content if isinstance(content, str) else "".join(part.text for part in content)
-    return {"role": "system" if message.role == "developer" else message.role, "content": text}
+    name = {} if message.name is None else {"name": message.name}
+    return {"role": "system" if message.role == "developer" else message.role, "content": text, **name}
 
 
 def _sampling(asked: api.Generation, max_tokens: int) -> dict[str, Any]:
     """Fields of SamplingParams as far as they are given; OpenAI's defaults for the rest."""
     given = {name: value for name in _SAMPLING if (value := getattr(asked, name)) is not None}
+    if asked.seed is not None:
+        given["seed"] = asked.seed % SEEDS
     return {"temperature": 1.0, "max_tokens": max_tokens, **given, **_form(asked.response_format)}
 
 

@@ -188,10 +188,20 @@ class _Places:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def place(self, token: int) -> int:
-        """Of the next token."""
-        place = self._seen
-        self._seen += len(self._utf8.decode(self._texts.bytes(token)))
+        """Of the next token. One that goes on with a character begins where that does."""
+        added, begun = self._texts.bytes(token), self._utf8.getstate()[0]
+        place = self._seen + (len(begun.decode("utf-8", "replace")) if _breaks(begun, added) else 0)
+        self._seen += len(self._utf8.decode(added))
         return place
+
+
+def _breaks(begun: bytes, added: bytes) -> bool:
+    """Whether the character that is begun will never be one."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(begun + added[:1])
+    except UnicodeDecodeError:
+        return bool(begun and added)
+    return False
 
 
 def _reason(pieces: Sequence[Piece]) -> FinishReason | None:

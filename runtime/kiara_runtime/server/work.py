@@ -124,7 +124,9 @@ class Work:
 
     def close(self) -> None:
         """End what still runs."""
-        for stream in self._running.values():
+        for index, stream in self._running.items():
+            if index not in self._came:
+                self._metrics.queue.observe(stream.sequence.queue_seconds)
             stream.close()
         self._running.clear()
 
@@ -163,9 +165,9 @@ class Work:
     def _measure(self, index: int, piece: Piece) -> None:
         sequence, now = self.streams[index].sequence, time.perf_counter()
         if index not in self._came:
-            started, admitted = sequence.times[0], sequence.admitted
-            self._metrics.first_token.observe(now - started)
-            self._metrics.queue.observe(0.0 if admitted is None else admitted - started)
+            if piece.tokens or piece.finish_reason == "stop":  # none where only the prompt is scored
+                self._metrics.first_token.observe(now - sequence.times[0])
+            self._metrics.queue.observe(sequence.queue_seconds)
         elif piece.tokens:
             self._metrics.inter_token.observe(now - self._came[index])
         self._came[index] = now

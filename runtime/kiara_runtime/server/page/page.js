@@ -237,10 +237,16 @@ async function send() {
 
 // Copying the request
 
+/** Whether the server wants a key; the browser sends the one that it has asked for with every other request. */
+async function wantsKey() {
+  const { status } = await fetch(url("v1/models"), { credentials: "omit" });
+  return status === 401;
+}
+
 async function copy(write, name) {
   const asked = request();
   if (!asked) return;
-  const text = write(url, asked);
+  const text = write(url, asked, await wantsKey().catch(() => false));
   try {
     await navigator.clipboard.writeText(text); // missing over plain http, except on this machine
     say(`Copied as ${name}.`);
