@@ -269,9 +269,8 @@ def load(
         checking.result()
     session = Session(bundle.graph_of(variant), bundle.architecture, threads, settings, device)
     store = None
-    if prompt_cache is not None and Path(prompt_cache).exists() and not Path(prompt_cache).is_dir():
-        raise UserError(f"prompt_cache: {prompt_cache} is a file; name a folder")
     if prompt_cache is not None and session.device == "cpu":
+        _make_folder(Path(prompt_cache))
         store = PromptStore(Path(prompt_cache), _identity(bundle, variant, settings or {}))
     return Model(
         tokenizer,
@@ -281,6 +280,14 @@ def load(
         bundle.eos_token_ids,
         bundle.bos_token_id,
     )
+
+
+def _make_folder(folder: Path) -> None:
+    """Now, so that a name that will not do is told; a folder that is there may be one to read from only."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"prompt_cache: {folder}: {error.strerror}; name a folder, or one that can be made") from None
 
 
 def _identity(bundle: Bundle, variant: str | None, settings: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kiara_runtime.errors import UserError
 from kiara_runtime.generate import load
 from kiara_runtime.prompt_store import PromptStore, common_prefix
 
@@ -86,6 +87,15 @@ def test_a_folder_that_cannot_be_written_costs_the_store_only(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="the prompt was not stored"):
         PromptStore(tmp_path / "file", "model").save(TOKENS, BUFFERS)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_computed(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"prompt_cache: .* name a folder"):
+        load(bundle, prompt_cache=tmp_path / name)
 
 
 def test_a_restored_prompt_gives_what_a_computed_one_gives(bundle: Path, tmp_path: Path) -> None:
