@@ -29,10 +29,10 @@ from kiara_runtime.tokenizer import Tokenizer
 # write white space without bound does so to the end of its context. A schema's own "x-guidance" stands instead.
 JSON_OPTIONS = {"whitespace_pattern": " |\n[ \t]{0,20}"}
 MAX_TOKEN_BYTES = 1000  # llguidance panics at 1024
-MAX_CHARACTERS = 1 << 17  # of a grammar: a larger one may take llguidance half a minute to refuse
-# llguidance calls itself for each rule that leads to another, 3 to 8 KB at a time, and a stack that is full ends the
-# process. On this one its own limits, or MAX_CHARACTERS, come first. Only what is used of it becomes memory.
-STACK_BYTES = 256 << 20
+MAX_CHARACTERS = 1 << 15  # of a grammar: the worst ones of this size take llguidance some seconds, of more a minute
+# llguidance calls itself for each rule that leads to another and each parenthesis, and a stack that is full ends the
+# process. The worst grammars found take 1 KiB of it for a character. Only what is used of it becomes memory.
+LEAST_STACK, STACK_FOR_EACH = 64 << 20, 2 << 10
 MAX_REASON = 160
 _MARKER = 0xFF  # what llguidance's special tokens begin with, and never a byte of UTF-8
 _NO_TEXT = "no text that this model's tokens can write goes on from here"
@@ -165,26 +165,30 @@ def constrain(
         matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
         return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, refuse)
 
-    return _deeply(begin)
+    return _deeply(begin, LEAST_STACK + STACK_FOR_EACH * len(text), refuse).result()
 
 
-def _deeply(act: Callable[[], Constraint]) -> Constraint:
-    """What `act` returns or raises, on a stack of STACK_BYTES."""
+def _deeply(act: Callable[[], Constraint], stack: int, refuse: Callable[[str], UserError]) -> Future[Constraint]:
+    """Call `act` on a stack of so many bytes."""
     found: Future[Constraint] = Future()
-
-    def run() -> None:
-        try:
-            found.set_result(act())
-        except BaseException as error:
-            found.set_exception(error)
-
     with _lock:  # the size is one for the whole process
-        before = threading.stack_size(STACK_BYTES)
+        before = threading.stack_size(stack)
         try:
-            threading.Thread(target=run, daemon=True).start()
+            threading.Thread(target=_settle, args=(found, act), daemon=True).start()
+        except (RuntimeError, MemoryError):  # no thread, or no address space, is left
+            raise refuse(f"there is no room for a stack of {stack >> 20} MiB") from None
         finally:
             threading.stack_size(before)
-    return found.result()
+    return found
+
+
+def _settle(found: Future[Constraint], act: Callable[[], Constraint]) -> None:
+    try:
+        found.set_result(act())
+    except BaseException as error:
+        found.set_exception(error)
+    finally:
+        del found  # or an error would hold this frame, which holds it
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

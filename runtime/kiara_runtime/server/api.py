@@ -150,7 +150,7 @@ class Generation(Request):
     ) = Field(None, description="Added to the logits of these token ids.")
     response_format: ResponseFormat | None = Field(None, description="The form that the text must have.")
     user: str | None = Field(None, max_length=256, description="Written into the server's log line.")
-    metadata: Annotated[None, Nothing()] = None
+    metadata: Annotated[None, Nothing({})] = None
     store: Annotated[None, Nothing(False)] = None
     service_tier: Annotated[None, Nothing("auto", "default")] = None
     top_k: Count | None = None

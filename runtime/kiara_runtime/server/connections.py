@@ -57,7 +57,7 @@ class _Request(HTTPRequestParser):
         rest = self.body_rcv
         if isinstance(rest, ChunkedReceiver) and len(rest.control_line) + len(rest.trailer) > MAX_HEADER_BYTES:
             self.error, self.completed = BadRequest("a chunk's head or the trailer is too long"), True
-        return consumed
+        return len(data) if self.error else consumed  # what stands behind a refused one is the rest of it
 
     def parse_header(self, header_plus: bytes) -> None:
         """RFC 9112: 3.2 demands one Host, and 6.1 lets one refuse a body with two lengths."""
@@ -110,6 +110,7 @@ class _Channel(HTTPChannel):
     refused = False  # or its refusal is on its way
     ending = False  # all is said; what still comes is thrown away
     thrown_away = 0  # bytes
+    waiting: tuple[_Request, ...] = ()  # requests that have come, until they are begun
 
     def readable(self) -> bool:
         return self.socket is not None and super().readable()  # closed in this very round, its number may be another's
@@ -136,11 +137,13 @@ class _Channel(HTTPChannel):
 
     def received(self, data: bytes) -> bool:
         now = time.monotonic()
-        if self.ending:
+        if self.ending or any(request.error for request in self.requests[-1:]):
             self.thrown_away += len(data)
             self.will_close = self.is_late(now) or self.thrown_away > MAX_THROWN_AWAY
             return False
         went_on = super().received(data)
+        known = dict.fromkeys((*self.waiting, *self.requests))
+        self.waiting = tuple(request for request in known if not request.begun)
         # The time of one that comes behind another counts from when it is its turn.
         self.began = None if self.request is None or self.requests else self.began or now
         if self.is_late(now):
@@ -158,13 +161,13 @@ class _Channel(HTTPChannel):
             super().send_continue()
 
     def service(self) -> None:
-        waiting = list(self.requests)
         super().service()
-        if not self.connected:  # nobody is left to answer
-            for request in waiting:
-                if not request.begun:
-                    request.begun = True
-                    self.server.note(request, GONE)
+        if self.connected:
+            return
+        with self.requests_lock:
+            gone, self.waiting = [request for request in self.waiting if not request.begun], ()
+        for request in gone:
+            self.server.note(request, GONE)
 
 
 class _Connections(TcpWSGIServer):

@@ -149,6 +149,7 @@ class Work:
 
     def _fill(self) -> None:
         while len(self._running) < self._window and len(self.streams) < len(self._planned):
+            self._patience.check()  # a grammar may take seconds to begin
             prompt, choice = self._planned[len(self.streams)]
             stream = self._model.start(prompt, self._params, choice)
             self._running[len(self.streams)] = stream

@@ -10,6 +10,7 @@ const ESCAPES = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
 const NONE = "–";
 
 let model; // as v1/models describes it, once it is loaded
+let keyed = false; // whether the server wants a key, which the browser has asked for
 let running; // the AbortController of the request in progress
 const conversation = []; // without the system message
 
@@ -237,16 +238,10 @@ async function send() {
 
 // Copying the request
 
-/** Whether the server wants a key; the browser sends the one that it has asked for with every other request. */
-async function wantsKey() {
-  const { status } = await fetch(url("v1/models"), { credentials: "omit" });
-  return status === 401;
-}
-
 async function copy(write, name) {
   const asked = request();
   if (!asked) return;
-  const text = write(url, asked, await wantsKey().catch(() => false));
+  const text = write(url, asked, keyed);
   try {
     await navigator.clipboard.writeText(text); // missing over plain http, except on this machine
     say(`Copied as ${name}.`);
@@ -263,6 +258,7 @@ async function loadModel() {
   for (;;) {
     try {
       [model] = (await (await ask("v1/models")).json()).data;
+      keyed = (await fetch(url("v1/models"), { credentials: "omit" })).status === 401;
       return;
     } catch (error) {
       if (error.status && error.status !== 503) throw error;
