@@ -209,7 +209,7 @@ class Engine:
             slot.exact = common_prefix(slot.known(), prompt)
             slot.sequence, slot.tokens = sequence, []
             sequence.admitted = time.perf_counter()
-            self._next_waiting()
+            self._next_waiting()  # which takes it out of the queue, now that it has a slot
             self._clock += 1
             slot.touched = self._clock
 

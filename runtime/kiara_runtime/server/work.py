@@ -102,7 +102,11 @@ class Work:
         self.streams: list[Stream] = []
         self._running: dict[int, Stream] = {}
         self._came: dict[int, float] = {}  # when a choice's last token came
-        self._fill()  # here, so that what cannot be run is refused before an answer begins
+        try:
+            self._fill()  # here, so that what cannot be run is refused before an answer begins
+        except BaseException:
+            self.close()
+            raise
 
     def events(self) -> Iterator[tuple[int, Piece] | None]:
         """A choice's number and its next piece, as they come; None now and then while none does.
