@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,12 @@ from serving import with_chat
 from kiara.config import Config, load_config
 from kiara.data import Dataset
 from kiara.prepare import prepare_folder
+from kiara_runtime.machine import machine
 
 REPOSITORY = Path(__file__).parent.parent
 STDLIB_FILES = ("argparse", "ast", "bisect", "calendar", "cmd", "csv", "difflib", "heapq", "inspect", "shlex", "typing")
+# Of a processor, those that change the arithmetic of PyTorch or ONNX Runtime; x86 first, then Arm.
+FEATURES = "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 amx_int8 amx_bf16 asimddp i8mm sve".split()
 SMALL = (
     "model.hidden_size=64",
     "model.num_hidden_layers=2",
@@ -33,7 +37,19 @@ SMALL = (
     "training.eval_tokens=2048",
     "training.checkpoint_every=20",
     "training.sample_tokens=4",
+    f"training.seed={os.environ.get('TEST_MODEL_SEED', '1337')}",  # `make test-seeds` makes other models
 )
+
+
+def pytest_report_header() -> str:
+    """The processor: arithmetic differs from one to another, and so does what a small model says."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    words = set(info.read_text().split()) if info.is_file() else set()
+    seen = [name for name in FEATURES if name in words]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"processor: {machine()['cpu']}; {' '.join(seen) or 'no feature known'}; PyTorch uses {capability}"
 
 
 @pytest.fixture(scope="session")

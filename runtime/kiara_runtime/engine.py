@@ -3,10 +3,10 @@
 Whoever waits for a token makes the next step for everybody (`turns`). What a sequence gets does not depend on its
 company:
 
-- Passes of two tokens and more give a token the same bits wherever they are cut, passes of one token too, whatever
-  shares the batch; but the two differ from each other in the last bit (ONNX Runtime takes another attention kernel
-  for one token). So a prompt is never left with a single token at its end, and only what passes of several tokens
-  left in the cache is used again for another prompt.
+- Passes of one token give it the same bits regardless of what else is in the batch. Passes of two tokens and more do
+  so too wherever they are cut, but for a few lengths on some processors, where the last bit of float32 differs; the
+  two kinds always differ in it (ONNX Runtime takes another attention kernel for one token). So a prompt is never left
+  with a single token at its end, and only what passes of several tokens left in the cache is used again.
 - How many tokens a sequence guesses ahead depends on its own text alone.
 """
 

@@ -26,7 +26,8 @@ MODEL = (
 def _interrupt(command: Sequence[object], until: str, cwd: Path) -> tuple[int, str, str]:
     """Run, send SIGINT once `until` has been printed to standard error or output, return how it ended."""
     words = [str(part) for part in command]
-    with subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(words, cwd=cwd, **pipes, preexec_fn=_hear_interrupts) as process:
         assert process.stdout is not None
         seen = b""
         while until.encode() not in seen:
@@ -37,6 +38,11 @@ def _interrupt(command: Sequence[object], until: str, cwd: Path) -> tuple[int, s
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         return process.wait(60), (seen + rest).decode(), rest.decode()
+
+
+def _hear_interrupts() -> None:
+    """A shell's background jobs, and so what they start, are deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_training_saves_and_says_how_to_go_on(dataset: Dataset, tmp_path: Path) -> None:

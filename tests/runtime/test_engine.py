@@ -143,7 +143,7 @@ def test_prefixes_are_known_again(bundle: Path) -> None:
 
 
 def test_passes_of_several_tokens_may_be_cut_anywhere(bundle: Path) -> None:
-    """What the engine builds on: bits of logits and cache depend on nothing but that no pass has a single token."""
+    """What the engine builds on. To rounding: kernels change with the size of a pass, and with the processor."""
     for variant in ("int8", "fp32"):
         session = _session(bundle, variant)
         ids = np.array(_prompt(load(bundle), 0, 90), dtype=np.int64)
@@ -152,8 +152,8 @@ def test_passes_of_several_tokens_may_be_cut_anywhere(bundle: Path) -> None:
         for cuts in ([2, 90], [45, 90], [7, 9, 30, 88, 90], [88, 90]):
             decoder = session.decoder()
             parts = [decoder.append(ids[a:b]) for a, b in zip([0, *cuts], cuts, strict=False)]
-            np.testing.assert_array_equal(np.concatenate(parts), expected)
-            np.testing.assert_array_equal(decoder.cache.buffers[..., :90, :], whole.cache.buffers[..., :90, :])
+            np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-4)
+            np.testing.assert_allclose(decoder.cache.buffers[..., :90, :], whole.cache.buffers[..., :90, :], atol=1e-4)
 
 
 def test_a_long_prompt_goes_in_small_chunks_while_others_decode(
@@ -345,13 +345,17 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_chunks_end_with_two_tokens_at_least(bundle: Path) -> None:
-    """A prompt one longer than a chunk would leave one token, whose pass has other bits."""
-    alone = _alone(bundle)
-    for length in (15, 16, 17, 18, 33):
-        prompt = _prompt(alone, 0, length)
-        options: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}
-        assert load(bundle).generate(prompt, **options).logprobs == alone.generate(prompt, **options).logprobs
+def test_chunks_end_with_two_tokens_at_least(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt one longer than a chunk would leave one token, whose pass takes another kernel."""
+    for length, expected in ((32, [32]), (33, [16, 17]), (48, [16] * 3), (49, [16, 16, 17]), (50, [16, 16, 16, 2])):
+        model, sizes = load(bundle), list[int]()
+        cache = model.runner._cache
+        run = cache.run
+        monkeypatch.setattr(
+            cache, "run", lambda ids, *rest, run=run, sizes=sizes: sizes.append(ids.size) or run(ids, *rest)
+        )
+        model.generate(_prompt(model, 0, length), max_tokens=1)
+        assert sizes == expected
 
 
 def test_many_may_end_in_one_step(bundle: Path) -> None:
