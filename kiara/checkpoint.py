@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kiara.data import Dataset
 from kiara.families import Family, family_of, is_transposed, part_rows, read_config, tensor_names, write_config
-from kiara.files import new_folder
+from kiara.files import MAX_JSON_BYTES, STATE_FILE, new_folder
 from kiara.model import GPT
 from kiara.ops import rope_tables
 from kiara_runtime.bundle import hash_file
@@ -33,8 +33,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT, read_bounded_json
 
-STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
-MAX_JSON_BYTES = 16 << 20
+WEIGHTS_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 _FOLDER_NAME = re.compile(r"epoch-(\d+)-step-(\d+)\Z")
 
 
@@ -90,7 +89,7 @@ def save_checkpoint(
     """Write one checkpoint of a run. state: JSON values, `epoch` (from 0) and `step` among them."""
     epoch, step = state["epoch"] + 1, state["step"]
     folder = run / "checkpoints" / f"epoch-{epoch:04}-step-{step:06}"
-    with new_folder(folder) as new:
+    with new_folder(folder, "checkpoint") as new:
         try:
             save_file(to_hugging_face(model), new / WEIGHTS_FILE, {"format": "pt"})
             save_file(optimizer_state, new / OPTIMIZER_FILE)

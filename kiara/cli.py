@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kiara_runtime.cli import INTERRUPTED, Commands, figures_line
+from kiara_runtime.cli import Commands, figures_line
 from kiara_runtime.errors import UserError
+from kiara_runtime.interrupts import CODES
 from kiara_runtime.options import generate_options, run_generate
 
 CONFIG = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings.")
@@ -72,8 +75,9 @@ def train(
     """
     from kiara.checkpoint import trained_on
     from kiara.config import load_config
+    from kiara.files import CONFIG_FILE
     from kiara.prepare import dataset_of
-    from kiara.run import CONFIG_FILE, Run
+    from kiara.run import Run
 
     if resume and out is None:
         raise click.UsageError("--resume: name the run to go on with, --out RUN")
@@ -83,11 +87,11 @@ def train(
     loaded = load_config(config_file, settings)
     from kiara.train import train
 
-    run = Run(folder, loaded, resume)
-    # A run that goes on does so with the very data it began with, whatever has become of its source.
-    dataset = trained_on(run.last.folder) if run.last else dataset_of(loaded)
-    if not train(run, dataset):
-        ctx.exit(INTERRUPTED)
+    with closing(Run(folder, loaded, resume)) as run:
+        # A run that goes on does so with the very data it began with, whatever has become of its source.
+        dataset = trained_on(run.last.folder) if run.last else dataset_of(loaded)
+        if not train(run, dataset):
+            ctx.exit(CODES[signal.SIGINT])
 
 
 @main.command("import")

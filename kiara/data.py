@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from kiara.files import DATASET_FILE as MANIFEST
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
 
-MANIFEST = "dataset.json"
 SHARD_TOKENS = 1 << 27
 
 

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kiara.console import logger
+from kiara_runtime.chat import chat_problems
 from kiara_runtime.errors import UserError
+from kiara_runtime.template import template_of
 from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import read_bounded_json
 
@@ -43,6 +46,7 @@ def read_tokenizer(source: Path) -> Tokenizer:
 
 def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
     """The tokenizer of its two files, once it is known which engine gives exactly its ids."""
+    config = _with_template(config)
     try:
         config = {"kiara_prompt_prefix": _prompt_prefix(definition), **config}
         tokenizer = Tokenizer(definition, {**config, "kiara_engine": "tiktoken"})
@@ -51,7 +55,17 @@ def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str,
             tokenizer = library
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
+    for kind, problem in chat_problems(tokenizer).items():
+        logger.warning("The chat template cannot be used with %s: %s", kind, problem)
     return tokenizer
+
+
+def _with_template(config: dict[str, Any]) -> dict[str, Any]:
+    """With the one chat template that the runtime takes, of several that may be there under names."""
+    template, rest = template_of(config), {key: value for key, value in config.items() if key != "chat_template"}
+    if config.get("chat_template") and template is None:
+        logger.warning("No chat: tokenizer_config.json has a chat_template that is neither text nor has a `default`.")
+    return rest if template is None else {**rest, "chat_template": template}
 
 
 def hard_texts(tokenizer: Tokenizer) -> Iterator[str]:

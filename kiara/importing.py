@@ -22,7 +22,7 @@ from kiara.checkpoint import STATE_FILE, WEIGHTS_FILE, TokenIds, read_json, writ
 from kiara.config import ModelConfig
 from kiara.console import logger, progress
 from kiara.families import Family, expected_tensors, family_of, read_config, write_config
-from kiara.files import new_folder
+from kiara.files import claim, new_folder
 from kiara.gguf_file import GGUFFile
 from kiara.import_tokenizer import read_tokenizer, settle_tokenizer
 from kiara.model import GPT
@@ -43,8 +43,7 @@ def import_model(source: Path, out: Path) -> None:
 
     Raises UserError, and writes nothing, for what does not fit.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / STATE_FILE).is_file():
-        raise UserError(f"--out {out}: exists and is no checkpoint; name another or move it away")
+    claim(out, "imported model", [source])
     if source.suffix.lower() == ".gguf" and source.is_file():
         file = GGUFFile(source)
         values, generation, found = file.config, {}, file.tensors
@@ -67,7 +66,7 @@ def import_model(source: Path, out: Path) -> None:
         ids = _token_ids((generation, values), tokenizer, vocab_size)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    with new_folder(out) as new:
+    with new_folder(out, "imported model", [source]) as new:
         _write_tensors(new / WEIGHTS_FILE, tensors)
         tokenizer.save(new)
         write_json(new / "config.json", write_config(config, vocab_size, ids.json()))

@@ -21,7 +21,7 @@ import numpy as np
 from kiara.config import Config
 from kiara.console import logger, progress
 from kiara.data import MANIFEST, SHARD_TOKENS, Dataset, read_manifest
-from kiara.files import new_folder
+from kiara.files import claim, new_folder
 from kiara.sources import Document, read_documents, resolve_source
 from kiara.tokenizer import train_tokenizer
 from kiara_runtime.errors import UserError
@@ -41,11 +41,11 @@ def prepare(config: Config, out: Path) -> bool:
     known = read_manifest(out) if out.exists() else None
     if known and known["fingerprint"] == fingerprint:
         return False
-    if out.exists() and not known and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists and is no prepared folder; name another or move it away")
+    inputs = [file for found in files.values() for file in found]
+    claim(out, "prepared folder", inputs)
     if known and known["source"] != config.data.train:
         raise UserError(f"--out {out}: prepared from {known['source']}; name another, or delete it if nothing needs it")
-    with new_folder(out) as folder:
+    with new_folder(out, "prepared folder", inputs) as folder:
         manifest = {"fingerprint": fingerprint, "source": config.data.train, **_write(config, files, folder)}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return True

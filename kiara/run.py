@@ -13,10 +13,11 @@ from typing import Any
 
 from kiara.checkpoint import Checkpoint, list_checkpoints
 from kiara.config import Config, config_yaml, load_config
-from kiara.files import write_text
+from kiara.files import CONFIG_FILE, RUN_MARK, claim, write_text
 from kiara_runtime.errors import UserError
+from kiara_runtime.folder_lock import FolderLock
 
-CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "config.yaml", "metrics.jsonl", "samples.txt", "loss.png"
+METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "metrics.jsonl", "samples.txt", "loss.png"
 
 # What a resumed run may change: how long, how often and where, not what is learned from what.
 _MAY_CHANGE = frozenset(
@@ -33,21 +34,43 @@ class Run:
 
     def __init__(self, folder: Path, config: Config, resume: bool) -> None:
         self.folder, self.config = folder, config
-        found = list_checkpoints(folder)
+        self._lock = self._locked()
+        try:
+            self.last = self._newest(resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others write the folder."""
+        self._lock.close()
+
+    def _locked(self) -> FolderLock:
+        place = self.folder.resolve()
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            return FolderLock(place)
+        except OSError as error:
+            raise UserError(f"--out {self.folder}: cannot be written ({error.strerror}); name another place") from None
+
+    def _newest(self, resume: bool) -> Checkpoint | None:
+        """The checkpoint to go on from, None for a run that begins."""
+        claim(self.folder, "run")
+        found = list_checkpoints(self.folder)
         if found:
             if not resume:
-                raise UserError(f"--out {folder}: holds a run already; add --resume to go on with it, or name another")
-            self._compare(load_config(folder / CONFIG_FILE, environ={}))
-        elif folder.exists() and not (folder / CONFIG_FILE).exists() and (folder.is_file() or any(folder.iterdir())):
-            raise UserError(f"--out {folder}: exists and is no run; name another or move it away")
-        self.last: Checkpoint | None = found[-1] if found else None
+                raise UserError(
+                    f"--out {self.folder}: holds a run already; add --resume to go on with it, or name another"
+                )
+            self._compare(load_config(self.folder / CONFIG_FILE, environ={}))
+        return found[-1] if found else None
 
     def begin(self) -> None:
         """Write the configuration, and forget what will be run again; nothing was touched before."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob("checkpoints/.epoch-*"):  # of a process killed while writing or deleting
-            shutil.rmtree(unfinished)
-        write_text(self.folder / CONFIG_FILE, config_yaml(self.config))
+        for left in self.folder.glob("checkpoints/.epoch-*"):  # of a process killed while writing or deleting
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        write_text(self.folder / CONFIG_FILE, RUN_MARK + config_yaml(self.config))
         step = self.last.step if self.last else 0
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_text(self.folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))

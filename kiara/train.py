@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 from torch import Tensor
@@ -33,7 +33,12 @@ LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw 
 
 
 def train(run: Run, dataset: Dataset) -> bool:
-    """Train into the run folder; False if it was interrupted, with a checkpoint written."""
+    """Train into the run folder, then give back its lock; False if it was interrupted, with a checkpoint written."""
+    with closing(run):
+        return _train(run, dataset)
+
+
+def _train(run: Run, dataset: Dataset) -> bool:
     most = run.config.training.max_steps
     if run.last and run.last.step >= most:
         logger.info("%s is finished at step %d; a higher training.max_steps goes on.", run.folder, run.last.step)

@@ -15,7 +15,7 @@ from kiara.console import logger, progress
 from kiara.data import Split
 from kiara.device import give_back_memory
 from kiara.evaluate import held_out_text
-from kiara.files import new_folder
+from kiara.files import claim, new_folder
 from kiara_export.check_with import CHECKS, greedy_agreement
 from kiara_export.interop import write_interop
 from kiara_export.judge import LIMITS, Judge, Quality, demand, worst_layer
@@ -25,7 +25,7 @@ from kiara_export.reference import Reference, reference_of
 from kiara_export.variants import CALIBRATED, Graphs, Limit, architecture, write_graphs
 from kiara_export.verify import verify_float32
 from kiara_runtime.bench import measure_apart
-from kiara_runtime.bundle import MANIFEST, VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
+from kiara_runtime.bundle import VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
 from kiara_runtime.deep import probe
 from kiara_runtime.errors import UserError
 from kiara_runtime.machine import machine
@@ -68,8 +68,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
 
     Does nothing where `out` is up to date. Raises UserError, and writes nothing, where verification fails.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists and is no bundle; name another or move it away")
+    claim(out, "bundle", [source])
     key = None if request.sign_key is None else read_private_key(request.sign_key)
     for name in request.check_with:
         CHECKS[name].require()
@@ -84,7 +83,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     logger.info("Exporting %s", checkpoint)
     ids = TokenIds.read(checkpoint)
     subject = _Subject(out.resolve().name, model.config, architecture(model), tokenizer, ids, provenance)
-    with new_folder(out) as folder:
+    with new_folder(out, "bundle", [source]) as folder:
         judge, reference = Judge(model, tokenizer, held_out), reference_of(model, held_out)
         loss_of = partial(judge.loss_of_files, subject.shape)
         graphs = write_graphs(folder, model, names, calibration, request.limit, loss_of)

@@ -6,9 +6,11 @@ Memory is looked at before requests run together: it is that of one.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -61,7 +63,12 @@ class Speed:
 def measure_apart(bundle: Path, variant: str | None = None, **sizes: Any) -> Speed:
     """`measure` in a process of its own, whose memory is that of the variant alone."""
     words = [sys.executable, "-m", __name__, json.dumps({"bundle": str(bundle), "variant": variant, **sizes})]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    ours, theirs = os.pipe()
+    try:  # the child ends when this end of the pipe is closed, by whatever ends this process
+        done = subprocess.run(words, stdin=ours, capture_output=True, text=True, check=False)
+    finally:
+        os.close(ours)
+        os.close(theirs)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}; is there memory enough?"])[-1]
         raise UserError(f"{bundle}: measuring {variant} failed ({said[:300]})")
@@ -129,5 +136,11 @@ def _peak_memory() -> int | None:
     return int(marks[0][1]) * 1024 if marks else None
 
 
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.stdout.write(json.dumps(asdict(measure(**json.loads(sys.argv[1])))))

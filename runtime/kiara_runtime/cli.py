@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.interrupts import CODES, LINES, Terminated, orderly_end
 from kiara_runtime.options import generate_options, run_generate
 from kiara_runtime.serve_command import serve
 
@@ -20,15 +22,14 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS, DECODE_TOKENS = 256, 128
 
-INTERRUPTED = 130  # the shell's 128 + SIGINT
-
 
 class Commands(click.Group):
     """A group whose commands end in one line, and no traceback, for whatever the user can mend."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
-            code = super().main(*args, **{**extra, "standalone_mode": False})
+            with orderly_end():
+                code = super().main(*args, **{**extra, "standalone_mode": False})
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else self.name
             code = _say(f"Error: {error.format_message()} See {command} --help.", error.exit_code)
@@ -39,17 +40,17 @@ class Commands(click.Group):
         except MemoryError:
             code = _say("Error: out of memory; a smaller model, batch or context needs less", 1)
         except OSError as error:
-            if error.strerror is None:
-                raise
-            where = error.filename or "writing"
-            code = _say(f"Error: {where}: {error.strerror}; check the path, your rights and the disk", 1)
+            # Writers of arrays tell how many bytes were written where the system would say that the disk is full.
+            where, what = error.filename or "writing", error.strerror or str(error) or type(error).__name__
+            code = _say(f"Error: {where}: {what}; check the path, your rights and the disk's free space", 1)
         sys.exit(code or 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            ctx.exit(_say("Interrupted; run the same command again.", INTERRUPTED))
+        except KeyboardInterrupt as error:
+            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            ctx.exit(_say(LINES[number], CODES[number]))
 
 
 def _say(message: str, code: int) -> int:

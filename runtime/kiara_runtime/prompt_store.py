@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kiara_runtime.folder_lock import FolderLock, LockedError
+
 LEAST_TOKENS = 32  # shorter prompts are computed as fast as they are read
 MAX_BYTES = 1 << 30  # of all files of a model; the ones unused for longest go first
 MAX_FILES = 256  # whose beginnings are read for every prompt
 MAX_HEADER_BYTES = 4 << 20
-SUFFIX = ".kv"
+SUFFIX, UNFINISHED = ".kv", ".partial"
 
 
 class PromptStore:
@@ -45,8 +47,13 @@ class PromptStore:
             return
         content = np.ascontiguousarray(buffers[:, :, : len(tokens)])
         try:
-            self._write(list(tokens), content.data.cast("B"))
-            self._make_room()
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with FolderLock(self._folder):
+                self._clear_unfinished()
+                self._write(list(tokens), content.data.cast("B"))
+                self._make_room()
+        except LockedError:  # by another process on the same prompts, perhaps; it is stored when it comes again
+            return
         except OSError as error:  # the text is there; only the next start will be slower
             warnings.warn(f"prompt cache: {self._folder}: {error.strerror}; the prompt was not stored", stacklevel=2)
 
@@ -94,10 +101,9 @@ class PromptStore:
         return np.frombuffer(content, dtype=buffers.dtype).reshape(shape)
 
     def _write(self, tokens: list[int], content: memoryview) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = _digest(tokens, b"")[:32]
         header = {"tokens": tokens, "sha256": _digest(tokens, content)}
-        handle, temporary = tempfile.mkstemp(dir=self._folder)  # readable by its owner alone
+        handle, temporary = tempfile.mkstemp(UNFINISHED, dir=self._folder)  # readable by its owner alone
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(json.dumps(header).encode() + b"\n")
@@ -106,6 +112,11 @@ class PromptStore:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+    def _clear_unfinished(self) -> None:
+        """What processes left that were killed while they wrote."""
+        for path in self._folder.glob(f"*{UNFINISHED}"):
+            path.unlink(missing_ok=True)
 
     def _make_room(self) -> None:
         files = sorted(self._folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,8 @@ MODEL = (
 )  # fmt: skip
 
 
-def _interrupt(command: Sequence[object], until: str, cwd: Path) -> tuple[int, str, str]:
-    """Run, send SIGINT once `until` has been printed to standard error or output, return how it ended."""
+def _interrupt(command: Sequence[object], until: str, cwd: Path, number: int = signal.SIGINT) -> tuple[int, str, str]:
+    """Run, send the signal once `until` has been printed to standard error or output, return how it ended."""
     words = [str(part) for part in command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(words, cwd=cwd, **pipes, preexec_fn=_hear_interrupts) as process:
@@ -35,7 +36,7 @@ def _interrupt(command: Sequence[object], until: str, cwd: Path) -> tuple[int, s
             assert byte, f"ended before {until!r}: {seen.decode()}"
             seen += byte
         time.sleep(0.5)  # past the output itself: Python drops an interrupt that falls into a finaliser
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest = process.stdout.read()
         return process.wait(60), (seen + rest).decode(), rest.decode()
 
@@ -96,3 +97,48 @@ def test_writing_commands_leave_nothing(what: str, run: Path, corpus: Path, tmp_
     assert code == 130 and time.monotonic() - started < 50
     assert rest.strip() == "Interrupted; run the same command again."
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("work", ["time.sleep(600)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 2 * 10**9)"])
+def test_signals_end_what_waits_and_what_computes_without_python(
+    number: signal.Signals, code: int, work: str, tmp_path: Path
+) -> None:
+    """The second kind of work is one call of minutes, in which Python hears no signal."""
+    script = (
+        "import hashlib, time; from pathlib import Path\n"
+        "from kiara.cli import main; from kiara.files import new_folder\n"
+        "@main.command()\n"
+        "def work():\n"
+        "    with new_folder(Path('out'), 'bundle') as folder:\n"
+        f"        (folder / 'half').touch(); print('working', flush=True); {work}\n"
+        "main()\n"
+    )
+    ended, _, rest = _interrupt([sys.executable, "-c", script, "work"], "working", tmp_path, number)
+    assert ended == code and rest.count("\n") == 2 and rest.endswith("; run the same command again.\n")
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".out.lock"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_bench_takes_its_child_along(number: signal.Signals, bundle: Path, tmp_path: Path) -> None:
+    """The child measures in a process of its own; a stand-in writes its id down and goes on for ever."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "if 'kiara_runtime.bench' in sys.orig_argv:\n"
+        "    import threading; import kiara_runtime.bench as bench\n"
+        "    threading.Thread(target=bench._end_with_parent, daemon=True).start()\n"
+        "    os.write(2, b'')\n"
+        "    open('child', 'w').write(str(os.getpid())); time.sleep(600)\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "kiara_runtime.cli", "bench", str(bundle)]
+    with subprocess.Popen(command, cwd=tmp_path, env=environ, preexec_fn=_hear_interrupts) as process:
+        child = tmp_path / "child"
+        while not (child.exists() and child.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+    pid, end = int(child.read_text()), time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < end, "the child goes on"
+        time.sleep(0.05)

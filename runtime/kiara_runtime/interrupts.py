@@ -1,0 +1,98 @@
+"""Ctrl-C and SIGTERM for commands: an orderly end, and within a second even where a library is deep in a long call.
+
+Python hears a signal only between its own instructions. A thread therefore waits for the raw signal, gives the main
+thread a moment to end by itself, and else ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+PATIENCE = 0.6  # seconds that a long call gets to come to its end
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # the shell's 128 + signal
+LINES = {
+    signal.SIGINT: "Interrupted; run the same command again.",
+    signal.SIGTERM: "Stopped by SIGTERM; run the same command again.",
+}
+
+_last_acts: list[Callable[[], None]] = []
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; what clears up after Ctrl-C does so after this, too."""
+
+
+@contextmanager
+def orderly_end() -> Generator[None]:
+    """Turn both signals into KeyboardInterrupt or Terminated for as long as the block runs.
+
+    Does nothing in another thread than the main one. A signal that is ignored, as in a shell's background jobs, or
+    that the program handles in its own way, is left so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: set[int] = set()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.add(number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in usual}
+    ours = [number for number, handler in usual.items() if before[number] == handler]
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    for number in ours:
+        signal.signal(number, hear)
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(read, hear, heard), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number in ours:
+            if signal.getsignal(number) is hear:
+                signal.signal(number, before[number])
+        os.close(write)
+        watcher.join()
+        os.close(read)
+
+
+@contextmanager
+def on_sudden_end(act: Callable[[], None]) -> Generator[None]:
+    """Call `act` where the process is ended in the middle of a long call in this block, which nothing else survives."""
+    _last_acts.append(act)
+    try:
+        yield
+    finally:
+        _last_acts.remove(act)
+
+
+def _watch(read: int, hear: object, heard: set[int]) -> None:
+    done = threading.Event()
+    while numbers := os.read(read, 64):
+        for number in numbers:
+            # A handler that a command has put in the place of ours ends it in its own time.
+            if number not in CODES or signal.getsignal(number) is not hear:
+                continue
+            done.wait(PATIENCE)
+            if number not in heard:
+                _end(signal.Signals(number))
+
+
+def _end(number: signal.Signals) -> None:
+    for act in reversed(_last_acts):
+        with suppress(Exception):
+            act()
+    with suppress(OSError, ValueError):
+        sys.stderr.write(LINES[number] + "\n")
+        sys.stderr.flush()
+    os._exit(CODES[number])
