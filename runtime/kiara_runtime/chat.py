@@ -1,127 +1,212 @@
-"""Chat templates: messages to the ids of a prompt.
+"""Conversations to the ids of a prompt, by the model's chat template.
 
-A template comes with the model and is as untrusted as the rest of it: it is rendered in Jinja's immutable
-sandbox, its size, output and time bounded. Names of special tokens in the template become their ids;
-the same names in a message stay text.
+Names of special tokens that the template writes become their ids; the same names in a message stay text, also where
+two fields, or a field and the template, only spell one together. To tell them apart the template is rendered a second
+time with the suspicious places broken apart by a private mark. Both texts must be the same but for the marks.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.template import TemplateRefusalError, clock, render, template_of
 from kiara_runtime.tokenizer import Tokenizer
 
-MAX_TEMPLATE_CHARACTERS = 1 << 16
-MAX_RENDERED_CHARACTERS = 1 << 22
-MAX_SECONDS, MAX_MEMORY_KIB = 2, 128 << 10
-_MARKS = [
-    chr(code) for code in range(0xE000, 0xF900)
-]  # private-use characters, one of which breaks special tokens' names apart
-Message = Mapping[str, str]
+_MARKS = range(0xE000, 0xF900)  # private-use characters
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+MAX_DEPTH = 64
+Message = Mapping[str, Any]
+
+_ASK: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
+_TOOL: dict[str, Any] = {
+    "name": "look",
+    "description": "Look it up.",
+    "parameters": {"type": "object", "properties": {}},
+}
+_TRIALS: dict[str, dict[str, Any]] = {
+    "a question": {"messages": _ASK},
+    "a system message": {"messages": [{"role": "system", "content": "Be brief."}, *_ASK]},
+    "several turns": {"messages": [*_ASK, {"role": "assistant", "content": "Hi."}, *_ASK]},
+    "tools": {"messages": _ASK, "tools": [{"type": "function", "function": _TOOL}]},
+    "documents": {"messages": _ASK, "documents": [{"title": "A", "text": "B"}]},
+}
 
 
-def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+def chat_ids(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+) -> list[int]:
     """Ids of a conversation, up to where the assistant's answer begins.
 
-    messages: dictionaries with `role` and `content`. Raises UserError where the model has no template, or one
-    that fails on these messages.
+    messages: dictionaries with `role` and `content`, as `read_messages` takes them. tools, documents: what the
+    template shows of them is its own affair. Raises UserError where the model has no template, or one that fails.
     """
-    template = tokenizer.config.get("chat_template")
-    if not isinstance(template, str) or not template:
+    template = template_of(tokenizer.config)
+    if template is None:
         raise UserError("chat: this model has no chat template; continue a plain prompt instead")
-    special = "|".join(map(re.escape, sorted(tokenizer.special_tokens, key=len, reverse=True)))
-    texts = template + "".join(str(value) for message in messages for value in message.values())
-    mark = next((mark for mark in _MARKS if mark not in texts), "")
-    if not mark:
-        raise UserError("chat: the messages hold every private-use character there is; leave one out")
-    safe = [{key: _broken_apart(str(value), special, mark) for key, value in message.items()} for message in messages]
-    text = _render(template, safe, tokenizer.config)
+    read = read_messages(messages)
+    if "developer" not in template:  # a newer name of the same role
+        read = [{**one, "role": "system"} if one["role"] == "developer" else one for one in read]
+    values = {"messages": read, "tools": _plain("tools", tools), "documents": _plain("documents", documents)}
+    text, mark = _rendered(template, values, tokenizer)
+    special = tokenizer.special_tokens
     ids: list[int] = []
-    for part in re.split(f"({special})", text) if special else [text]:
-        if part in tokenizer.special_tokens:
-            ids.append(tokenizer.special_tokens[part])
+    for part in _pattern(special).split(text) if special else [text]:
+        if part in special:
+            ids.append(special[part])
         elif part:
             ids += tokenizer.encode(part.replace(mark, ""))
     return ids
 
 
-def _broken_apart(text: str, special: str, mark: str) -> str:
-    return re.sub(special, lambda found: found[0][0] + mark + found[0][1:], text) if special else text
+def chat_problems(tokenizer: Tokenizer) -> dict[str, str]:
+    """What the model's template cannot do, by kind of conversation; `a question` among them where it cannot chat.
+
+    Conversations that the template itself refuses, such as those with a system message, are none of its faults.
+    """
+    template, found = template_of(tokenizer.config), dict[str, str]()
+    for name, values in _TRIALS.items() if template else ():
+        try:
+            _rendered(template or "", {"tools": None, "documents": None, **values}, tokenizer)
+        except TemplateRefusalError:
+            pass
+        except UserError as error:
+            found[name] = str(error).removeprefix("chat: ")
+    return found
 
 
-def _render(template: str, messages: list[dict[str, str]], config: Mapping[str, Any]) -> str:
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError("chat: templates need the package jinja2; pip install 'kiara-runtime[chat]'") from None
-    if len(template) > MAX_TEMPLATE_CHARACTERS:
-        raise UserError(f"chat: a template of {len(template)} characters is longer than any should be")
-    names = {key: config[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token") if key in config}
-    try:
-        compiled = _sandbox().from_string(template)
-        with _bounded():
-            parts, size = list[str](), 0
-            for part in compiled.generate(messages=messages, add_generation_prompt=True, **names):
-                parts.append(part)
-                size += len(part)
-                if size > MAX_RENDERED_CHARACTERS:
-                    raise UserError("chat: the template's output is longer than any prompt")
-        return "".join(parts)
-    except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError, MemoryError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"chat: the model's template fails on these messages ({error})") from None
+def can_chat(tokenizer: Tokenizer) -> bool:
+    """Whether the model has a chat template, and one that can answer a question."""
+    return template_of(tokenizer.config) is not None and "a question" not in chat_problems(tokenizer)
 
 
-def _sandbox() -> Any:
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def read_messages(messages: Any) -> list[dict[str, Any]]:
+    """A conversation as templates take it: what is given, its content one text. Raises UserError with the field.
 
-    class Sandbox(ImmutableSandboxedEnvironment):
-        """Without products that could fill the memory; `range` is bounded by Jinja's sandbox itself."""
-
-        intercepted_binops = frozenset(("*", "**"))
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            raise UserError(f"chat: the template computes with {operator}, which is not supported")
-
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.globals.update(raise_exception=_refuse)  # pyright: ignore[reportUnknownMemberType]
-    return environment
+    content may be a text or a list of `{"type": "text", "text": ...}`, and None beside `tool_calls`.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        raise UserError("messages: give a list of dictionaries, each with a role and a content")
+    if not messages:
+        raise UserError("messages: it is empty; give at least one message")
+    return [_message(f"messages[{i}]", one) for i, one in enumerate(cast("Sequence[Any]", messages))]
 
 
-@contextmanager
-def _bounded() -> Generator[None]:
-    """Stops Python code of this thread that takes more time or memory than a template may."""
-    end, memory = time.monotonic() + MAX_SECONDS, _peak_kib() + MAX_MEMORY_KIB
-
-    def watch(frame: Any, event: str, argument: Any) -> Any:
-        if time.monotonic() > end or _peak_kib() > memory:
-            raise UserError(f"chat: the template takes more than {MAX_SECONDS} s or {MAX_MEMORY_KIB >> 10} MiB")
-        return watch
-
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
+def _message(name: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise UserError(f"{name}: {given!r:.60} is no dictionary; give one with a role and a content")
+    message: dict[str, Any] = _plain(name, given)
+    if not isinstance(message.get("role"), str) or not message["role"]:
+        raise UserError(f"{name}.role: {message.get('role')!r:.60} is no role; name one such as user")
+    content = message.get("content")
+    if content is not None or not message.get("tool_calls"):
+        message["content"] = _text(f"{name}.content", content)
+    reasoning = next((message[key] for key in _REASONING if message.get(key) is not None), None)
+    if reasoning is not None:  # which templates read under either name
+        message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    return message
 
 
-def _peak_kib() -> int:
-    """Peak memory of the process; on Windows, which does not tell, only time bounds a template."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _text(name: str, content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{name}: {content!r:.60} is no text; give a str, or a list of text parts")
+    texts: list[str] = []
+    for i, part in enumerate(cast("list[Any]", content)):
+        values = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
+        if values.get("type") != "text" or not isinstance(values.get("text"), str):
+            raise UserError(f'{name}[{i}]: {part!r:.60} is no text part; give {{"type": "text", "text": ...}}')
+        texts.append(values["text"])
+    return "".join(texts)
 
 
-def _refuse(message: object) -> str:
-    raise UserError(f"chat: the model's template refuses these messages: {message}")
+def _plain(name: str, value: Any, depth: int = 0) -> Any:
+    """The value in JSON's own types, copied; raises UserError where it has others."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{name}: half a character (a lone surrogate) at {error.start}; mend it") from None
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if depth < MAX_DEPTH and isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {_key(name, key): _plain(f"{name}.{key}", item, depth + 1) for key, item in items}
+    if depth < MAX_DEPTH and isinstance(value, (list, tuple)):
+        return [_plain(f"{name}[{i}]", item, depth + 1) for i, item in enumerate(cast("list[Any]", value))]
+    raise UserError(f"{name}: {value!r:.60} is nothing that JSON has; give texts, numbers, lists and dictionaries")
+
+
+def _key(name: str, key: Any) -> str:
+    if not isinstance(key, str):
+        raise UserError(f"{name}: the key {key!r:.60} is no text; give one")
+    return key
+
+
+def _rendered(template: str, values: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, str]:
+    """The template's text, in it the names of special tokens that it did not write broken apart by a mark; the mark."""
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    fixed = {
+        "add_generation_prompt": True,
+        "strftime_now": clock(),
+        **{name: tokenizer.config[name] for name in names if name in tokenizer.config},
+    }
+    text = render(template, {**values, **fixed})
+    mark = next((chr(code) for code in _MARKS if chr(code) not in text and chr(code) not in template), "")
+    if not mark:
+        raise UserError("chat: the messages hold every private-use character there is; leave one out")
+    guard = _guard(tokenizer.special_tokens, mark)
+    guarded = {name: _each_text(value, guard) for name, value in values.items()}
+    if guarded == values:
+        return text, mark
+    marked = render(template, {**guarded, **fixed})
+    if marked.replace(mark, "") != text:
+        raise UserError(
+            "chat: a message spells the name of a special token that the model's template acts upon; take it out"
+        )
+    return marked, mark
+
+
+def _each_text(value: Any, act: Callable[[str, bool], str], key: str = "") -> Any:
+    """`act` on every text inside, with whether it is a word of the format: templates build special tokens of roles."""
+    if isinstance(value, str):
+        return act(value, key in ("role", "type"))
+    if isinstance(value, list):
+        return [_each_text(item, act) for item in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {name: _each_text(item, act, name) for name, item in cast("dict[str, Any]", value).items()}
+    return value
+
+
+def _guard(special: Mapping[str, int], mark: str) -> Callable[[str, bool], str]:
+    """What puts marks into a text: in the names of special tokens, and where it might be an end or a part of one."""
+    pattern, longest = _pattern(special), max(map(len, special), default=0)
+    heads = {name[:size] for name in special for size in range(1, len(name))}
+    tails = {name[-size:] for name in special for size in range(1, len(name))}
+
+    def edges(core: str) -> Iterator[str]:
+        inside = len(core) < longest and any(core in name for name in special)
+        yield mark if inside or any(core[:size] in tails for size in range(1, longest)) else ""
+        yield mark if inside or any(core[-size:] in heads for size in range(1, longest)) else ""
+
+    def guarded(text: str, word: bool) -> str:
+        core = text.strip()  # as templates often do
+        if not core or not special:
+            return text
+        begins = text.index(core)
+        before, after = ("", "") if word else edges(core)
+        broken = pattern.sub(lambda found: mark.join(found[0]) + mark, core)
+        return f"{text[:begins]}{before}{broken}{after}{text[begins + len(core) :]}"
+
+    return guarded
+
+
+def _pattern(special: Mapping[str, int]) -> re.Pattern[str]:
+    return re.compile(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})")

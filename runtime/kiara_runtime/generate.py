@@ -147,12 +147,18 @@ class Model:
         """Text of ids; bytes that are no UTF-8 become U+FFFD, special tokens nothing."""
         return self.tokenizer.decode(ids)
 
-    def chat_prompt(self, messages: List[Message]) -> list[int]:
+    def chat_prompt(
+        self,
+        messages: List[Message],
+        tools: List[Mapping[str, Any]] | None = None,
+        documents: List[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Ids that ask for the answer to a conversation, by the model's chat template; a prompt for `generate`.
 
-        messages: dictionaries with `role` and `content`.
+        messages: dictionaries with `role` and `content`, a text or a list of `{"type": "text", "text": ...}`. tools,
+        documents: dictionaries that are shown to the model, if its template shows any.
         """
-        return chat_ids(self.tokenizer, messages)
+        return chat_ids(self.tokenizer, messages, tools, documents)
 
     def generate(self, prompt: Prompt, **sampling: Any) -> Generation:
         """Continue `prompt`, text or token ids. sampling: fields of SamplingParams, such as max_tokens=64."""

@@ -11,6 +11,7 @@ from threading import BoundedSemaphore
 from typing import Any, Literal
 
 from kiara_runtime.bundle import Bundle
+from kiara_runtime.chat import can_chat
 from kiara_runtime.errors import UserError
 from kiara_runtime.generate import Model
 from kiara_runtime.sampling import SamplingParams
@@ -59,6 +60,7 @@ class Service:
         self._created = int((bundle.folder / "kiara.json").stat().st_mtime)
         self._model: Model | None = None
         self._texts: TokenTexts | None = None
+        self._chats = False
         self.files: dict[str, bytes] = {}
         self.draining = False
 
@@ -79,6 +81,7 @@ class Service:
         self._bundle.check(names)
         self.files = {name: Path(self._bundle.folder, name).read_bytes() for name in names}
         self._texts = TokenTexts(model.tokenizer)
+        self._chats = can_chat(model.tokenizer)
         self._model = model
 
     def stop(self) -> None:
@@ -92,7 +95,8 @@ class Service:
 
     @property
     def has_chat(self) -> bool:
-        return bool(self.model.tokenizer.config.get("chat_template"))
+        """Whether it has a chat template, and one that can run."""
+        return bool(self.model) and self._chats
 
     def card(self) -> answers.Model:
         model = self.model
@@ -192,11 +196,8 @@ def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[s
     return [part for part in prompt if not isinstance(part, int)]
 
 
-def _message(message: api.ChatMessage) -> dict[str, str]:
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    name = {} if message.name is None else {"name": message.name}
-    return {"role": "system" if message.role == "developer" else message.role, "content": text, **name}
+def _message(message: api.ChatMessage) -> dict[str, Any]:
+    return message.model_dump(include={"role", "content", "name"}, exclude_none=True)
 
 
 def _sampling(asked: api.Generation, max_tokens: int) -> dict[str, Any]:
