@@ -155,7 +155,11 @@ def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
             f"{folder}: config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}"
         )
     tensors = read_tensors(folder / WEIGHTS_FILE)
-    model.load_state_dict(_from_hugging_face(model, family_of(values), tensors), assign=True)
+    try:
+        state = _from_hugging_face(model, family_of(values), tensors)
+    except UserError as error:
+        raise UserError(f"{folder}/{error}") from None
+    model.load_state_dict(state, assign=True)
     model.cos, model.sin = rope_tables(model.config.context_length, model.config.head_dim, model.config.rope_theta)
     return model.eval(), tokenizer
 
@@ -186,7 +190,15 @@ def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -
                 f"{WEIGHTS_FILE}: {names[0]} makes {list(packed.shape)} where config.json asks for {list(like.shape)}"
             )
         state[name] = packed.float()
+        check_finite(f"{WEIGHTS_FILE}: {names[0]}", state[name])
     return state
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse weights that are not numbers: whatever is computed with them is none either."""
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise UserError(f"{name}: {bad:,} of its {values.numel():,} weights are no finite numbers; take another file")
 
 
 def check_files(folder: Path) -> None:

@@ -15,9 +15,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from kiara.config import ModelConfig
+from kiara.known_keys import CONFIG, CONFIG_FIXED, check_keys
 from kiara_runtime.errors import UserError
 
 ABSENT = object()
+# Keys of config.json that are looked at by a function of their own.
+_ELSEWHERE = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "sliding_window", "layer_types")
+_ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Family:
     """features: fields of ModelConfig that it fixes. keys: config.json's name of each other field that it has.
 
     defaults: values of keys that config.json may leave out. switches: further keys with the values that are
-    supported, the first of which is written out; ABSENT stands for a key that is not there.
+    supported, the first of which is written out; ABSENT stands for a key that is not there. window: how far its
+    attention reaches where config.json has no `sliding_window`.
     """
 
     architecture: str
@@ -34,6 +39,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     gpt2_names: bool = False
+    window: int | None = None
 
 
 _LLAMA_KEYS = {
@@ -51,8 +57,7 @@ _LLAMA_KEYS = {
 _BIASES = {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
 _LLAMA_DEFAULTS = {"rope_theta": 10000.0, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}
 _LLAMA = {"norm": "rms", "position": "rope", "qk_norm": False}
-_SILU = {"hidden_act": ("silu",)}
-_NO_WINDOW = {"sliding_window": (None, ABSENT)}
+_SILU = {"hidden_act": ("silu", ABSENT)}
 _QWEN_WINDOW = {"use_sliding_window": (False, ABSENT)}
 
 # Where several fit a configuration, the first is written: Arcee before all, Llama before its likes.
@@ -62,7 +67,7 @@ FAMILIES: dict[str, Family] = {
         {**_LLAMA, "mlp": "relu2"},
         {**_LLAMA_KEYS, **_BIASES},
         _LLAMA_DEFAULTS,
-        {"hidden_act": ("relu2",)},
+        {"hidden_act": ("relu2", ABSENT)},
     ),
     "llama": Family(
         "LlamaForCausalLM", {**_LLAMA, "mlp": "swiglu"}, {**_LLAMA_KEYS, **_BIASES}, _LLAMA_DEFAULTS, _SILU
@@ -72,7 +77,8 @@ FAMILIES: dict[str, Family] = {
         {**_LLAMA, "mlp": "swiglu", "attention_bias": False, "mlp_bias": False},
         _LLAMA_KEYS,
         _LLAMA_DEFAULTS,
-        {**_SILU, **_NO_WINDOW},
+        _SILU,
+        window=4096,
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
@@ -143,6 +149,8 @@ def family_of(values: Mapping[str, Any]) -> Family:
 def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
     """ModelConfig and vocabulary size of a config.json; raises UserError with the key that does not fit."""
     family = family_of(values)
+    known = {*family.keys.values(), *family.switches, *CONFIG, *_ELSEWHERE}
+    check_keys("config.json", values, known, CONFIG_FIXED)
     values = {**family.defaults, **_with_plain_rope(values)}
     for key, supported in family.switches.items():
         if values.get(key, ABSENT) not in supported:
@@ -156,6 +164,7 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
     vocab_size = values.get("vocab_size")
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 1 <= vocab_size <= 1 << 24:
         raise UserError(f"config.json: vocab_size {vocab_size!r} is no size of a vocabulary")
+    _check_window(family, values)
     try:
         return ModelConfig(**fields), vocab_size
     except ValidationError as error:
@@ -163,6 +172,21 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
         name = str(first["loc"][0]) if first["loc"] else ""
         message = first["msg"].removeprefix("Value error, ")
         raise UserError(f"config.json: {family.keys.get(name, name)} {fields.get(name)!r}: {message}") from None
+
+
+def _check_window(family: Family, values: Mapping[str, Any]) -> None:
+    """Refuse attention that does not reach over the whole context."""
+    layers = values.get("layer_types")
+    if layers is not None and set(layers if isinstance(layers, list) else [layers]) - {"full_attention"}:
+        raise UserError(f"config.json: layer_types {layers!r:.60} is not supported, only 'full_attention' is")
+    if family.window is None:  # those that have one at all say so by use_sliding_window
+        return
+    window, context = values.get("sliding_window", family.window), values.get(family.keys["context_length"])
+    if window is not None and not (isinstance(window, int) and isinstance(context, int) and window >= context):
+        raise UserError(
+            f"config.json: sliding_window {window!r} is not supported, being shorter than the context of {context!r}; "
+            f"set max_position_embeddings to {window!r} to import the model with a shorter context"
+        )
 
 
 def write_config(config: ModelConfig, vocab_size: int, token_ids: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,6 +276,7 @@ def _with_plain_rope(values: Mapping[str, Any]) -> dict[str, Any]:
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
         if kind != "default":
             raise UserError(f"config.json: {key} {kind!r} is not supported; only plain rotary positions are")
+        check_keys(f"config.json: {key}", rope, _ROPE_KEYS, {})
         merged.update({name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope})
     if merged.get("partial_rotary_factor", 1.0) not in (1, None):
         raise UserError(f"config.json: partial_rotary_factor {merged['partial_rotary_factor']!r} is not supported")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kiara.known_keys import GGUF, GGUF_FIXED, GGUF_PREFIXES, check_keys
 from kiara.sources_of_weights import Source
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer_json import (
@@ -50,6 +51,9 @@ _KEYS = {
     "head_dim": "attention.key_length",
 }
 _CONTROL, _USER_DEFINED = 3, 4  # token types
+# Of the ends that llama.cpp knows by name, those that models of this family have.
+_END_NAMES = frozenset("<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <EOT> </s>".split())
+_BOS_BY_DEFAULT = ("llama-bpe",)  # where add_bos_token is absent, as in llama.cpp
 
 
 class GGUFFile:
@@ -63,14 +67,17 @@ class GGUFFile:
         self.path, self._dequantize = path, gguf.quants.dequantize
         try:
             reader = gguf.GGUFReader(path)
-            fields = {name: field.contents() for name, field in reader.fields.items()}
+            fields = _Fields({name: field.contents() for name, field in reader.fields.items()})
+            known = {f"llama.{name}" for name in _KEYS.values()}
+            check_keys("GGUF", fields, {*GGUF, *known}, GGUF_FIXED, lambda key: key.startswith(GGUF_PREFIXES))
             self.config = _config(fields, {tensor.name for tensor in reader.tensors})
             self.tensors = {source.name: source for source in map(self._source, reader.tensors)}
             self.definition, self.tokenizer_config = _tokenizer(fields)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError) as error:
-            if isinstance(error, UserError):
-                raise UserError(f"{path}: {error}") from None
-            raise UserError(f"{path}: not a whole GGUF file ({error!r}); fetch it again") from None
+            what = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{path}: damaged or cut short ({what}); fetch it again") from None
 
     def _source(self, tensor: Any) -> Source:
         name = _their_name(tensor.name)
@@ -80,12 +87,30 @@ class GGUFFile:
         return Source(self.path, name, shape, lambda: self._read(tensor, shape, int(self.config[key]) if key else None))
 
     def _read(self, tensor: Any, shape: list[int], heads: int | None) -> Tensor:
-        values = np.array(self._dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        try:
+            values = np.array(self._dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        except NotImplementedError:
+            raise UserError(
+                f"{self.path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot "
+                "read; take a file of another quantisation, such as Q8_0"
+            ) from None
         values = values.reshape(shape)
         if heads is not None:  # rows of a head: (half, 2) there, (2, half) here
             halves = values.reshape(heads, shape[0] // heads // 2, 2, *shape[1:])
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(shape)
         return torch.from_numpy(values)
+
+
+class _Fields(dict[str, Any]):
+    """A file's metadata, in which a key that must be there is missing by its name."""
+
+    def require(self, key: str) -> None:
+        self[key]
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(
+            f"the key {key} is missing, as in files of older converters; convert the model again, or take a newer file"
+        )
 
 
 def _their_name(name: str) -> str:
@@ -96,17 +121,33 @@ def _their_name(name: str) -> str:
     return f"{_PARTS.get(head, head)}.{last}"
 
 
-def _config(fields: Mapping[str, Any], tensors: set[str]) -> dict[str, Any]:
+def _config(fields: _Fields, tensors: set[str]) -> dict[str, Any]:
     architecture = fields["general.architecture"]
     if architecture != "llama":
         raise UserError(f"general.architecture {architecture!r} is not supported, only 'llama' is")
-    if fields.get("llama.rope.scaling.type", "none") != "none":
-        raise UserError("llama.rope.scaling.type: scaled rotary positions are not supported")
+    heads = fields["llama.attention.head_count"]
+    for key in ("embedding_length", "block_count", "feed_forward_length", "context_length"):
+        fields.require(f"llama.{key}")  # by its own name, not by that which config.json has for it
+    head_dim = fields.get("llama.attention.key_length", fields["llama.embedding_length"] // heads)
+    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        if fields.get(key, head_dim) != head_dim:
+            raise UserError(f"{key} {fields[key]} is not supported where a head is {head_dim} wide")
     given = {key: fields[f"llama.{name}"] for key, name in _KEYS.items() if f"llama.{name}" in fields}
     tied, embedding = "output.weight" not in tensors, len(fields["tokenizer.ggml.tokens"])
-    ids = {f"{kind}_token_id": fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")}
+    ids = {"bos_token_id": fields.get("tokenizer.ggml.bos_token_id"), "eos_token_id": _ends(fields)}
     fixed = {"model_type": "llama", "hidden_act": "silu", "vocab_size": embedding, "tie_word_embeddings": tied}
     return {**fixed, **given, **ids}
+
+
+def _ends(fields: Mapping[str, Any]) -> list[int]:
+    """What ends a text for llama.cpp (`llama_vocab::impl::load`): by the keys, and by the names of control tokens."""
+    named = (fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
+    keyed = [int(i) for i in named if i is not None]
+    if not keyed:
+        raise UserError("the key tokenizer.ggml.eos_token_id is missing; convert the model again")
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    by_name = [i for i, name in enumerate(tokens) if types[i] == _CONTROL and name in _END_NAMES]
+    return sorted({*keyed, *by_name})
 
 
 def _tokenizer(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -131,8 +172,8 @@ def _tokenizer(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     config: dict[str, Any] = {f"{kind}_token": tokens[i] for kind, i in named.items() if i is not None}
     if "tokenizer.chat_template" in fields:
         config["chat_template"] = fields["tokenizer.chat_template"]
-    if fields.get("tokenizer.ggml.add_bos_token") and named["bos"] is not None:
-        config["kiara_prompt_prefix"] = [int(named["bos"])]
+    if fields.get("tokenizer.ggml.add_bos_token", pre in _BOS_BY_DEFAULT):
+        config["kiara_prompt_prefix"] = [int(fields["tokenizer.ggml.bos_token_id"])]
     return definition, config
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kiara.console import logger
+from kiara.known_keys import SPECIAL_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TOKENIZER_CONFIG_FIXED, check_keys
+from kiara.tokenizer_checks import check_added_tokens, check_definition
 from kiara_runtime.chat import chat_problems
 from kiara_runtime.errors import UserError
 from kiara_runtime.template import template_of
@@ -35,8 +37,17 @@ RANDOM_TEXTS = 400
 def read_tokenizer(source: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, with the engine that is exactly equivalent."""
     definition = read_bounded_json(source / "tokenizer.json")
-    path = source / "tokenizer_config.json"
-    given = read_bounded_json(path) if path.is_file() else {}
+    given, named, added = (
+        read_bounded_json(source / name) if (source / name).is_file() else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    )
+    try:
+        check_keys("tokenizer_config.json", given, TOKENIZER_CONFIG, TOKENIZER_CONFIG_FIXED)
+        check_keys("special_tokens_map.json", named, SPECIAL_TOKENS_MAP, {})
+        check_added_tokens(definition, given, named, added)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    given = {**{key: value for key, value in named.items() if key in SPECIAL_TOKENS}, **given}
     config: dict[str, Any] = {key: _content(given[key]) for key in KEPT if given.get(key) is not None}
     template = source / "chat_template.jinja"
     if template.is_file() and template.stat().st_size <= 1 << 20:
@@ -47,7 +58,10 @@ def read_tokenizer(source: Path) -> Tokenizer:
 def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
     """The tokenizer of its two files, once it is known which engine gives exactly its ids."""
     config = _with_template(config)
+    # What files of a training keep here cuts or pads every text; `transformers` sets both aside, too.
+    definition = {**definition, "truncation": None, "padding": None}
     try:
+        check_definition(definition)
         config = {"kiara_prompt_prefix": _prompt_prefix(definition), **config}
         tokenizer = Tokenizer(definition, {**config, "kiara_engine": "tiktoken"})
         library = Tokenizer(definition, {**config, "kiara_engine": "tokenizers"})

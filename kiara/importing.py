@@ -18,13 +18,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kiara.checkpoint import STATE_FILE, WEIGHTS_FILE, TokenIds, read_json, write_json
+from kiara.checkpoint import STATE_FILE, WEIGHTS_FILE, TokenIds, check_finite, read_json, write_json
 from kiara.config import ModelConfig
 from kiara.console import logger, progress
-from kiara.families import Family, expected_tensors, family_of, read_config, write_config
+from kiara.families import Family, expected_tensors, family_of, read_config, tensor_names, write_config
 from kiara.files import claim, new_folder
 from kiara.gguf_file import GGUFFile
 from kiara.import_tokenizer import read_tokenizer, settle_tokenizer
+from kiara.known_keys import GENERATION, GENERATION_FIXED, RECOMMENDED, check_keys
 from kiara.model import GPT
 from kiara.sources_of_weights import Source
 from kiara_runtime.bundle import hash_file
@@ -52,13 +53,17 @@ def import_model(source: Path, out: Path) -> None:
         values = read_json(_inside(source, "config.json"))
         path = source / "generation_config.json"
         generation = read_json(_inside(source, path.name)) if path.exists() else {}
+        _check_generation(source, generation)
         found = {tensor.name: tensor for path in _weight_files(source) for tensor in _tensors_of(path)}
         tokenizer = read_tokenizer(source)
+    elif not source.exists():
+        raise UserError(f"{source}: there is no such file or folder; check the path")
     elif source.is_file() and any(source.match(pattern) for pattern in PICKLED):
         raise UserError(f"{source}: pickled weights, which can run code, are not read; convert them to {WEIGHTS_FILE}")
     else:
         raise UserError(f"{source}: neither a folder with config.json, safetensors and tokenizer.json nor a .gguf file")
     try:
+        values = _with_own_head(values, found)
         config, vocab_size = read_config(values)
         tensors = _match(found, family_of(values), config, vocab_size)
         if tokenizer.vocab_size > vocab_size:
@@ -78,6 +83,30 @@ def import_model(source: Path, out: Path) -> None:
     logger.info(
         "Imported %s: %s, %.1fM weights, text through %s", out, values["model_type"], millions, tokenizer.engine
     )
+
+
+def _check_generation(source: Path, values: dict[str, Any]) -> None:
+    """Refuse what would change the likeliest text; what is only recommended is told."""
+    check_keys(f"{source / 'generation_config.json'}", values, GENERATION, GENERATION_FIXED)
+    recommended = {key: values[key] for key in RECOMMENDED if values.get(key) is not None}
+    if recommended:
+        options = ", ".join(f"{key} {value}" for key, value in recommended.items())
+        logger.info("Its makers recommend %s; give that when you generate.", options)
+
+
+def _with_own_head(values: dict[str, Any], found: Mapping[str, Source]) -> dict[str, Any]:
+    """A configuration that ties the head to the embeddings, corrected where the file has a head that differs.
+
+    `transformers` keeps such a head, too.
+    """
+    family = family_of(values)
+    head = found.get("lm_head.weight")
+    [name] = tensor_names(family, "embed_tokens.weight")
+    embedding = found.get(name) or found.get(name.removeprefix(PREFIX))
+    tied = values.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])
+    if not tied or head is None or embedding is None or head.shape != embedding.shape:
+        return values
+    return values if torch.equal(head.read(), embedding.read()) else {**values, "tie_word_embeddings": False}
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -155,7 +184,9 @@ def _write_tensors(path: Path, tensors: Mapping[str, Source]) -> None:
             values = tensor.read()
             if not values.is_floating_point():
                 raise UserError(f"{tensor.file}: {tensor.name} holds {values.dtype}, not floating-point weights")
-            file.write(values.float().contiguous().numpy().data)
+            values = values.float()
+            check_finite(f"{tensor.file}: {tensor.name}", values)
+            file.write(values.contiguous().numpy().data)
             advance(1)
 
 

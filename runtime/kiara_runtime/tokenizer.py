@@ -165,6 +165,8 @@ class Tokenizer:
             ) from None
         library = cast("Any", tokenizers).Tokenizer.from_str(self._definition)
         library.encode_special_tokens = True  # as text, that is
+        library.no_truncation()
+        library.no_padding()
         return lambda text: list(library.encode(text, add_special_tokens=False).ids)
 
 
