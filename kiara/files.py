@@ -39,6 +39,17 @@ def write_text(path: Path, text: str) -> None:
     new.replace(path)
 
 
+def kind_of(folder: Path) -> str | None:
+    """What Kiara wrote into `folder`: a prepared folder, bundle, checkpoint or run; None where it wrote nothing."""
+    marks = {
+        "prepared folder": ("dataset.json",),
+        "bundle": ("kiara.json",),
+        "checkpoint": ("model.safetensors", "config.json"),
+        "run": ("config.yaml", "metrics.jsonl"),
+    }
+    return next((kind for kind, names in marks.items() if all((folder / name).is_file() for name in names)), None)
+
+
 def _take_place(folder: Path, out: Path) -> None:
     old = folder.with_name(folder.name + "-old")
     if out.exists():
