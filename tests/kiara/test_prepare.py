@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from kiara.config import load_config
 from kiara.data import Dataset, Split
-from kiara.prepare import dataset_of, hold_out, prepare
-from kiara.sources import STDLIB, read_documents, resolve_source
+from kiara.split import hold_out
+from kiara.prepare import dataset_of, prepare
+from kiara.documents import read_documents
+from kiara.sources import STDLIB, resolve_source
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer_json import END_OF_TEXT
 
@@ -37,7 +39,7 @@ def _documents(dataset: Dataset, split: Split) -> list[str]:
 
 
 def test_tokens_decode_to_the_documents_and_every_one_is_in_one_split(dataset: Dataset, corpus: Path) -> None:
-    expected = sorted(document.text for document in read_documents(resolve_source(str(corpus)), "text"))
+    expected = sorted(document.read() for document in read_documents(resolve_source(str(corpus)), "text"))
     train, val = _documents(dataset, dataset.train), _documents(dataset, dataset.val)
     assert sorted(train + val) == expected
     assert val and len(train) > len(val)
