@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,27 @@ TEXT = click.option("--text", help="Source of held-out text; by default the vali
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kiara-slm")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Train a small language model for the device it will run on, and ship it as one folder."""
     from kiara.console import log_to_console
 
     log_to_console()
+    ctx.with_resource(_ended_as_by_ctrl_c())
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, by an exception, so that nothing half done is left behind."""
+    names = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    taken = [name for name in names if signal.getsignal(name) == signal.SIG_DFL]  # nohup's stays
+    for name in taken:
+        signal.signal(name, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for name in taken:
+            signal.signal(name, signal.SIG_DFL)
 
 
 @main.command()

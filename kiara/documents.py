@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ JSON_LINES = (".jsonl", ".ndjson")
 MAX_LINE_BYTES = 1 << 27
 PART = 1 << 17  # characters; below the bound of kiara_runtime.tokenizer on white space
 _BLOCK = 1 << 20
-_BYTE_ORDER_MARK, _SURROGATE = "\ufeff", re.compile("[\ud800-\udfff]")
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,11 @@ def _field(name: str, value: Any, field: str | None) -> str:
         held = f" (it has {', '.join(map(repr, others[:5]))})" if others else ""
         remedy = "name another with --set data.text_field=NAME" if field else "rename it, or give a plain text file"
         raise UserError(f"{name}: no text in field {wanted!r}{held:.200}; {remedy}")
-    if half := _SURROGATE.search(text):
-        raise UserError(f"{name}: half a character (a lone surrogate) at {half.start()}; mend the line or leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = error.start
+        raise UserError(f"{name}: half a character (a lone surrogate) at {at}; mend the line or leave it out") from None
     return _checked(text, name)
 
 

@@ -23,7 +23,6 @@ def main() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(settings["pattern"]), "isolated"),
-            pre_tokenizers.FixedLength(settings["longest"]),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

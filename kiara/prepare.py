@@ -30,7 +30,7 @@ from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 RECIPE = 2  # goes up where the same files and settings give another folder, so that it is prepared anew
-BATCH_CHARACTERS = 1 << 22
+BATCH_CHARACTERS = 1 << 21
 
 Files = dict[str, list[Path]]
 Reader = Callable[[], Iterator[Document]]
@@ -209,7 +209,7 @@ def _split(config: Config, files: Files) -> tuple[dict[str, Reader], dict[str, i
         "val": lambda: held_out(read("train"), sizes, heads),
     }
     train, val = int(heads.sum()), int((sizes - heads).sum())
-    if train and val and abs(val / (train + val) / data.val_fraction - 1) > TOLERANCE:
+    if train and val and abs(val / (train + val) / data.val_fraction - 1) > TOLERANCE + 1e-9:
         logger.warning(
             "%.3g %% of the text is held out, not data.val_fraction's %.3g %%: its documents do not divide so.",
             100 * val / (train + val), 100 * data.val_fraction,

@@ -95,7 +95,8 @@ def cut_place(document: Document, size: int, aim: float, slack: float) -> int | 
     places = np.array([*accumulate((len(character.encode()) for character in text), initial=start)])
     for pattern, most in ((_LINES, slack), (_WORDS, slack), (_CHARACTERS, np.inf)):
         ends = places[[match.end() for match in regex.finditer(pattern, text)]]
-        away = np.where((ends > 0) & (ends < size), np.abs(ends - aim), np.inf)
+        inside = (ends > 0) & (ends < places[-1])  # at the edge of the window something may go on
+        away = np.where(inside, np.abs(ends - aim), np.inf)
         if len(away) and away.min() <= min(most, size):
             return int(ends[away.argmin()])
     return None

@@ -22,8 +22,10 @@ from kiara_runtime.tokenizer_json import END_OF_TEXT, SPLIT_PATTERN, byte_charac
 # Merges are learned from this much text at most, and from this much of different pieces: more hardly changes them.
 # The learner's memory goes with the second, about 80 bytes a byte.
 LEARN_BYTES, LEARN_DIFFERENT_BYTES = 1 << 28, 1 << 23
-# Characters: a longer piece is learned from in parts. Merging one takes time by the square of its length.
+# A longer piece, in characters, is learned from in parts: merging one takes time by the square of its length.
 LONGEST_PIECE = 256
+_BOUNDED_PATTERN = SPLIT_PATTERN.replace("+", f"{{1,{LONGEST_PIECE}}}").replace("*", f"{{0,{LONGEST_PIECE}}}")
+_KEPT_WORDS = 1 << 18
 _PIECES = regex.compile(r"\p{L}+|[^\s\p{L}]+")
 
 
@@ -38,8 +40,7 @@ def train_tokenizer(
     texts: none longer than memory bears; each is split by itself. waiting: told, now and then, of the seconds since
     all were read.
     """
-    # One entry less: END_OF_TEXT follows.
-    settings = {"pattern": SPLIT_PATTERN, "longest": LONGEST_PIECE, "vocab_size": vocab_size - 1}
+    settings = {"pattern": _BOUNDED_PATTERN, "vocab_size": vocab_size - 1}  # END_OF_TEXT follows
     tokens = _in_merge_order(_learn(chain([settings], _enough(texts), [None]), waiting))
     reserved = -(len(tokens) + 1) % 64
     special = [END_OF_TEXT, *(f"<|reserved_{i}|>" for i in range(reserved))]
@@ -48,12 +49,17 @@ def train_tokenizer(
 
 def _enough(texts: Iterable[str]) -> Iterator[str]:
     """The texts until there is as much as merges are learned from."""
-    left, different, seen = LEARN_BYTES, LEARN_DIFFERENT_BYTES, set[str]()
+    left, different = LEARN_BYTES, LEARN_DIFFERENT_BYTES
+    words, pieces = set[str](), set[str]()
     for text in texts:
         yield text
         left -= len(text.encode())
-        new = set(_PIECES.findall(" ".join(set(text.split())))) - seen
-        seen |= new
+        new_words = set(text.split()) - words
+        if len(words) > _KEPT_WORDS:  # they only save looking at a word again
+            words.clear()
+        words |= new_words
+        new = set(_PIECES.findall(" ".join(new_words))) - pieces
+        pieces |= new
         different -= sum(len(piece.encode()) for piece in new)
         if left <= 0 or different <= 0:
             return

@@ -84,7 +84,8 @@ class Trainer:
         self.length = run.config.model.context_length
         for split in (dataset.train, dataset.val):
             split.windows(self.length)  # refuses a split that has none, before any work
-        if len(dataset.tokenizer.encode(self.config.sample_prompt)) >= self.length:
+        prompt = dataset.tokenizer.encode(self.config.sample_prompt) if self.config.sample_tokens else []
+        if len(prompt) >= self.length:
             raise UserError(f"training.sample_prompt: as long as model.context_length ({self.length}); shorten it")
         self.step, self.seconds = 0, 0.0
         if run.last:
