@@ -18,7 +18,8 @@ from kiara.documents import Document
 
 TOLERANCE = 0.1  # of what was asked for
 _WINDOW = 1 << 16  # bytes on either side of the aim in which a place to cut is looked for
-_LINES, _WORDS, _CHARACTERS = r"\n|\r(?!\n)", r"\s+", r"\X"
+_LINES, _CHARACTERS = r"\n|\r(?!\n)", r"\X"
+_WORDS = r"\s++(?![\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}])"  # what follows is no part of the space
 
 
 def measure(documents: Iterable[Document]) -> tuple[np.ndarray, np.ndarray]:
