@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from kiara.config import load_config
 from kiara.data import Dataset, Split
-from kiara.split import hold_out
-from kiara.prepare import dataset_of, prepare
 from kiara.documents import read_documents
+from kiara.prepare import dataset_of, prepare
 from kiara.sources import STDLIB, resolve_source
+from kiara.split import hold_out
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer_json import END_OF_TEXT
 
