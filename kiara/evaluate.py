@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kiara.checkpoint import TokenIds, find_checkpoint, load_model, trained_on
 from kiara.console import progress
-from kiara.data import Split
+from kiara.data import GIVEN, Split
 from kiara.documents import Document, read_documents
 from kiara.model import GPT
 from kiara.sources import resolve_source
@@ -101,7 +101,7 @@ def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) ->
         if not rows:
             raise UserError(f"{source}: no text at all; name a file or folder with some")
         begin = np.array([start], dtype=np.uint32)
-        return Split("given", [np.concatenate([part for row in rows for part in (begin, row)])])
+        return Split(GIVEN, [np.concatenate([part for row in rows for part in (begin, row)])])
     return trained_on(checkpoint).val
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,8 @@ MODEL = (
 )  # fmt: skip
 
 
-def _interrupt(command: Sequence[object], until: str, cwd: Path) -> tuple[int, str, str]:
-    """Run, send SIGINT once `until` has been printed to standard error or output, return how it ended."""
+def _interrupt(command: Sequence[object], until: str, cwd: Path, number: int = signal.SIGINT) -> tuple[int, str, str]:
+    """Run, send a signal once `until` has been printed to standard error or output, return how it ended."""
     words = [str(part) for part in command]
     with subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
@@ -34,7 +35,7 @@ def _interrupt(command: Sequence[object], until: str, cwd: Path) -> tuple[int, s
             assert byte, f"ended before {until!r}: {seen.decode()}"
             seen += byte
         time.sleep(0.5)  # past the output itself: Python drops an interrupt that falls into a finaliser
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest = process.stdout.read()
         return process.wait(60), (seen + rest).decode(), rest.decode()
 
@@ -90,3 +91,25 @@ def test_writing_commands_leave_nothing(what: str, run: Path, corpus: Path, tmp_
     assert code == 130 and time.monotonic() - started < 50
     assert rest.strip() == "Interrupted; run the same command again."
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_learning_the_tokenizer_ends_at_once(number: int, tmp_path: Path) -> None:
+    """While the library learns, which answers no signal. Its process holds the output open for as long as it lives."""
+    source = tmp_path / "source"
+    source.mkdir()
+    letters = random.Random(1).choices("ACGT", k=8_000_000)
+    (source / "letters.txt").write_text("".join(letters), "utf-8")
+    script = (
+        "import kiara.prepare as m\n"
+        "learn = m.train_tokenizer\n"
+        "def told(seconds): print('working', flush=True)\n"
+        "m.train_tokenizer = lambda texts, size, waiting: learn(texts, size, told)\n"
+        "from kiara.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "prepare", source, "--out", "out", "--set", "tokenizer.vocab_size=32768"]
+    code, output, rest = _interrupt(command, "working", tmp_path, number)
+    assert code == 130 and "Traceback" not in output
+    assert rest.strip().splitlines()[-1] == "Interrupted; run the same command again."
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -17,8 +17,8 @@ from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 PIECES = st.sampled_from(
-    ["a", "Straße", "'ll", "'", "é", "सत्या", "中文", "1", "²", "٣", "Ⅳ", " ", "  ", "\n", "\r\n", "\t", "\u2028", ".", "==",
-     "_", "🙂"]
+    ["a", "Straße", "'ll", "'", "é", "सत्या", "中文", "1", "²", "٣", "Ⅳ", " ", "  ", "\n", "\r\n", "\t", "\u2028", ".",
+     "==", "_", "🙂"]
 )  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=40).map("".join)
 
