@@ -187,7 +187,7 @@ _Loader.add_implicit_resolver(
 def load_config(
     path: Path | None = None, assignments: Iterable[str] = (), environ: Mapping[str, str] | None = None
 ) -> Config:
-    """Merge every layer and validate the result.
+    """Merge every layer and validate the result; `model_fields_set` of a section tells what any of them gave.
 
     assignments: `section.key=value`, the value read as YAML. environ: defaults to `.env` in the working
     folder below the process environment; its keys are `KIARA_SECTION__KEY`.

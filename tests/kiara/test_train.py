@@ -199,7 +199,8 @@ def test_what_cannot_be_is_found_before_data_are_prepared(
 def test_a_run_records_the_settings_of_its_data_and_goes_on_with_them(
     dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
-    small = ("model.num_hidden_layers=1", "model.context_length=64", "training.batch_size=2", "training.compile=never")
+    sizes = "hidden_size=64 intermediate_size=64 num_hidden_layers=1 num_attention_heads=1 num_key_value_heads=1"
+    small = [f"model.{one}" for one in f"{sizes} context_length=64".split()] + ["training.sample_tokens=0"]
     options = [part for one in (*small, f"data.train={dataset.folder}") for part in ("--set", one)]
     steps, out = ("--set", "training.max_steps=1"), ("--out", tmp_path / "run")
     assert kiara("train", *options, *steps, *out).exit_code == 0
