@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import threading
@@ -108,6 +109,7 @@ def train(
     from kiara.train import check_settings, train
 
     check_settings(loaded)
+    _must_be_possible(folder)
     run = Run(folder, loaded if own else as_prepared(loaded), resume)
     # A run that goes on does so with the very data it began with, whatever has become of its source.
     dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
@@ -233,6 +235,13 @@ def _percent(option: str, value: str | None) -> float | None:
     if not found:
         raise click.UsageError(f"{option}: {value!r} is no percentage; give one such as 0.5%")
     return float(found[1]) / 100
+
+
+def _must_be_possible(out: Path) -> None:
+    """Found out before any work: the folder above can be written."""
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError(f"--out {out}: nothing can be written below {above}; name another place")
 
 
 def _new_run(config_file: Path | None) -> Path:

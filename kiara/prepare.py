@@ -36,12 +36,12 @@ Files = dict[str, list[Path]]
 Reader = Callable[[], Iterator[Document]]
 
 
-def prepare(config: Config, out: Path) -> bool:
-    """Write the prepared folder `out`; False where it was up to date and nothing had to be done."""
-    return _prepare(config, out, _files(config))
+def prepare(config: Config, out: Path, files: Files | None = None) -> bool:
+    """Write the prepared folder `out`; False where it was up to date and nothing had to be done.
 
-
-def _prepare(config: Config, out: Path, files: Files) -> bool:
+    files: of the source, where they are known already.
+    """
+    files = files or _files(config)
     fingerprint = _fingerprint(config, files)
     known = read_manifest(out) if out.exists() else None
     if known and known["fingerprint"] == fingerprint:
@@ -61,13 +61,9 @@ def _prepare(config: Config, out: Path, files: Files) -> bool:
     return True
 
 
-def prepare_folder(config: Config, out: Path) -> Dataset:
+def prepare_folder(config: Config, out: Path, files: Files | None = None) -> Dataset:
     """Prepare `out` if it is not up to date, say what is in it, and open it."""
-    return _prepare_folder(config, out, _files(config))
-
-
-def _prepare_folder(config: Config, out: Path, files: Files) -> Dataset:
-    fresh = _prepare(config, out, files)
+    fresh = prepare(config, out, files)
     dataset = Dataset.open(out)
     splits = dataset.manifest["splits"]
     train, val = splits["train"], splits["val"]
@@ -90,7 +86,7 @@ def dataset_of(config: Config) -> Dataset:
     files = _files(config)
     name = re.sub(r"[^A-Za-z0-9]+", "-", config.data.train).strip("-")[-40:] or "text"
     out = Path(config.data.prepared_dir, f"{name}-{_fingerprint(config, files)[:8]}")
-    return _prepare_folder(config, out, files)
+    return prepare_folder(config, out, files)
 
 
 def as_prepared(config: Config) -> Config:

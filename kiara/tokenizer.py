@@ -21,7 +21,7 @@ from kiara_runtime.tokenizer_json import END_OF_TEXT, SPLIT_PATTERN, byte_charac
 
 # Merges are learned from this much text at most, and from this much of different pieces: more hardly changes them.
 # The learner's memory goes with the second, about 80 bytes a byte.
-LEARN_BYTES, LEARN_DIFFERENT_BYTES = 1 << 28, 1 << 23
+LEARN_BYTES, LEARN_DIFFERENT_BYTES = 1 << 28, 1 << 24
 # A longer run of one kind, in characters, is learned from in parts: that takes time by the square of its length.
 LONGEST_PIECE = 256
 _BOUNDED_PATTERN = SPLIT_PATTERN.replace("+", f"{{1,{LONGEST_PIECE}}}").replace("*", f"{{0,{LONGEST_PIECE}}}")

@@ -196,6 +196,16 @@ def test_what_cannot_be_is_found_before_data_are_prepared(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_out_that_cannot_be_is_found_before_data_are_prepared(
+    corpus: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    (tmp_path / "file").write_text("mine", "utf-8")
+    options = ("--set", f"data.train={corpus}", "--set", f"data.prepared_dir={tmp_path / 'data'}")
+    result = kiara("train", *options, "--out", tmp_path / "file" / "run")
+    assert result.exit_code == 1 and f"nothing can be written below {tmp_path / 'file'}" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_run_records_the_settings_of_its_data_and_goes_on_with_them(
     dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
