@@ -263,13 +263,13 @@ def _environment(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
         if key.startswith(ENV_PREFIX) and key not in OTHER_VARIABLES:
             dotted = _SETTINGS.get(key.upper())
             if dotted is None:
-                raise UserError(f"{key}: an environment variable that names no setting; {_nearest_variable(key)}")
+                raise UserError(f"{key}: a variable, of the environment or .env, that names no setting; {_nearest_variable(key)}")
             yield dotted, _scalar(key, text)
 
 
 def _nearest_variable(key: str) -> str:
     close = difflib.get_close_matches(key.upper(), _SETTINGS, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "unset it; `kiara config` lists every setting"
+    return f"did you mean {close[0]}?" if close else "take it away; `kiara config` lists every setting"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

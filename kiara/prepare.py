@@ -124,13 +124,20 @@ def shaping_settings(config: Config) -> dict[str, Any]:
 
 def _files(config: Config) -> Files:
     data = config.data
-    files = {"train": resolve_source(data.train), "val": resolve_source(data.val) if data.val else []}
+    files = {"train": resolve_source(data.train), "val": _val_files(data.val) if data.val else []}
     for name in ("val_fraction", "split_seed"):
         if data.val and not is_default(data, name):
             raise UserError(f"data.{name}: {getattr(data, name)} has no effect beside data.val; give one of the two")
     if not is_default(data, "text_field") and not any(map(is_json_lines, [*files["train"], *files["val"]])):
         raise UserError(f"data.text_field: {data.text_field!r} has no effect, as no file is .jsonl; leave it away")
     return files
+
+
+def _val_files(source: str) -> list[Path]:
+    try:
+        return resolve_source(source)
+    except UserError as error:
+        raise UserError(f"data.val: {error}") from None
 
 
 def _fingerprint(config: Config, files: Files) -> str:

@@ -110,6 +110,6 @@ def test_learning_the_tokenizer_ends_at_once(number: int, tmp_path: Path) -> Non
     )
     command = [sys.executable, "-c", script, "prepare", source, "--out", "out", "--set", "tokenizer.vocab_size=32768"]
     code, output, rest = _interrupt(command, "working", tmp_path, number)
-    assert code == 130 and "Traceback" not in output
-    assert rest.strip().splitlines()[-1] == "Interrupted; run the same command again."
+    assert code in (130, 128 + number) and "Traceback" not in output
+    assert rest.strip().splitlines()[-1].endswith("; run the same command again.")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -190,6 +190,7 @@ def test_a_folder_prepared_before_settings_were_recorded_still_opens(dataset: Da
         (["data.text_field=body"], "data.text_field: 'body' has no effect"),
         (["data.val_fraction=0.3", "data.val={}"], "data.val_fraction: 0.3 has no effect beside data.val"),
         (["data.split_seed=3", "data.val={}"], "data.split_seed: 3 has no effect beside data.val"),
+        (["data.val=missing.txt"], "data.val: missing.txt: there is no such file"),
         (["training.max_steps=3"], "give it to `kiara train`"),
         (["model.norm=layer"], "give it to `kiara train`"),
         (["data.train=x"], "SOURCE and --out say that here"),
