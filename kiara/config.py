@@ -263,7 +263,7 @@ def _environment(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
         if key.startswith(ENV_PREFIX) and key not in OTHER_VARIABLES:
             dotted = _SETTINGS.get(key.upper())
             if dotted is None:
-                raise UserError(f"{key}: a variable, of the environment or .env, that names no setting; {_nearest_variable(key)}")
+                raise UserError(f"{key}: names no setting, in the environment or .env; {_nearest_variable(key)}")
             yield dotted, _scalar(key, text)
 
 

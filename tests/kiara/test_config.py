@@ -85,7 +85,7 @@ def test_faults_name_key_value_and_remedy(assignment: str, expected: str) -> Non
     ],
 )
 def test_a_variable_that_names_no_setting_is_refused(name: str, expected: str) -> None:
-    with pytest.raises(UserError, match=f"{name}: a variable, of the environment or .env, that names no setting") as error:
+    with pytest.raises(UserError, match=f"{name}: names no setting, in the environment or .env") as error:
         load_config(environ={"PATH": "/", "KIARA_API_KEY": "x", "KIARA_BUNDLES": "y", name: "3"})
     assert expected in str(error.value)
 
