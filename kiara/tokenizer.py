@@ -19,14 +19,14 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT, SPLIT_PATTERN, byte_characters
 
-# Merges are learned from this much text at most, and from this much of different pieces: more hardly changes them.
-# The learner's memory goes with the second, about 80 bytes a byte.
-LEARN_BYTES, LEARN_DIFFERENT_BYTES = 1 << 28, 1 << 24
+# Merges are learned from this much text at most, from this much of different pieces, and from this much of different
+# long pieces: more hardly changes them. The learner's memory goes with the latter two, about 80 bytes a byte.
+LEARN_BYTES, LEARN_DIFFERENT_BYTES, LEARN_LONG_BYTES = 1 << 28, 1 << 24, 1 << 22
 # A longer run of one kind, in characters, is learned from in parts: that takes time by the square of its length.
 LONGEST_PIECE = 256
 _BOUNDED_PATTERN = SPLIT_PATTERN.replace("+", f"{{1,{LONGEST_PIECE}}}").replace("*", f"{{0,{LONGEST_PIECE}}}")
 _KEPT_WORDS = 1 << 18
-_PIECES = regex.compile(r"\p{L}+|[^\s\p{L}]+")
+_PIECES, _LONG_PIECES = regex.compile(r"\p{L}+|[^\s\p{L}]+"), regex.compile(r"\p{L}{49,}|[^\s\p{L}]{49,}")
 
 
 def train_tokenizer(
@@ -49,18 +49,21 @@ def train_tokenizer(
 
 def _enough(texts: Iterable[str]) -> Iterator[str]:
     """The texts until there is as much as merges are learned from."""
-    left, different = LEARN_BYTES, LEARN_DIFFERENT_BYTES
+    left, different, long = LEARN_BYTES, LEARN_DIFFERENT_BYTES, LEARN_LONG_BYTES
     words, pieces = set[str](), set[str]()
     for text in texts:
-        yield text
         left -= len(text.encode())
+        text = text if long > 0 else _LONG_PIECES.sub("\n", text)
+        yield text
         new_words = set(text.split()) - words
         if len(words) > _KEPT_WORDS:  # they only save looking at a word again
             words.clear()
         words |= new_words
         new = set(_PIECES.findall(" ".join(new_words))) - pieces
         pieces |= new
-        different -= sum(len(piece.encode()) for piece in new)
+        long_bytes = sum(len(piece.encode()) for piece in new if _LONG_PIECES.match(piece))
+        long -= long_bytes
+        different -= sum(len(piece.encode()) for piece in new) - long_bytes
         if left <= 0 or different <= 0:
             return
 

@@ -53,6 +53,9 @@ def test_different_text_is_learned_from_up_to_a_bound(monkeypatch: pytest.Monkey
     different = [10 * "".join("abcdefghij"[int(digit)] for digit in str(i)) for i in range(1000, 2000)]
     assert list(tokenizer._enough(same)) == same
     assert list(tokenizer._enough(different)) == different[:250]
+    monkeypatch.setattr(tokenizer, "LEARN_LONG_BYTES", 1000)
+    long = [f"words {2 * text} words" for text in different]
+    assert list(tokenizer._enough(long)) == long[:13] + ["words \n words"] * 987
     monkeypatch.setattr(tokenizer, "LEARN_BYTES", 140)
     assert len(list(tokenizer._enough(same))) == 10
 
