@@ -56,6 +56,11 @@ def prepare(source: str, out: Path, config_file: Path | None, settings: tuple[st
     from kiara.config import load_config
     from kiara.prepare import prepare_folder
 
+    for setting in settings:
+        section, _, name = setting.partition("=")[0].strip().partition(".")
+        if section in ("model", "training") or (section, name) in (("data", "train"), ("data", "prepared_dir")):
+            remedy = "SOURCE and --out say that here" if section == "data" else "give it to `kiara train`"
+            raise click.UsageError(f"--set {setting}: has no effect on what is prepared; {remedy}")
     settings = (*settings, f"data.train={json.dumps(source, ensure_ascii=False)}")
     prepare_folder(load_config(config_file, settings), out)
 
@@ -76,20 +81,20 @@ def train(
     from kiara.checkpoint import trained_on
     from kiara.config import load_config
     from kiara.files import CONFIG_FILE
-    from kiara.prepare import dataset_of
+    from kiara.prepare import as_prepared, dataset_of
     from kiara.run import Run
 
     if resume and out is None:
         raise click.UsageError("--resume: name the run to go on with, --out RUN")
     folder = out or _new_run(config_file)
-    if resume and config_file is None and (folder / CONFIG_FILE).is_file():
-        config_file = folder / CONFIG_FILE
-    loaded = load_config(config_file, settings)
-    from kiara.train import train
+    own = resume and config_file is None and (folder / CONFIG_FILE).is_file()
+    loaded = load_config(folder / CONFIG_FILE if own else config_file, settings)
+    from kiara.train import check_settings, train
 
-    with closing(Run(folder, loaded, resume)) as run:
+    check_settings(loaded)
+    with closing(Run(folder, loaded if own else as_prepared(loaded), resume)) as run:
         # A run that goes on does so with the very data it began with, whatever has become of its source.
-        dataset = trained_on(run.last.folder) if run.last else dataset_of(loaded)
+        dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
         if not train(run, dataset):
             ctx.exit(CODES[signal.SIGINT])
 

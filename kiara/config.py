@@ -24,6 +24,7 @@ from kiara_runtime.errors import UserError
 
 ENV_PREFIX = "KIARA_"
 MAX_CONFIG_BYTES = 1 << 20
+OTHER_VARIABLES = frozenset(("KIARA_API_KEY", "KIARA_BUNDLES"))  # of the examples' programs
 
 
 class Section(BaseModel):
@@ -160,6 +161,13 @@ class Config(Section):
         return self
 
 
+_SETTINGS = {
+    f"{ENV_PREFIX}{section}__{name}".upper(): f"{section}.{name}"
+    for section, values in Config()
+    for name in type(values).model_fields
+}
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 3e-3 as a number, as YAML 1.2 does, and takes no key twice."""
 
@@ -179,7 +187,7 @@ _Loader.add_implicit_resolver(
 def load_config(
     path: Path | None = None, assignments: Iterable[str] = (), environ: Mapping[str, str] | None = None
 ) -> Config:
-    """Merge every layer and validate the result.
+    """Merge every layer and validate the result; `model_fields_set` of a section tells what any of them gave.
 
     assignments: `section.key=value`, the value read as YAML. environ: defaults to `.env` in the working
     folder below the process environment; its keys are `KIARA_SECTION__KEY`.
@@ -202,6 +210,10 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         return Config.model_validate(dict(values))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
+
+
+def is_default(section: Section, name: str) -> bool:
+    return getattr(section, name) == type(section).model_fields[name].default
 
 
 def config_yaml(config: Config) -> str:
@@ -248,10 +260,16 @@ def _dotenv(path: Path) -> dict[str, str]:
 
 def _environment(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
     for key, text in sorted(environ.items()):
-        section, separator, name = key.removeprefix(ENV_PREFIX).partition("__")
-        if key.startswith(ENV_PREFIX) and separator:
-            dotted = f"{section}.{name}".lower()
+        if key.startswith(ENV_PREFIX) and key not in OTHER_VARIABLES:
+            dotted = _SETTINGS.get(key.upper())
+            if dotted is None:
+                raise UserError(f"{key}: names no setting, in the environment or .env; {_nearest_variable(key)}")
             yield dotted, _scalar(key, text)
+
+
+def _nearest_variable(key: str) -> str:
+    close = difflib.get_close_matches(key.upper(), _SETTINGS, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else "take it away; `kiara config` lists every setting"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from kiara.files import DATASET_FILE as MANIFEST
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
 
+GIVEN = "given"  # the name of text that a command was given, apart from any training
 SHARD_TOKENS = 1 << 27
 
 
@@ -55,9 +56,10 @@ class Split:
         """How many whole windows of `length` inputs, each with its targets, an epoch has."""
         count = sum(max(0, (len(shard) - 1) // length) for shard in self.shards)
         if not count:
+            shorter = "" if self.name == GIVEN else " or set a shorter model.context_length"
             raise UserError(
                 f"the {self.name} split has {self.tokens} tokens, too few for one window of model.context_length "
-                f"({length}) and its target; give more text or set a shorter model.context_length"
+                f"({length}) and its target; give more text{shorter}"
             )
         return count
 

@@ -34,7 +34,18 @@ def use_compile(setting: str, device: str, flops: float) -> bool:
     """Decided by the work to be done, not by the clock, so that a run repeats bit for bit."""
     if setting != "auto":
         return setting == "always"
-    return flops >= COMPILE_FLOPS[device] and any(map(shutil.which, ("c++", "g++", "clang++")))
+    return flops >= COMPILE_FLOPS[device] and _has_compiler()
+
+
+def check_device(device: str, compiling: str) -> None:
+    """Raises UserError where this machine cannot do as training.device and training.compile say."""
+    pick_device(device)
+    if compiling == "always" and not _has_compiler():
+        raise UserError("training.compile: always needs a C++ compiler (c++, g++ or clang++); install one, or set auto")
+
+
+def _has_compiler() -> bool:
+    return any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
 @contextmanager

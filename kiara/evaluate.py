@@ -17,9 +17,10 @@ from torch import Tensor
 
 from kiara.checkpoint import TokenIds, find_checkpoint, load_model, trained_on
 from kiara.console import progress
-from kiara.data import Split
+from kiara.data import GIVEN, Split
+from kiara.documents import Document, read_documents
 from kiara.model import GPT
-from kiara.sources import read_documents, resolve_source
+from kiara.sources import resolve_source
 from kiara_runtime.errors import UserError
 from kiara_runtime.evaluate import Metrics
 from kiara_runtime.tokenizer import Tokenizer
@@ -96,12 +97,21 @@ def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) ->
     """The validation split that a checkpoint was trained against, or the text of `source`."""
     if source is not None:
         start = tokenizer.special_tokens.get(END_OF_TEXT, TokenIds.read(checkpoint).bos)
-        documents = read_documents(resolve_source(source), "text")
-        ids = [token for document in documents for token in (start, *tokenizer.encode(document.text))]
-        if not ids:
-            raise UserError(f"{source}: no text at all")
-        return Split("given", [np.array(ids, dtype=np.uint32)])
+        rows = [row for document in read_documents(resolve_source(source)) if len(row := _encode(tokenizer, document))]
+        if not rows:
+            raise UserError(f"{source}: no text at all; name a file or folder with some")
+        begin = np.array([start], dtype=np.uint32)
+        return Split(GIVEN, [np.concatenate([part for row in rows for part in (begin, row)])])
     return trained_on(checkpoint).val
+
+
+def _encode(tokenizer: Tokenizer, document: Document) -> np.ndarray:
+    """Token ids, uint32 (n,); none where the document is blank."""
+    text = document.read()
+    try:
+        return np.array(tokenizer.encode(text) if text.strip() else [], dtype=np.uint32)
+    except UserError as error:
+        raise UserError(f"{document.name}: {error}") from None
 
 
 def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:

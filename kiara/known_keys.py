@@ -72,9 +72,11 @@ TOKENIZER_CONFIG = frozenset(
     chat_template model_max_length max_length tokenizer_class add_bos_token added_tokens_decoder
     additional_special_tokens extra_special_tokens model_specific_special_tokens clean_up_tokenization_spaces
     spaces_between_special_tokens errors legacy use_default_system_prompt padding_side truncation_side
-    pad_to_multiple_of pad_token_type_id stride truncation_strategy model_input_names processor_class auto_map name_or_path
+    pad_to_multiple_of pad_token_type_id stride truncation_strategy model_input_names processor_class auto_map
+    name_or_path
     special_tokens_map_file tokenizer_file vocab_file merges_file is_local local_files_only backend
-    return_token_type_ids sp_model_kwargs trust_remote_code use_fast transformers_version response_schema unk_id from_slow
+    return_token_type_ids sp_model_kwargs trust_remote_code use_fast transformers_version response_schema unk_id
+    from_slow
     kiara_engine kiara_prompt_prefix
     """.split())
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Text to a prepared folder: read, split by document, learn the tokenizer, encode.
 
-The files are read three times, so that no pass holds more than a batch of documents: to measure them,
+The files are read three times, so that no pass holds more than a batch of text: to measure them,
 to learn the merges, to write the tokens. The folder appears under its name when it is whole.
 """
 
@@ -11,32 +11,37 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from itertools import compress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kiara.config import Config
+from kiara.config import Config, is_default
 from kiara.console import logger, progress
 from kiara.data import MANIFEST, SHARD_TOKENS, Dataset, read_manifest
+from kiara.documents import Document, is_json_lines, read_documents
 from kiara.files import claim, new_folder
-from kiara.sources import Document, read_documents, resolve_source
-from kiara.tokenizer import train_tokenizer
+from kiara.sources import resolve_source
+from kiara.split import TOLERANCE, divide, held_out, measure, trained
+from kiara.tokenizer import LEARN_BYTES, train_tokenizer
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT
 
-LEARN_BYTES = 1 << 28  # merges are learned from this much text at most: more hardly changes them
-BATCH_BYTES = 1 << 22
+RECIPE = 2  # goes up where the same files and settings give another folder, so that it is prepared anew
+BATCH_CHARACTERS = 1 << 21
 
+Files = dict[str, list[Path]]
 Reader = Callable[[], Iterator[Document]]
 
 
-def prepare(config: Config, out: Path) -> bool:
-    """Write the prepared folder `out`; False where it was up to date and nothing had to be done."""
-    files = _files(config)
+def prepare(config: Config, out: Path, files: Files | None = None) -> bool:
+    """Write the prepared folder `out`; False where it was up to date and nothing had to be done.
+
+    files: of the source, where they are known already.
+    """
+    files = files or _files(config)
     fingerprint = _fingerprint(config, files)
     known = read_manifest(out) if out.exists() else None
     if known and known["fingerprint"] == fingerprint:
@@ -46,14 +51,19 @@ def prepare(config: Config, out: Path) -> bool:
     if known and known["source"] != config.data.train:
         raise UserError(f"--out {out}: prepared from {known['source']}; name another, or delete it if nothing needs it")
     with new_folder(out, "prepared folder", inputs) as folder:
-        manifest = {"fingerprint": fingerprint, "source": config.data.train, **_write(config, files, folder)}
+        written = _write(config, files, folder)
+        if _fingerprint(config, files) != fingerprint:
+            raise UserError(f"{config.data.train}: a file was changed while it was read; run the same command again")
+        manifest = {
+            "fingerprint": fingerprint, "source": config.data.train, "settings": shaping_settings(config), **written
+        }  # fmt: skip
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return True
 
 
-def prepare_folder(config: Config, out: Path) -> Dataset:
+def prepare_folder(config: Config, out: Path, files: Files | None = None) -> Dataset:
     """Prepare `out` if it is not up to date, say what is in it, and open it."""
-    fresh = prepare(config, out)
+    fresh = prepare(config, out, files)
     dataset = Dataset.open(out)
     splits = dataset.manifest["splits"]
     train, val = splits["train"], splits["val"]
@@ -71,33 +81,76 @@ def dataset_of(config: Config) -> Dataset:
     """The data of a configuration: the prepared folder that it names, or one prepared from its source."""
     named = Path(config.data.train)
     if read_manifest(named) is not None:
-        if config.data.val:
-            raise UserError("data.val: a prepared folder brings its own validation split; leave this null")
+        as_prepared(config)
         return Dataset.open(named)
+    files = _files(config)
     name = re.sub(r"[^A-Za-z0-9]+", "-", config.data.train).strip("-")[-40:] or "text"
-    return prepare_folder(config, Path(config.data.prepared_dir, f"{name}-{_fingerprint(config, _files(config))[:8]}"))
+    out = Path(config.data.prepared_dir, f"{name}-{_fingerprint(config, files)[:8]}")
+    return prepare_folder(config, out, files)
 
 
-def _files(config: Config) -> dict[str, list[Path]]:
+def as_prepared(config: Config) -> Config:
+    """With the settings of the prepared folder that data.train names, if it names one.
+
+    Raises UserError where one that was given is another there: it would have no effect.
+    """
+    manifest = read_manifest(Path(config.data.train))
+    if manifest is None:
+        return config
+    if config.data.val and config.data.val != manifest.get("settings", {}).get("data.val"):
+        raise UserError("data.val: a prepared folder brings its own validation split; leave this null")
+    settings = {"tokenizer.vocab_size": manifest["vocab_size"], **manifest.get("settings", {})}
+    for path, there in settings.items():
+        section, _, name = path.partition(".")
+        part = getattr(config, section)
+        given = getattr(part, name)
+        made = manifest["vocab_size"] if name == "vocab_size" else there
+        if name in part.model_fields_set and given not in (there, made):
+            raise UserError(
+                f"{path}: {given!r}, but {config.data.train} was prepared with {there!r}; leave it away, "
+                "or prepare the text anew with it"
+            )
+        config = config.model_copy(update={section: part.model_copy(update={name: there})})
+    return config
+
+
+def shaping_settings(config: Config) -> dict[str, Any]:
+    """What shapes a prepared folder besides its files, by dotted path."""
+    data = config.data.model_dump(exclude={"prepared_dir", "train"})
+    return {f"data.{name}": value for name, value in data.items()} | {
+        f"tokenizer.{name}": value for name, value in config.tokenizer.model_dump().items()
+    }
+
+
+def _files(config: Config) -> Files:
     data = config.data
-    return {"train": resolve_source(data.train), "val": resolve_source(data.val) if data.val else []}
+    files = {"train": resolve_source(data.train), "val": _val_files(data.val) if data.val else []}
+    for name in ("val_fraction", "split_seed"):
+        if data.val and not is_default(data, name):
+            raise UserError(f"data.{name}: {getattr(data, name)} has no effect beside data.val; give one of the two")
+    if not is_default(data, "text_field") and not any(map(is_json_lines, [*files["train"], *files["val"]])):
+        raise UserError(f"data.text_field: {data.text_field!r} has no effect, as no file is .jsonl; leave it away")
+    return files
 
 
-def _settings(config: Config) -> list[dict[str, Any]]:
-    """What shapes a prepared folder besides its files."""
-    return [config.data.model_dump(exclude={"prepared_dir"}), config.tokenizer.model_dump()]
+def _val_files(source: str) -> list[Path]:
+    try:
+        return resolve_source(source)
+    except UserError as error:
+        raise UserError(f"data.val: {error}") from None
 
 
-def _fingerprint(config: Config, files: dict[str, list[Path]]) -> str:
+def _fingerprint(config: Config, files: Files) -> str:
     """Changes with the files (name, size, time) and with every setting that shapes the folder."""
     stats = {
         split: [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
         for split, found in files.items()
     }
-    return hashlib.sha256(json.dumps([stats, _settings(config)], sort_keys=True).encode()).hexdigest()
+    shape = [RECIPE, stats, config.data.train, shaping_settings(config)]
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 
-def _write(config: Config, files: dict[str, list[Path]], folder: Path) -> dict[str, Any]:
+def _write(config: Config, files: Files, folder: Path) -> dict[str, Any]:
     readers, sizes = _split(config, files)
     for split, size in sizes.items():
         if not size:
@@ -105,110 +158,106 @@ def _write(config: Config, files: dict[str, list[Path]], folder: Path) -> dict[s
             raise UserError(
                 f"{source}: no text at all, or too little to hold some out, for the {split} split; give more"
             )
-    with progress("Learning the tokenizer", min(LEARN_BYTES, sizes["train"])) as advance:
-        tokenizer = train_tokenizer(_learn_from(readers["train"](), advance), config.tokenizer.vocab_size)
+    tokenizer = _tokenizer(config, readers["train"](), sizes["train"])
     tokenizer.save(folder)
-    if tokenizer.vocab_size != config.tokenizer.vocab_size:
-        logger.warning(
-            "The text has pairs enough for %d vocabulary entries only, not %d.",
-            tokenizer.vocab_size, config.tokenizer.vocab_size,
-        )  # fmt: skip
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     with progress("Encoding", sum(sizes.values())) as advance:
         splits = {
-            split: _encode(tokenizer, _advancing(reader(), advance), folder, split, dtype)
-            for split, reader in readers.items()
+            split: _encode(tokenizer, reader(), folder, split, dtype, advance) for split, reader in readers.items()
         }
     return {"vocab_size": tokenizer.vocab_size, "dtype": dtype.str, "splits": splits}
 
 
-def _split(config: Config, files: dict[str, list[Path]]) -> tuple[dict[str, Reader], dict[str, int]]:
+def _tokenizer(config: Config, documents: Iterable[Document], size: int) -> Tokenizer:
+    wanted = config.tokenizer.vocab_size
+    with progress("Learning the tokenizer", min(LEARN_BYTES, size)) as advance:
+
+        def texts() -> Iterator[str]:
+            for part in (part for document in documents for part in document.parts):
+                yield part
+                advance(_bytes(part))
+
+        def waiting(seconds: float) -> None:
+            advance(0, f"joining pairs, {seconds:.0f} s")
+
+        tokenizer = train_tokenizer(texts(), wanted, waiting)
+    if tokenizer.vocab_size != wanted:
+        logger.warning(
+            "The text has pairs enough for %d vocabulary entries only, not %d.", tokenizer.vocab_size, wanted
+        )
+    return tokenizer
+
+
+def _split(config: Config, files: Files) -> tuple[dict[str, Reader], dict[str, int]]:
     """A reader of each split's documents, and its bytes."""
     data = config.data
 
-    def read(split: str) -> Reader:
-        return lambda: read_documents(files[split], data.text_field)
+    def read(split: str) -> Iterator[Document]:
+        return read_documents(files[split], data.text_field)
 
+    sizes, hashes = measure(read("train"))
     if data.val:
-        return {split: read(split) for split in files}, {split: sum(_sizes(read(split))) for split in files}
-    sizes = np.array(_sizes(read("train")), dtype=np.int64)
-    if len(sizes) == 1:
-        return _cut(next(read("train")()), data.val_fraction)
-    held_out = hold_out(sizes, data.val_fraction, data.split_seed)
-    readers: dict[str, Reader] = {
-        "train": lambda: compress(read("train")(), ~held_out),
-        "val": lambda: compress(read("train")(), held_out),
+        val_sizes, val_hashes = measure(read("val"))
+        _tell_shared(hashes[sizes > 0], val_hashes[val_sizes > 0])
+        readers: dict[str, Reader] = {
+            "train": lambda: trained(read("train"), sizes, sizes),
+            "val": lambda: held_out(read("val"), val_sizes, np.zeros_like(val_sizes)),
+        }
+        return readers, {"train": int(sizes.sum()), "val": int(val_sizes.sum())}
+    heads = divide(
+        sizes, hashes, data.val_fraction, data.split_seed, lambda index: next(islice(read("train"), index, None))
+    )
+    readers = {
+        "train": lambda: trained(read("train"), sizes, heads),
+        "val": lambda: held_out(read("train"), sizes, heads),
     }
-    return readers, {"train": int(sizes[~held_out].sum()), "val": int(sizes[held_out].sum())}
+    train, val = int(heads.sum()), int((sizes - heads).sum())
+    if train and val and abs(val / (train + val) / data.val_fraction - 1) > TOLERANCE + 1e-9:
+        logger.warning(
+            "%.3g %% of the text is held out, not data.val_fraction's %.3g %%: its documents do not divide so.",
+            100 * val / (train + val), 100 * data.val_fraction,
+        )  # fmt: skip
+    return readers, {"train": train, "val": val}
 
 
-def hold_out(sizes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Choose documents at random until they make `fraction` of the bytes: bool, one a document.
-
-    A document that would overshoot to twice the aim is passed over; where all would, the smallest goes.
-    """
-    chosen, aim, held = np.zeros(len(sizes), dtype=bool), sizes.sum() * fraction, 0
-    for i in np.random.default_rng(seed).permutation(len(sizes)):
-        if held < aim and held + sizes[i] <= 2 * aim:
-            chosen[i] = True
-            held += int(sizes[i])
-    if len(sizes) and not chosen.any():
-        chosen[sizes.argmin()] = True
-    return chosen
-
-
-def _cut(document: Document, fraction: float) -> tuple[dict[str, Reader], dict[str, int]]:
-    """A single document is cut at the line nearest to where the held-out part begins."""
-    aim = int(len(document.text) * (1 - fraction))
-    at = document.text.rfind("\n", 0, aim) + 1 or aim
-    parts = {"train": document.text[:at], "val": document.text[at:]}
-    readers: dict[str, Reader] = {
-        split: (lambda text=text: iter([replace(document, text=text)])) for split, text in parts.items()
-    }
-    return readers, {split: _bytes(text) for split, text in parts.items()}
-
-
-def _sizes(reader: Reader) -> list[int]:
-    return [_bytes(document.text) for document in reader()]
+def _tell_shared(train: np.ndarray, val: np.ndarray) -> None:
+    if shared := int(np.isin(val, train).sum()):
+        logger.warning(
+            "%s of the %s documents of data.val stand in data.train, too: the validation judges memory there.",
+            f"{shared:,}", f"{len(val):,}",
+        )  # fmt: skip
 
 
 def _bytes(text: str) -> int:
     return len(text.encode())
 
 
-def _learn_from(documents: Iterable[Document], advance: Callable[[int], None]) -> Iterator[str]:
-    left = LEARN_BYTES
-    for document in _advancing(documents, advance):
-        yield document.text
-        left -= _bytes(document.text)
-        if left <= 0:
-            return
-
-
-def _advancing(documents: Iterable[Document], advance: Callable[[int], None]) -> Iterator[Document]:
-    for document in documents:
-        yield document
-        advance(_bytes(document.text))
-
-
 def _encode(
-    tokenizer: Tokenizer, documents: Iterable[Document], folder: Path, split: str, dtype: np.dtype[Any]
+    tokenizer: Tokenizer,
+    documents: Iterable[Document],
+    folder: Path,
+    split: str,
+    dtype: np.dtype[Any],
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
     """Write the split's token files and document index; returns its part of the manifest."""
     shards: list[dict[str, Any]] = []
     starts: list[int] = []
     tokens = text_bytes = 0
-    for texts in _batches(documents):
-        for ids in tokenizer.encode_batch(texts, threads=os.cpu_count() or 1):
-            if not shards or shards[-1]["tokens"] >= SHARD_TOKENS:
-                shards.append({"file": f"{split}-{len(shards):05}.bin", "tokens": 0})
-            row = np.array([tokenizer.special_tokens[END_OF_TEXT], *ids], dtype)
-            with (folder / shards[-1]["file"]).open("ab") as file:
-                row.tofile(file)
-            starts.append(tokens)
-            shards[-1]["tokens"] += len(row)
-            tokens += len(row)
-        text_bytes += sum(map(_bytes, texts))
+    end = np.array([tokenizer.special_tokens[END_OF_TEXT]], dtype)
+    for batch in _batches(documents):
+        rows: list[np.ndarray] = []
+        encoded = tokenizer.encode_batch([part for _, part in batch], threads=os.cpu_count() or 1)
+        for (begins, _), ids in zip(batch, encoded, strict=True):
+            if begins:
+                starts.append(tokens)
+                rows.append(end)
+            rows.append(np.array(ids, dtype))
+            tokens += len(ids) + begins
+        _append(folder, split, shards, np.concatenate(rows))
+        read = sum(_bytes(part) for _, part in batch)
+        text_bytes += read
+        advance(read)
     np.save(folder / f"{split}-documents.npy", np.array(starts, dtype=np.int64))
     for shard in shards:
         with (folder / shard["file"]).open("rb") as file:
@@ -216,14 +265,26 @@ def _encode(
     return {"documents": len(starts), "bytes": text_bytes, "tokens": tokens, "shards": shards}
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _append(folder: Path, split: str, shards: list[dict[str, Any]], tokens: np.ndarray) -> None:
+    if not shards or shards[-1]["tokens"] >= SHARD_TOKENS:
+        shards.append({"file": f"{split}-{len(shards):05}.bin", "tokens": 0})
+    with (folder / shards[-1]["file"]).open("ab") as file:
+        tokens.tofile(file)
+    shards[-1]["tokens"] += len(tokens)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:
+    """Parts of documents, and whether one begins with it."""
+    batch: list[tuple[bool, str]] = []
     held = 0
     for document in documents:
-        batch.append(document.text)
-        held += len(document.text)
-        if held >= BATCH_BYTES:
-            yield batch
-            batch, held = [], 0
+        begins = True
+        for part in document.parts:
+            batch.append((begins, part))
+            begins = False
+            held += len(part)
+            if held >= BATCH_CHARACTERS:
+                yield batch
+                batch, held = [], 0
     if batch:
         yield batch

@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
+import regex
 import torch
 from torch import Tensor
 
 from kiara import sizes
 from kiara.checkpoint import OPTIMIZER_FILE, TokenIds, load_model, prune_checkpoints, read_tensors, save_checkpoint
+from kiara.config import Config
 from kiara.console import log_to_file, log_without_bar, logger, progress
 from kiara.data import Dataset
-from kiara.device import pick_device, repeatable, use_bfloat16, use_compile
+from kiara.device import check_device, pick_device, repeatable, use_bfloat16, use_compile
 from kiara.evaluate import Metrics, evaluate, windows
 from kiara.model import GPT
 from kiara.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
@@ -28,6 +30,8 @@ from kiara.plot import plot_run
 from kiara.reference import reference_model
 from kiara.run import PLOT_FILE, Run
 from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import check_text
+from kiara_runtime.tokenizer_json import SPLIT_PATTERN
 
 LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw a bar on
 
@@ -54,6 +58,19 @@ def _train(run: Run, dataset: Dataset) -> bool:
     return finished
 
 
+def check_settings(config: Config) -> None:
+    """Raises UserError for what cannot be, as far as it shows before there are data."""
+    training, length = config.training, config.model.context_length
+    check_device(training.device, training.compile)
+    try:
+        check_text(training.sample_prompt).encode()
+    except ValueError as error:  # half a character, too
+        raise UserError(f"training.sample_prompt: cannot be encoded ({error}); give another") from None
+    least = sum(1 for _ in regex.finditer(SPLIT_PATTERN, training.sample_prompt))
+    if training.sample_tokens and least >= length:
+        raise UserError(f"training.sample_prompt: as long as model.context_length ({length}); shorten it")
+
+
 def _trainer(run: Run, dataset: Dataset) -> Trainer:
     try:
         return Trainer(run, dataset)
@@ -72,7 +89,8 @@ class Trainer:
         self.length = run.config.model.context_length
         for split in (dataset.train, dataset.val):
             split.windows(self.length)  # refuses a split that has none, before any work
-        if len(dataset.tokenizer.encode(self.config.sample_prompt)) >= self.length:
+        prompt = dataset.tokenizer.encode(self.config.sample_prompt) if self.config.sample_tokens else []
+        if len(prompt) >= self.length:
             raise UserError(f"training.sample_prompt: as long as model.context_length ({self.length}); shorten it")
         self.step, self.seconds = 0, 0.0
         if run.last:

@@ -49,7 +49,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            number = error.signal if isinstance(error, Terminated) else signal.SIGINT
             ctx.exit(_say(LINES[number], CODES[number]))
 
 

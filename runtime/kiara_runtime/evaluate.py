@@ -37,13 +37,15 @@ class Metrics:
 
 
 def read_text(path: Path) -> str:
-    """The file as text; raises UserError where it is empty, no UTF-8 or beyond MAX_TEXT_BYTES."""
+    """The file as text, byte order marks left out; raises UserError where it is empty, no text or too long."""
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise UserError(f"{path}: larger than {MAX_TEXT_BYTES >> 20} MiB; evaluate a part of it")
     try:
-        text = path.read_text("utf-8")
+        text = path.read_bytes().decode().replace("\ufeff", "")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it (iconv)") from None
+    if "\0" in text:
+        raise UserError(f"{path}: it holds a NUL, so binary data or UTF-16; convert it (iconv -f UTF-16LE -t UTF-8)")
     if not text:
         raise UserError(f"{path}: it is empty; give a text")
     return text

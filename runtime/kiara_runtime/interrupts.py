@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM for commands: an orderly end, and within a second even where a library is deep in a long call.
+"""Ctrl-C, SIGTERM and a closed terminal end a command in order, and within a second whatever library is at work.
 
 Python hears a signal only between its own instructions. A thread therefore waits for the raw signal, gives the main
 thread a moment to end by itself, and else ends the process.
@@ -15,22 +15,27 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 PATIENCE = 0.6  # seconds that a long call gets to come to its end
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # the shell's 128 + signal
+_STOPS = [signal.SIGTERM, *([signal.SIGHUP] if sys.platform != "win32" else [])]
+CODES = {number: 128 + number for number in (signal.SIGINT, *_STOPS)}  # as shells do
 LINES = {
     signal.SIGINT: "Interrupted; run the same command again.",
-    signal.SIGTERM: "Stopped by SIGTERM; run the same command again.",
+    **{number: f"Stopped by {number.name}; run the same command again." for number in _STOPS},
 }
 
 _last_acts: list[Callable[[], None]] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; what clears up after Ctrl-C does so after this, too."""
+    """Another of these signals than Ctrl-C's; what clears up after that does so after this, too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
 
 
 @contextmanager
 def orderly_end() -> Generator[None]:
-    """Turn both signals into KeyboardInterrupt or Terminated for as long as the block runs.
+    """Turn these signals into KeyboardInterrupt or Terminated for as long as the block runs.
 
     Does nothing in another thread than the main one. A signal that is ignored, as in a shell's background jobs, or
     that the program handles in its own way, is left so.
@@ -42,9 +47,9 @@ def orderly_end() -> Generator[None]:
 
     def hear(number: int, frame: FrameType | None) -> None:
         heard.add(number)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(_STOPS, signal.SIG_DFL)}
     before = {number: signal.getsignal(number) for number in usual}
     ours = [number for number, handler in usual.items() if before[number] == handler]
     read, write = os.pipe()

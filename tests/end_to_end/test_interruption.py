@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -142,3 +143,25 @@ def test_bench_takes_its_child_along(number: signal.Signals, bundle: Path, tmp_p
     while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < end, "the child goes on"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_learning_the_tokenizer_ends_at_once(number: int, tmp_path: Path) -> None:
+    """While the library learns, which answers no signal. Its process holds the output open for as long as it lives."""
+    source = tmp_path / "source"
+    source.mkdir()
+    letters = random.Random(1).choices("ACGT", k=1_500_000)
+    (source / "letters.txt").write_text("".join(letters), "utf-8")
+    script = (
+        "import kiara.prepare as m\n"
+        "learn = m.train_tokenizer\n"
+        "def told(seconds): print('working', flush=True)\n"
+        "m.train_tokenizer = lambda texts, size, waiting: learn(texts, size, told)\n"
+        "from kiara.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "prepare", source, "--out", "out", "--set", "tokenizer.vocab_size=32768"]
+    code, output, rest = _interrupt(command, "working", tmp_path, number)
+    assert code in (130, 128 + number) and "Traceback" not in output
+    assert rest.strip().splitlines()[-1].endswith("; run the same command again.")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -74,6 +74,26 @@ def test_faults_name_key_value_and_remedy(assignment: str, expected: str) -> Non
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("KIARA_TRAINING_MAX_STEPS", "did you mean KIARA_TRAINING__MAX_STEPS?"),
+        ("KIARA_TRAINING__MAX_STEP", "did you mean KIARA_TRAINING__MAX_STEPS?"),
+        ("KIARA_MAX_STEPS", "did you mean KIARA_TRAINING__MAX_STEPS?"),
+        ("KIARA_TOKENIZER.VOCAB_SIZE", "did you mean KIARA_TOKENIZER__VOCAB_SIZE?"),
+        ("KIARA_ZZZZZZ", "take it away"),
+    ],
+)
+def test_a_variable_that_names_no_setting_is_refused(name: str, expected: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: names no setting, in the environment or .env") as error:
+        load_config(environ={"PATH": "/", "KIARA_API_KEY": "x", "KIARA_BUNDLES": "y", name: "3"})
+    assert expected in str(error.value)
+
+
+def test_a_variable_may_be_written_small() -> None:
+    assert load_config(environ={"KIARA_training__max_steps": "3", "KIARA_API_KEY": "x"}).training.max_steps == 3
+
+
 @pytest.mark.parametrize("text", ["KIARA_TRAINING__SEED 3\n", "\udcff=1"])
 def test_a_dotenv_that_is_none_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from hypothesis import strategies as st
 
 from kiara.config import load_config
 from kiara.data import Dataset, Split
-from kiara.prepare import dataset_of, hold_out, prepare
-from kiara.sources import STDLIB, read_documents, resolve_source
+from kiara.documents import read_documents
+from kiara.prepare import as_prepared, dataset_of, prepare
+from kiara.sources import STDLIB, resolve_source
+from kiara.tokenizer import train_tokenizer
 from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import Tokenizer
 from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 TEXT = "".join(f"line {i} of a text about nothing in particular\n" for i in range(400))
@@ -37,10 +42,12 @@ def _documents(dataset: Dataset, split: Split) -> list[str]:
 
 
 def test_tokens_decode_to_the_documents_and_every_one_is_in_one_split(dataset: Dataset, corpus: Path) -> None:
-    expected = sorted(document.text for document in read_documents(resolve_source(str(corpus)), "text"))
+    texts = {document.read() for document in read_documents(resolve_source(str(corpus)))}
     train, val = _documents(dataset, dataset.train), _documents(dataset, dataset.val)
-    assert sorted(train + val) == expected
-    assert val and len(train) > len(val)
+    parts = {text for text in train + val if text not in texts}
+    assert len(parts) in (0, 2)  # one document may be cut
+    whole = {a + b for a in parts for b in parts} & texts
+    assert {*train, *val} - parts | whole == texts and len(train) + len(val) == len(texts) + len(whole)
     assert dataset.tokenizer.vocab_size == 512
 
 
@@ -98,7 +105,10 @@ def test_the_standard_library_is_found_without_its_tests() -> None:
         ("field.jsonl", b'{"body": "a"}\n', "field.jsonl:1: no text in field 'text'"),
         ("surrogate.jsonl", b'{"text": "a \\ud83d b"}\n', "surrogate.jsonl:1: half a character"),
         ("deep.JSONL", b"[" * 100_000, "deep.JSONL:1: not a line of JSON"),
-        ("spaces.txt", b"x" + b" " * 300_000, "spaces.txt: text: over 200000 white-space characters"),
+        ("mark.txt", "\ufeff\n\ufeff".encode(), "no text at all"),
+        ("wide.txt", "some text".encode("utf-16"), "wide.txt: UTF-16, by its first two bytes; convert it (iconv"),
+        ("wide.txt", "some text".encode("utf-16-le"), "wide.txt: a NUL at byte 1"),
+        ("one.txt", b"x", "too little to hold some out"),
         ("missing.txt", None, "there is no such file or folder"),
         ("none-*.txt", None, "no file matches"),
     ],
@@ -130,8 +140,120 @@ def test_data_of_opens_what_is_prepared_and_prepares_what_is_not(dataset: Datase
     (tmp_path / "a b.txt").write_text(TEXT, "utf-8")
     made = dataset_of(load_config(assignments=[f"data.train={tmp_path / 'a b.txt'}", *settings], environ={}))
     assert made.folder.parent == tmp_path
-    with pytest.raises(UserError, match="brings its own validation split"):
-        dataset_of(load_config(assignments=[f"data.train={dataset.folder}", "data.val=x"], environ={}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("data.val=x", "brings its own validation split"),
+        ("tokenizer.vocab_size=8192", "tokenizer.vocab_size: 8192, but"),
+        ("data.val_fraction=0.3", "data.val_fraction: 0.3, but"),
+        ("data.split_seed=512", "data.split_seed: 512, but"),
+        ("data.text_field=body", "data.text_field: 'body', but"),
+        ("tokenizer.vocab_size=512", None),
+        ("data.val_fraction=0.05", None),
+    ],
+)
+def test_settings_that_a_prepared_folder_was_not_made_with_are_refused(
+    setting: str, expected: str | None, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    config = load_config(assignments=[f"data.train={dataset.folder}", setting], environ={})
+    if expected is None:
+        assert dataset_of(config).folder == dataset.folder
+        return
+    with pytest.raises(UserError, match=expected):
+        dataset_of(config)
+    result = kiara("train", "--set", f"data.train={dataset.folder}", "--set", setting, "--out", tmp_path / "run")
+    assert result.exit_code == 1 and expected in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_configuration_takes_the_settings_of_a_prepared_folder(dataset: Dataset) -> None:
+    config = load_config(assignments=[f"data.train={dataset.folder}"], environ={})
+    assert as_prepared(config).tokenizer.vocab_size == 512
+    assert as_prepared(as_prepared(config)) == as_prepared(config)
+
+
+def test_a_folder_prepared_before_settings_were_recorded_still_opens(dataset: Dataset, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(dataset.folder, tmp_path / "old"))
+    manifest = json.loads((old / "dataset.json").read_text("utf-8"))
+    del manifest["settings"]
+    (old / "dataset.json").write_text(json.dumps(manifest), "utf-8")
+    config = load_config(assignments=[f"data.train={old}", "data.val_fraction=0.3"], environ={})
+    assert dataset_of(config).sha256 == dataset.sha256
+    with pytest.raises(UserError, match="8192, but"):
+        dataset_of(load_config(assignments=[f"data.train={old}", "tokenizer.vocab_size=8192"], environ={}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["data.text_field=body"], "data.text_field: 'body' has no effect"),
+        (["data.val_fraction=0.3", "data.val={}"], "data.val_fraction: 0.3 has no effect beside data.val"),
+        (["data.split_seed=3", "data.val={}"], "data.split_seed: 3 has no effect beside data.val"),
+        (["data.val=missing.txt"], "data.val: missing.txt: there is no such file"),
+        (["training.max_steps=3"], "give it to `kiara train`"),
+        (["model.norm=layer"], "give it to `kiara train`"),
+        (["data.train=x"], "SOURCE and --out say that here"),
+    ],
+)
+def test_settings_without_effect_are_refused(
+    settings: list[str], expected: str, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT, "utf-8")
+    options = [part for setting in settings for part in ("--set", setting.format(tmp_path / "a.txt"))]
+    result = kiara("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", *options)
+    assert result.exit_code and expected in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_what_kiara_wrote_is_no_text(
+    dataset: Dataset, run: Path, bundle: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for i in range(3):
+        (source / f"{i}.txt").write_text(f"{i} {TEXT}", "utf-8")
+    texts = resolve_source(str(source))
+    shutil.copytree(run, source / "runs" / "one")
+    shutil.copytree(bundle, source / "bundle")
+    options = ("--out", source / "prepared", "--set", "tokenizer.vocab_size=320")
+    assert "Prepared" in kiara("prepare", source, *options).stderr
+    second = kiara("prepare", source, *options)
+    assert "Up to date" in second.stderr
+    assert f"Passed over what Kiara wrote: {source / 'bundle'}, {source / 'prepared'}" in second.stderr
+    assert resolve_source(str(source)) == resolve_source(f"{source}/**/*.*") == texts
+    for ours, expected in (
+        (source / "prepared", "a prepared folder, no text"),
+        (source / "prepared" / "train-00000.bin", "of the prepared folder"),
+        (f"{source}/prepared/*.bin", "only files that Kiara wrote match"),
+        (source / "runs" / "one", "no text"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            resolve_source(str(ours))
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(TEXT, "utf-8")
+
+    def learn(texts: Iterable[str], *rest: Any) -> Tokenizer:
+        file.write_text(TEXT[:-200], "utf-8")
+        return train_tokenizer(texts, *rest)
+
+    monkeypatch.setattr("kiara.prepare.train_tokenizer", learn)
+    with pytest.raises(UserError, match="a file was changed while it was read; run the same command again"):
+        _prepare(tmp_path, file)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_long_run_is_kept_whole_and_a_long_document_goes_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiara.prepare.BATCH_CHARACTERS", 1 << 17)
+    text = TEXT + " " * 300_000 + "=" * 300_000 + "a" * 300_000 + "\n" + TEXT
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    dataset = _prepare(tmp_path, tmp_path / "a.txt")
+    (train,), (val,) = _documents(dataset, dataset.train), _documents(dataset, dataset.val)
+    assert train + val == text
 
 
 def test_another_source_does_not_replace_what_is_prepared(tmp_path: Path, kiara: Callable[..., Result]) -> None:
@@ -154,20 +276,6 @@ def test_damaged_token_files_are_refused(tmp_path: Path) -> None:
     (folder / "dataset.json").write_text("{", "utf-8")
     with pytest.raises(UserError, match="damaged"):
         Dataset.open(folder)
-
-
-@given(
-    sizes=st.lists(st.integers(1, 1000), min_size=2, max_size=60),
-    fraction=st.floats(0.01, 0.49),
-    seed=st.integers(0, 2**32),
-)
-def test_hold_out_takes_some_but_not_all(sizes: list[int], fraction: float, seed: int) -> None:
-    array = np.array(sizes)
-    chosen = hold_out(array, fraction, seed)
-    assert chosen.any() and not chosen.all()
-    assert (chosen == hold_out(array, fraction, seed)).all()
-    if min(sizes) <= fraction * sum(sizes):
-        assert array[chosen].sum() <= 2 * fraction * sum(sizes)
 
 
 @given(tokens=st.integers(20, 400), length=st.integers(1, 19), rows=st.integers(1, 5), seed=st.integers(0, 9))

@@ -171,6 +171,58 @@ def test_what_this_machine_cannot_do_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("training.device=cuda", "training.device: cuda"),
+        ("training.compile=always", "training.compile: always needs a C++ compiler"),
+        (f"training.sample_prompt={'x ' * 600}", "training.sample_prompt: as long as model.context_length"),
+        (r'training.sample_prompt="\ud800"', "training.sample_prompt: cannot be encoded"),
+    ],
+)
+def test_what_cannot_be_is_found_before_data_are_prepared(
+    setting: str,
+    expected: str,
+    corpus: Path,
+    tmp_path: Path,
+    kiara: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("kiara.device.shutil.which", lambda name: None)
+    options = [f"data.train={corpus}", f"data.prepared_dir={tmp_path / 'data'}", setting]
+    result = kiara("train", *(part for one in options for part in ("--set", one)), "--out", tmp_path / "run")
+    assert result.exit_code == 1 and expected in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_out_that_cannot_be_is_found_before_data_are_prepared(
+    corpus: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    (tmp_path / "file").write_text("mine", "utf-8")
+    options = ("--set", f"data.train={corpus}", "--set", f"data.prepared_dir={tmp_path / 'data'}")
+    result = kiara("train", *options, "--out", tmp_path / "file" / "run")
+    assert result.exit_code == 1 and "run: cannot be written (" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_records_the_settings_of_its_data_and_goes_on_with_them(
+    dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    sizes = "hidden_size=64 intermediate_size=64 num_hidden_layers=1 num_attention_heads=1 num_key_value_heads=1"
+    small = [f"model.{one}" for one in f"{sizes} context_length=64".split()] + ["training.sample_tokens=0"]
+    options = [part for one in (*small, f"data.train={dataset.folder}") for part in ("--set", one)]
+    steps, out = ("--set", "training.max_steps=1"), ("--out", tmp_path / "run")
+    assert kiara("train", *options, *steps, *out).exit_code == 0
+    assert load_config(tmp_path / "run" / "config.yaml", environ={}).tokenizer.vocab_size == 512
+    more = ("--set", "training.max_steps=2", *out, "--resume")
+    for chosen in (options, []):
+        assert kiara("train", *chosen, *more).exit_code == 0
+        shutil.rmtree(tmp_path / "run" / "checkpoints")  # as if it had been interrupted before the first one
+    refused = kiara("train", "--set", "tokenizer.vocab_size=1024", *more)
+    assert refused.exit_code == 1 and "tokenizer.vocab_size: 1024, but" in refused.stderr
+
+
 def test_diverging_training_says_what_to_lower(
     small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

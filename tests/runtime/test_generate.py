@@ -302,7 +302,12 @@ def test_evaluate_agrees_with_the_training_side(
         assert ours[name] == pytest.approx(theirs[name], rel=0.01), name  # theirs leaves the last, short window out
     assert 0 <= ours["tokens"] - theirs["tokens"] < 96
     assert "bits per byte, perplexity" in kiara_run("evaluate", bundle, text).stdout
-    for content, expected in ((b"", "it is empty"), (b"caf\xe9", "not UTF-8 at byte 3")):
+    for content, expected in (
+        (b"", "it is empty"),
+        (b"\xef\xbb\xbf", "it is empty"),
+        (b"caf\xe9", "not UTF-8 at byte 3"),
+        (b"c\0a\0", "it holds a NUL"),
+    ):
         text.write_bytes(content)
         assert expected in kiara_run("evaluate", bundle, text).stderr
     assert "No such file" in kiara_run("evaluate", bundle, tmp_path / "none").stderr
