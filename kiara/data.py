@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -54,7 +55,7 @@ class Split:
 
     def windows(self, length: int) -> int:
         """How many whole windows of `length` inputs, each with its targets, an epoch has."""
-        count = sum(max(0, (len(shard) - 1) // length) for shard in self.shards)
+        count = self.whole_windows(length)
         if not count:
             shorter = "" if self.name == GIVEN else " or set a shorter model.context_length"
             raise UserError(
@@ -62,6 +63,22 @@ class Split:
                 f"({length}) and its target; give more text{shorter}"
             )
         return count
+
+    def whole_windows(self, length: int) -> int:
+        """As `windows`, but 0 where there is none."""
+        return sum(max(0, (len(shard) - 1) // length) for shard in self.shards)
+
+    @cached_property
+    def targets(self) -> int:
+        """How many tokens there are to predict: all but the first of each shard."""
+        return sum(max(0, len(shard) - 1) for shard in self.shards)
+
+    def rests(self, length: int) -> Iterator[np.ndarray]:
+        """What whole windows leave of each shard: some inputs and one more target, int64 (2 to length,)."""
+        for shard in self.shards:
+            rest = shard[max(0, (len(shard) - 1) // length) * length :]
+            if len(rest) > 1:
+                yield rest.astype(np.int64)
 
     def window(self, index: int, length: int) -> np.ndarray:
         """Window `index` in reading order: `length` inputs and one more target, int64 (length + 1,)."""

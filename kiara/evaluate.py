@@ -1,7 +1,8 @@
 """How well a model predicts text: loss, perplexity, next-token accuracy, bits per byte.
 
 Bits per byte compares models of different vocabularies: the text's total information under the model,
-divided by its UTF-8 bytes. Windows are read in order and do not overlap.
+divided by its UTF-8 bytes. Windows are read in order and do not overlap; the last one of a text may be shorter,
+so that every token but the first is predicted once.
 """
 
 from __future__ import annotations
@@ -69,13 +70,17 @@ def rows_at_once(model: GPT) -> int:
 def windows(split: Split, length: int, max_tokens: int | None = None, rows: int = 16) -> Iterator[Tensor]:
     """The split in order as batches of windows, int64 (rows at most, length + 1).
 
-    max_tokens: take only as many windows, spread evenly over the split, so that all its documents have a say.
+    max_tokens: take only as many whole windows, spread evenly over the split, so that all its documents have a say.
+    Without it all of the text is read, and of a text shorter than a window all of it, too: a last window may then be
+    a batch of its own, shorter than `length` + 1.
     """
-    count = split.windows(length)
+    count = split.whole_windows(length)
     taken = count if max_tokens is None else min(count, max(1, max_tokens // length))
     picked = [i * count // taken for i in range(taken)]
     for first in range(0, taken, rows):
         yield torch.from_numpy(np.stack([split.window(i, length) for i in picked[first : first + rows]]))
+    if max_tokens is None or not count:
+        yield from (torch.from_numpy(rest[None]) for rest in split.rests(length))
 
 
 @torch.inference_mode()
@@ -119,6 +124,9 @@ def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:
     folder = find_checkpoint(source)
     model, tokenizer = load_model(folder)
     split, length = held_out_text(folder, tokenizer, text), window_length(model)
-    with progress("Evaluating", split.windows(length) * length) as advance:
+    with progress("Evaluating", split.targets) as advance:
         batches = windows(split, length, rows=rows_at_once(model))
-        return evaluate(lambda ids: model(ids)[0], tokenizer, batches, advance)
+        metrics = evaluate(lambda ids: model(ids)[0], tokenizer, batches, advance)
+    if not math.isfinite(metrics.loss):
+        raise UserError(f"{folder}: its loss on this text is {metrics.loss}; such weights predict nothing")
+    return metrics

@@ -87,8 +87,9 @@ class Trainer:
         self.run, self.config, self.dataset = run, run.config.training, dataset
         self.device = pick_device(self.config.device)
         self.length = run.config.model.context_length
-        for split in (dataset.train, dataset.val):
-            split.windows(self.length)  # refuses a split that has none, before any work
+        dataset.train.windows(self.length)  # refuses a split that has none, before any work
+        if not dataset.val.targets:
+            raise UserError("data.val: the validation split holds no token to predict; hold out more text")
         prompt = dataset.tokenizer.encode(self.config.sample_prompt) if self.config.sample_tokens else []
         if len(prompt) >= self.length:
             raise UserError(f"training.sample_prompt: as long as model.context_length ({self.length}); shorten it")

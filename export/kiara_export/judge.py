@@ -9,6 +9,7 @@ promise bit by bit, that company in a batch changes nothing, is tried as such.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from kiara_export.reference import Reference
 from kiara_export.verify import departing_layer
 from kiara_runtime.bundle import Architecture
 from kiara_runtime.deep import MIN_END_AGREEMENT, MIN_PATH_AGREEMENT
-from kiara_runtime.errors import UserError
 from kiara_runtime.paths import PathAgreement, cached
 from kiara_runtime.session import Session
 from kiara_runtime.tokenizer import Tokenizer
@@ -35,13 +35,14 @@ MAX_LENGTH, PASS = 512, 128  # tokens of a window, and of a pass through it, who
 CELLS = 1 << 19  # logits that are compared at once, so that they stay in the processor's cache
 MANY = {"session.intra_op.allow_spinning": "0"}  # several sessions: threads that wait in a loop take the others' cores
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
+RUN, LEAST_RUNS = 64, 16  # tokens of a run in a standard error, and how many runs there are at least
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a variant may cost. bits_per_byte_loss: relative to float32; the others: at least this part agrees.
 
-    Of path_agreement the sampling error is taken off: a few hundred positions tell it to a percent or two.
+    All of them are meant for text without end. Of what some text shows two standard errors are taken off.
     """
 
     bits_per_byte_loss: float
@@ -63,13 +64,15 @@ LIMITS = {
 class Quality:
     """Of a variant on held-out text.
 
-    kl: mean divergence of the next-token distribution from float32's, in nats a token; kl_quantiles: at QUANTILES.
-    top1_agreement: part of the positions whose likeliest token is float32's. paths: the same of every path with the
-    variant's own prefill; path_agreement: the lower of single steps and chunks.
+    bits_per_byte_loss_error: its standard error, as this text tells it. kl: mean divergence of the next-token
+    distribution from float32's, in nats a token; kl_quantiles: at QUANTILES. top1_agreement: part of the positions
+    whose likeliest token is float32's. paths: the same of every path with the variant's own prefill; path_agreement:
+    the lower of single steps and chunks.
     """
 
     metrics: Metrics
     bits_per_byte_loss: float
+    bits_per_byte_loss_error: float
     kl: float
     kl_quantiles: tuple[float, ...]
     top1_agreement: float
@@ -86,7 +89,7 @@ class Judge:
         self._rows = rows_at_once(model)
         affordable = max(MIN_TOKENS, int(MAX_WORK / sum(parameter.numel() for parameter in model.parameters())))
         self._float32: Metrics | None = None
-        self.tokens = min(MAX_TOKENS, affordable, split.windows(self._length) * self._length)
+        self.tokens = min(MAX_TOKENS, affordable, split.whole_windows(self._length) * self._length or split.targets)
 
     def measure(
         self, float32: Session, variants: Mapping[str, Session], advance: Callable[[int], None] = lambda tokens: None
@@ -116,15 +119,18 @@ class Comparison:
     """A variant beside float32, as the text goes by."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tally, self._agreeing, self._divergences = Tally(tokenizer), 0, list[float]()
+        self._tally, self._agreeing = Tally(tokenizer), 0
+        self._divergences, self._losses = list[float](), list[float]()  # of each token, in nats
 
     def add(self, found: Tensor, expected: Tensor, targets: Tensor) -> None:
         """Logits (S, V) of the variant and of float32, and the tokens that came (S,)."""
         self._tally.add(found, targets)
         self._agreeing += int((found.argmax(-1) == expected.argmax(-1)).sum())
         rows = max(1, CELLS // found.shape[-1])
-        for ours, theirs in zip(found.split(rows), expected.split(rows), strict=True):
+        parts = zip(found.split(rows), expected.split(rows), targets.split(rows), strict=True)
+        for ours, theirs, came in parts:
             ahead = ours.logsumexp(-1) - theirs.logsumexp(-1)
+            self._losses += (ahead - (ours - theirs).gather(-1, came[:, None])[:, 0]).tolist()
             inner = torch.linalg.vecdot(theirs.softmax(-1), theirs - ours)
             self._divergences += (inner + ahead).tolist()
 
@@ -133,6 +139,7 @@ class Comparison:
         return Quality(
             metrics=metrics,
             bits_per_byte_loss=metrics.bits_per_byte / float32.bits_per_byte - 1,
+            bits_per_byte_loss_error=standard_error(self._losses) / (float32.loss * float32.tokens),
             kl=divergences.mean().item(),
             kl_quantiles=tuple(torch.quantile(divergences, torch.tensor(QUANTILES)).tolist()),
             top1_agreement=self._agreeing / metrics.tokens,
@@ -141,28 +148,35 @@ class Comparison:
         )
 
 
-def demand(name: str, quality: Quality, limits: Limits, blame: Callable[[], str]) -> None:
-    """Raises UserError where a variant costs more than it may. blame: says which layer departs first."""
-    for field, value, good in (
-        ("bits_per_byte_loss", quality.bits_per_byte_loss, quality.bits_per_byte_loss <= limits.bits_per_byte_loss),
-        ("top1_agreement", quality.top1_agreement, quality.top1_agreement >= limits.top1_agreement),
-        ("path_agreement", quality.path_agreement, quality.path_agreement >= _surely(limits, quality.paths.positions)),
-        ("other_paths", quality.paths.lowest(), quality.paths.lowest() >= limits.other_paths),
-        ("end_of_context", quality.paths.end_of_context, quality.paths.end_of_context >= limits.end_of_context),
+def shortfall(quality: Quality, limits: Limits) -> str | None:
+    """Where a variant costs more than it may, beyond what chance does on this much text; None where nowhere."""
+    loss, error = quality.bits_per_byte_loss, quality.bits_per_byte_loss_error
+    if not loss - 2 * error <= limits.bits_per_byte_loss:  # also where it is not a number
+        return f"loses {loss:.2%} ± {error:.2%} of its bits per byte, where {limits.bits_per_byte_loss:.2%} is allowed"
+    paths = quality.paths
+    for field, part, positions in (
+        ("top1_agreement", quality.top1_agreement, quality.metrics.tokens),
+        ("path_agreement", quality.path_agreement, paths.positions),
+        ("other_paths", paths.lowest(), paths.prompts),
+        ("end_of_context", paths.end_of_context, paths.prompts),
     ):
-        if not good:
-            loses = field == "bits_per_byte_loss"
-            raise UserError(
-                f"verification: {name} has {field} {value:.2%} where at {'most' if loses else 'least'} "
-                f"{getattr(limits, field):.2%} is allowed ({blame()}); no bundle was written; leave {name} out"
-                f"{' or allow more with --max-bpb-loss' if loses else ''}"
-            )
+        if not part >= _surely(getattr(limits, field), positions):
+            return f"has {field} {part:.2%}, where {getattr(limits, field):.2%} is needed"
+    return None
 
 
-def _surely(limits: Limits, positions: int) -> float:
+def _surely(part: float, positions: int) -> float:
     """Two standard errors below the limit: what a variant that just keeps it hardly ever falls short of."""
-    part = limits.path_agreement
-    return part - 2 * math.sqrt(part * (1 - part) / positions)
+    return part - 2 * math.sqrt(part * (1 - part) / max(1, positions))
+
+
+def standard_error(losses: list[float]) -> float:
+    """Of the sum of what each token loses. Neighbours go together, so the spread is taken between runs of tokens."""
+    size = max(1, min(RUN, len(losses) // LEAST_RUNS))
+    sums = [math.fsum(losses[i : i + size]) for i in range(0, len(losses) - size + 1, size)]
+    if len(sums) < 2:
+        return 0.0
+    return statistics.stdev(sums) * math.sqrt(len(sums)) * len(losses) / (len(sums) * size)
 
 
 def worst_layer(float32: Session, session: Session, reference: Reference) -> str:

@@ -67,12 +67,13 @@ class Mixed:
 
 
 def fewest(count: int, loss_of: Callable[[int], float], limit: float) -> int:
-    """The fewest promotions, of at most `count`, whose measured loss is within `limit`, by bisection."""
+    """The fewest promotions, of at most `count`, whose measured loss is within `limit`, by bisection.
+
+    Where not even all of them are enough it is all.
+    """
     low, high = 0, count
-    if (least := loss_of(high)) > limit:
-        raise UserError(
-            f"--max-bpb-loss {limit:.2%}: with all the 8 bits that are allowed int4 still loses {least:.2%}; allow more"
-        )
+    if loss_of(high) > limit:
+        return count
     while low < high:
         middle = (low + high) // 2
         if loss_of(middle) <= limit:

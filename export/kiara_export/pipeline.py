@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,24 @@ from kiara.checkpoint import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model
 from kiara.config import ModelConfig
 from kiara.console import logger, progress
 from kiara.data import Split
-from kiara.device import give_back_memory
 from kiara.evaluate import held_out_text
 from kiara.files import claim, new_folder
+from kiara_export.acceptance import Candidates, Verdict, accept
 from kiara_export.check_with import CHECKS, greedy_agreement
 from kiara_export.interop import write_interop
-from kiara_export.judge import LIMITS, Judge, Quality, demand, worst_layer
+from kiara_export.judge import Judge
 from kiara_export.onnx_file import drop, graph_bytes
 from kiara_export.receipt import Receipt
 from kiara_export.reference import Reference, reference_of
-from kiara_export.variants import CALIBRATED, Graphs, Limit, architecture, write_graphs
-from kiara_export.verify import verify_float32
+from kiara_export.variants import CALIBRATED, Limit, architecture, check_widths
 from kiara_runtime.bench import measure_apart
 from kiara_runtime.bundle import VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
-from kiara_runtime.deep import probe
 from kiara_runtime.errors import UserError
 from kiara_runtime.machine import machine
-from kiara_runtime.paths import path_agreement
 from kiara_runtime.signing import PrivateKey, check_signature_by, read_private_key, sign
 from kiara_runtime.tokenizer import Tokenizer
+
+LEAST_TOKENS = 64  # to predict, of text to judge or to calibrate on
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,16 @@ class Request:
     """What an export is asked for.
 
     variants: names out of VARIANT_FILES. text, calibration: sources of held-out text and of text to calibrate on
-    (CALIBRATED), by default the validation and the training split of the run. limit: of the int4 variant.
-    check_with: names out of CHECKS. sign_key: a PEM file with an Ed25519 private key.
+    (CALIBRATED), by default the validation and the training split of the run. limit: of the int4 variant. strict:
+    refuse where a variant costs too much, instead of making it finer or leaving it out. check_with: names out of
+    CHECKS. sign_key: a PEM file with an Ed25519 private key.
     """
 
     variants: tuple[str, ...] = ("int8",)
     text: str | None = None
     calibration: str | None = None
     limit: Limit = field(default_factory=Limit)
+    strict: bool = False
     check_with: tuple[str, ...] = ()
     sign_key: Path | None = None
 
@@ -66,7 +66,8 @@ class _Subject:
 def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     """Write the bundle `out` from a checkpoint, or from the best one of a run; returns its figures by variant.
 
-    Does nothing where `out` is up to date. Raises UserError, and writes nothing, where verification fails.
+    Does nothing where `out` is up to date. A variant that costs too much is made finer or left out, which is told.
+    Raises UserError, and writes nothing, where the float32 graph is wrong, or `strict` and a variant costs too much.
     """
     claim(out, "bundle", [source])
     key = None if request.sign_key is None else read_private_key(request.sign_key)
@@ -75,7 +76,11 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     checkpoint = find_checkpoint(source)
     model, tokenizer = load_model(checkpoint)
     names = [name for name in VARIANT_FILES if name in request.variants]
+    check_widths(model, names)
     held_out, calibration = _texts(checkpoint, tokenizer, request, not CALIBRATED.isdisjoint(names))
+    for option, split in (("--text", held_out), ("--calibration", calibration)):
+        if split is not None and split.targets < LEAST_TOKENS:
+            raise UserError(f"{option}: {split.tokens} tokens are too few; name text of {LEAST_TOKENS + 1} at least")
     provenance = _provenance(checkpoint, held_out, calibration, request, key and key.fingerprint)
     if (known := _up_to_date(out, names, provenance, key)) is not None:
         logger.info("Up to date with %s: %s", checkpoint, out)
@@ -83,15 +88,20 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     logger.info("Exporting %s", checkpoint)
     ids = TokenIds.read(checkpoint)
     subject = _Subject(out.resolve().name, model.config, architecture(model), tokenizer, ids, provenance)
+    loaded = [model]
+    del model
     with new_folder(out, "bundle", [source]) as folder:
-        judge, reference = Judge(model, tokenizer, held_out), reference_of(model, held_out)
-        loss_of = partial(judge.loss_of_files, subject.shape)
-        graphs = write_graphs(folder, model, names, calibration, request.limit, loss_of)
-        del model  # the graphs are judged without it
-        give_back_memory()
-        receipt = _judged(subject, graphs, names, judge, reference, request.limit)
-        if "fp32" not in names:
-            drop(graphs.paths.pop("fp32"))
+        judge, reference = Judge(loaded[0], tokenizer, held_out), reference_of(loaded[0], held_out)
+        candidates = Candidates(
+            folder=folder,
+            model=lambda: loaded.pop() if loaded else load_model(checkpoint)[0],
+            shape=subject.shape,
+            calibration=calibration,
+            judge=judge,
+            reference=reference,
+            limit=request.limit,
+        )
+        receipt = _receipt(subject, accept(candidates, names, request.strict), names, reference)
         _write_bundle(folder, subject, receipt)  # so that the runtime can open it
         receipt = _tried(folder, receipt, request, held_out)
         _write_bundle(folder, subject, receipt)
@@ -125,47 +135,32 @@ def _up_to_date(
             check_signature_by(out, key.key.public_key())
     except UserError:
         return None
-    same = bundle.variants == names and bundle.manifest.get("provenance") == provenance
+    left_out = bundle.manifest.get("left_out", {})
+    made = [name for name in names if name not in left_out] or ["fp32"]
+    same = bundle.variants == made and bundle.manifest.get("provenance") == provenance
     return dict(bundle.manifest["receipt"]) if same else None
 
 
-def _judged(
-    subject: _Subject, graphs: Graphs, names: list[str], judge: Judge, reference: Reference, limit: Limit
-) -> Receipt:
-    """The receipt as far as the graphs themselves earn it; raises UserError where one does not."""
-    float32 = graphs.session("fp32", subject.shape)
-    agreements = verify_float32(float32, reference)
-    sessions = {name: graphs.session(name, subject.shape) for name in names if name != "fp32"}
-    with progress("Verifying", judge.tokens) as advance:
-        metrics, compared = judge.measure(float32, sessions, advance)
-    ids = reference.windows[0]
-    probes = {"fp32": probe(float32, ids)} if "fp32" in names else {}
-    del float32
-    qualities: dict[str, Quality] = {}
-    for name, session in sessions.items():
-        quality = qualities[name] = compared[name].quality(metrics, path_agreement(session, reference.texts))
-        allowed = LIMITS[name]
-        if limit.max_bpb_loss is not None:
-            allowed = replace(allowed, bits_per_byte_loss=limit.max_bpb_loss)
-        demand(name, quality, allowed, partial(_worst_layer, graphs, name, subject.shape, reference))
-        probes[name] = probe(session, ids)
+def _receipt(subject: _Subject, verdict: Verdict, names: list[str], reference: Reference) -> Receipt:
+    """The receipt as far as the graphs themselves earn it. Drops float32's graph where it is no variant."""
+    names = [name for name in names if name not in verdict.left_out] or ["fp32"]
+    if "fp32" not in names:
+        drop(verdict.graphs.paths.pop("fp32"))
+    assert verdict.float32 is not None
     return Receipt(
         name=subject.name,
         parameters=sizes.parameters(subject.config, subject.shape.vocab_size),
         context_length=subject.config.context_length,
-        sizes={name: graph_bytes(graphs.paths[name]) for name in names},
-        eight_bit_matrices=graphs.eight,
-        float32=metrics,
-        agreements=agreements,
-        qualities=qualities,
+        sizes={name: graph_bytes(verdict.graphs.paths[name]) for name in names},
+        eight_bit_matrices=verdict.graphs.eight,
+        float32=verdict.float32,
+        agreements=verdict.agreements,
+        qualities=verdict.qualities,
+        left_out=verdict.left_out,
         machine=machine(),
-        probe={"ids": ids.tolist(), "variants": probes},
+        probe={"ids": reference.windows[0].tolist(), "variants": {name: verdict.probes[name] for name in names}},
         provenance=subject.provenance,
     )
-
-
-def _worst_layer(graphs: Graphs, name: str, shape: Architecture, reference: Reference) -> str:
-    return worst_layer(graphs.session("fp32", shape), graphs.session(name, shape), reference)
 
 
 def _tried(folder: Path, receipt: Receipt, request: Request, held_out: Split) -> Receipt:
@@ -201,6 +196,7 @@ def _write_bundle(folder: Path, subject: _Subject, receipt: Receipt) -> None:
             "tokenizer": {"engine": subject.tokenizer.engine, "golden": golden_ids(subject.tokenizer)},
             "variants": {name: {"file": VARIANT_FILES[name]} for name in names},
             "receipt": receipt.figures(),
+            "left_out": receipt.left_out,
             "provenance": receipt.provenance,
         },
     )

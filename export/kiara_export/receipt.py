@@ -19,8 +19,9 @@ PLOT = "receipt.png"
 class Receipt:
     """parameters: trained weights. sizes: bytes of each variant's graph. qualities: of the quantised ones.
 
-    eight_bit_matrices: those of int4 that keep 8 bits. speeds: on `machine`. runtimes: greedy tokens in others.
-    probe: token ids of held-out text; what each variant made of them here, `kiara-run verify --deep` compares.
+    eight_bit_matrices: those of int4 that keep 8 bits. left_out: variants that cost too much, and what. speeds: on
+    `machine`. runtimes: greedy tokens in others. probe: token ids of held-out text; what each variant made of them
+    here, `kiara-run verify --deep` compares.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Receipt:
     machine: dict[str, Any]
     probe: dict[str, Any]
     provenance: dict[str, Any]
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
     speeds: dict[str, Speed] = field(default_factory=dict[str, Speed])
     runtimes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
@@ -52,6 +54,7 @@ class Receipt:
             "accuracy": metrics.accuracy,
             "held_out_tokens": metrics.tokens,
             "bits_per_byte_loss": quality.bits_per_byte_loss if quality else 0.0,
+            "bits_per_byte_loss_error": quality.bits_per_byte_loss_error if quality else 0.0,
             "kl": quality.kl if quality else 0.0,
             "kl_quantiles": dict(zip(map(str, QUANTILES), quality.kl_quantiles, strict=True)) if quality else {},
             "top1_agreement": quality.top1_agreement if quality else 1.0,
@@ -65,6 +68,7 @@ class Receipt:
             "machine": self.machine,
             "variants": self.figures(),
             "eight_bit_matrices": self.eight_bit_matrices,
+            "left_out": self.left_out,
             "float32_reference": asdict(self.float32),
             "float32_against_pytorch": [asdict(agreement) for agreement in self.agreements],
             "runtimes": self.runtimes,
@@ -99,10 +103,12 @@ class Receipt:
             "|---|---|---|---|---|---|---|",
             *(
                 f"| {name} | {f['size_bytes'] / 1e6:.2f} | {f['bytes_per_parameter']:.3f} | {f['bits_per_byte']:.4f} | "
-                f"{f['bits_per_byte_loss']:+.3%} | {f['kl']:.5f} | {f['top1_agreement']:.2%} |"
+                f"{f['bits_per_byte_loss']:+.3%} ± {f['bits_per_byte_loss_error']:.3%} | {f['kl']:.5f} | "
+                f"{f['top1_agreement']:.2%} |"
                 for name, f in self.figures().items()
             ),
             "",
+            *(f"Left out: {name}, which {why}." for name, why in self.left_out.items()),
             f"float32 itself: {self.float32.bits_per_byte:.4f} bits per byte, perplexity "
             f"{self.float32.perplexity:.2f}, next-token accuracy {self.float32.accuracy:.1%}.",
             "",

@@ -73,10 +73,10 @@ def block_size(columns: int, sizes: tuple[int, ...] = BLOCK_SIZES) -> int:
     return size
 
 
-def round_int8(weight: NDArray[np.float32]) -> Blocks:
-    """Symmetric 8-bit blocks, each from its largest weight. weight: (out, in)."""
+def round_int8(weight: NDArray[np.float32], largest: int = BLOCK_SIZES[0]) -> Blocks:
+    """Symmetric 8-bit blocks, each from its largest weight. weight: (out, in). largest: a block's size at most."""
     rows, columns = weight.shape
-    size = block_size(columns)
+    size = block_size(columns, tuple(size for size in BLOCK_SIZES if size <= largest))
     values = np.empty((rows, columns // size, size), dtype=np.uint8)
     scales = np.empty(values.shape[:2], dtype=np.float16)
     for start in range(0, rows, SLAB):  # a large table's intermediate values would take many times its size

@@ -53,12 +53,12 @@ def smoothing(model: GPT, split: Split) -> Factors:
     return factors
 
 
-def costly(model: GPT, split: Split, factors: Factors) -> set[str]:
+def costly(model: GPT, split: Split, factors: Factors, share: float = SHARE) -> set[str]:
     """The matrices, by their names in the traced graph, for which one step a token is too coarse even after `factors`.
 
     Of each one the loss is estimated from one pass over the text and back: in the second order, with e what rounding
     changes in its outputs and g the gradient of the text's loss there, half the mean of (g e)^2 over the tokens. The
-    costliest are named until the rest cost no more than SHARE of the text's loss.
+    costliest are named until the rest cost no more than `share` of the text's loss.
 
     The divergence of SmolLM2-135M from float32, in parts of its loss, with so many of its 120 matrices in blocks:
 
@@ -86,7 +86,7 @@ def costly(model: GPT, split: Split, factors: Factors) -> set[str]:
         hook.remove()
     left, named = sum(costs.values()), set[str]()
     for name in sorted(costs, key=costs.__getitem__, reverse=True):
-        if left <= SHARE * nats:
+        if left <= share * nats:
             break
         named.add(name)
         left -= costs[name]

@@ -6,17 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kiara.console import logger, progress
 from kiara.data import Split
-from kiara.model import GPT
+from kiara.model import GPT, Linear
 from kiara_export import lower
 from kiara_export.calibrate import calibrate_int4
 from kiara_export.graph import trace
 from kiara_export.judge import MANY
 from kiara_export.mixed import Mixed, fewest
 from kiara_export.onnx_file import graph_bytes, save
-from kiara_export.rounding import round_int8
-from kiara_export.smooth import Factors, costly, smoothing
+from kiara_export.rounding import BLOCK_SIZES, Blocks, block_size, round_int8
+from kiara_export.smooth import SHARE, Factors, costly, smoothing
 from kiara_runtime.bundle import GRAPH_FOLDER, VARIANT_FILES, Architecture
 from kiara_runtime.session import Session
 
@@ -58,12 +61,15 @@ def write_graphs(
     calibration: Split | None,
     limit: Limit,
     loss_of: Callable[[Path, Path], float],
+    finer: int = 0,
 ) -> Graphs:
     """Write the graphs of `names`, and float32's, below `folder`. The weights of `model` are rounded on the way.
 
-    loss_of: relative loss of bits per byte of the second graph against the first, a float32 one.
+    loss_of: relative loss of bits per byte of the second graph against the first, a float32 one. finer: how often
+    these variants have cost too much so far; each time blocks are half as large, and int8-dynamic rounds no more
+    activations than in a quarter as many matrices.
     """
-    (folder / GRAPH_FOLDER).mkdir()
+    (folder / GRAPH_FOLDER).mkdir(exist_ok=True)
     paths = {name: folder / VARIANT_FILES[name] for name in names}
     paths.setdefault("fp32", folder / GRAPH_FOLDER / FLOAT32)
     with progress("Tracing the graph", 1) as advance:
@@ -73,12 +79,16 @@ def write_graphs(
     factors, kept = Factors(), set[str]()
     if "int8-dynamic" in names and calibration is not None:
         factors = smoothing(model, calibration)
-        kept = costly(model, calibration, factors)
+        kept = costly(model, calibration, factors, SHARE / 4**finer)
         logger.info("int8-dynamic keeps %d matrices in blocks: %s", len(kept), " ".join(sorted(kept)))
+
+    def rounded(name: str, weight: NDArray[np.float32]) -> Blocks:
+        return round_int8(weight, BLOCK_SIZES[finer])
+
     makers = {
         "fp16": lower.half,
-        "int8": lambda graph: lower.blocks(graph, lambda _, weight: round_int8(weight)),
-        "int8-dynamic": lambda graph: lower.dynamic(graph, lambda _, weight: round_int8(weight), factors, kept),
+        "int8": lambda graph: lower.blocks(graph, rounded),
+        "int8-dynamic": lambda graph: lower.dynamic(graph, rounded, factors, kept),
     }
     for name, make in makers.items():
         if name in names:
@@ -106,6 +116,14 @@ def write_graphs(
         promoted = 0 if limit.budget is None else most
     write(promoted)
     return Graphs(paths, mixed.eight(promoted))
+
+
+def check_widths(model: GPT, names: list[str]) -> None:
+    """Refuse, before any work, matrices that no variant of `names` can hold in blocks."""
+    if set(names) - {"fp32", "fp16"}:
+        for part in model.modules():
+            if isinstance(part, Linear):
+                block_size(part.in_features)
 
 
 def architecture(model: GPT) -> Architecture:

@@ -7,6 +7,7 @@ whose cache does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,7 +28,10 @@ from kiara_runtime.paths import (
 )
 from kiara_runtime.session import Session
 
-TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order stay a hundred times below
+# Of the largest logit. Sums of float32 in another order differ by a part that grows with the square root of their
+# length (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 4): over USUAL positions they stay a
+# hundred times below this, at the end of a context of 8,192 they have been seen at 1.3 times this.
+TOLERANCE, USUAL = 1e-4, 512
 
 
 @dataclass(frozen=True)
@@ -79,16 +83,22 @@ def _paths(session: Session, reference: Reference) -> Iterator[tuple[str, Logits
 def _compare(path: str, expected: Logits, found: Logits, session: Session, reference: Reference) -> Agreement:
     scale = float(np.abs(expected).max())
     difference = float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE * scale:  # also where it is not a number
+    allowed = tolerance(session.architecture.context_length if "end of the context" in path else len(expected)) * scale
+    if not difference <= allowed:  # also where it is not a number
         raise UserError(
             f"verification: {path} of the float32 graph differs from PyTorch by {difference:.2g} where "
-            f"{TOLERANCE * scale:.2g} is allowed, {_first_departing(session, reference)}; no bundle was written"
+            f"{allowed:.2g} is allowed, {_first_departing(session, reference)}; no bundle was written"
         )
     # Choices may differ only between tokens that PyTorch itself cannot tell apart within the tolerance.
     chosen = np.take_along_axis(expected, found.argmax(-1)[..., None], axis=-1)[..., 0]
-    if float((expected.max(-1) - chosen).max()) > 2 * TOLERANCE * scale:
+    if float((expected.max(-1) - chosen).max()) > 2 * allowed:
         raise UserError(f"verification: {path} chooses another token than PyTorch; no bundle was written")
     return Agreement(path, difference, scale, len(expected))
+
+
+def tolerance(positions: int) -> float:
+    """What a logit may differ by, in parts of the largest one, where attention sums over so many positions."""
+    return TOLERANCE * math.sqrt(max(1.0, positions / USUAL))
 
 
 def _first_departing(session: Session, reference: Reference) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiara_runtime.console import forget_reader, json_text, show_anything, tell
 from kiara_runtime.errors import UserError
 from kiara_runtime.interrupts import CODES, LINES, Terminated, orderly_end
 from kiara_runtime.options import generate_options, run_generate
@@ -27,6 +28,7 @@ class Commands(click.Group):
     """A group whose commands end in one line, and no traceback, for whatever the user can mend."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
+        show_anything()
         try:
             with orderly_end():
                 code = super().main(*args, **{**extra, "standalone_mode": False})
@@ -39,6 +41,9 @@ class Commands(click.Group):
             code = _say(f"Error: {error}", 1)
         except MemoryError:
             code = _say("Error: out of memory; a smaller model, batch or context needs less", 1)
+        except BrokenPipeError:
+            forget_reader()
+            code = 1
         except OSError as error:
             # Writers of arrays tell how many bytes were written where the system would say that the disk is full.
             where, what = error.filename or "writing", error.strerror or str(error) or type(error).__name__
@@ -54,7 +59,7 @@ class Commands(click.Group):
 
 
 def _say(message: str, code: int) -> int:
-    click.echo(message, err=True)
+    tell(message)
     return code
 
 
@@ -146,7 +151,7 @@ def evaluate(bundle: Path, file: Path, variant: str | None, threads: int | None,
             Bundle.open(bundle), text, variant, threads, lambda done, of: bar.update(1000 * done // of - bar.pos)
         )
     if as_json:
-        click.echo(json.dumps(metrics.named("")))
+        click.echo(json_text(metrics.named("")))
         return
     click.echo(
         f"{metrics.bits_per_byte:.4f} bits per byte, perplexity {metrics.perplexity:.2f}, "

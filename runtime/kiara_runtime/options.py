@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiara_runtime.console import json_text, tell
 from kiara_runtime.errors import UserError
 from kiara_runtime.sampling import SamplingParams
 
@@ -35,7 +35,10 @@ def _text_or_file(ctx: click.Context, option: click.Parameter, value: str | None
     path = Path(value[1:])
     if path.stat().st_size > MAX_GRAMMAR_BYTES:
         raise click.BadParameter(f"{path} is larger than {MAX_GRAMMAR_BYTES >> 20} MiB")
-    return path.read_text("utf-8", "replace")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is not UTF-8 at byte {error.start}; convert it (iconv)") from None
 
 
 _GRAMMAR: dict[str, Any] = {"callback": _text_or_file}
@@ -97,7 +100,7 @@ def run_generate(
 
 def _as_json(result: Generation, shown: str) -> str:
     values = {**dataclasses.asdict(result), "text": shown + result.text, "completion_tokens": len(result.tokens)}
-    return json.dumps(values, ensure_ascii=False)
+    return json_text(values)
 
 
 def _stream(model: Model, given: str | list[int], shown: str, sampling: dict[str, Any]) -> None:
@@ -111,10 +114,7 @@ def _stream(model: Model, given: str | list[int], shown: str, sampling: dict[str
     click.echo()
     tokens = len(times) - 1  # the last piece ends the text and brings none
     speed = f"{(tokens - 1) / (times[-2] - times[0]):,.0f} tokens/s" if tokens > 1 else "one token or none"
-    click.echo(
-        f"[{tokens} tokens, {speed}, first after {1000 * (times[0] - started):.0f} ms, seed {sampling['seed']}]",
-        err=True,
-    )
+    tell(f"[{tokens} tokens, {speed}, first after {1000 * (times[0] - started):.0f} ms, seed {sampling['seed']}]")
 
 
 def _piped() -> str:
@@ -122,6 +122,6 @@ def _piped() -> str:
     if sys.stdin is None or sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison] - it can be closed
         raise click.UsageError("no prompt: give one with -p, or pipe it in")
     try:
-        return sys.stdin.buffer.read().decode()
+        return sys.stdin.buffer.read().decode("utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise UserError(f"prompt: standard input is not UTF-8 at byte {error.start}; convert it (iconv)") from None

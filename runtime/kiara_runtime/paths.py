@@ -105,6 +105,7 @@ class PathAgreement:
     batch_exact: bool
     chunks_exact: bool
     positions: int  # that single steps and chunks were compared at
+    prompts: int = 1  # whose last logits were
 
     def lowest(self) -> float:
         """Of the paths over real text. Behind a made-up cache distributions are flat and rounding decides often."""
@@ -131,6 +132,7 @@ def path_agreement(session: Session, windows: Ids) -> PathAgreement:
         batch_exact=all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True)),
         chunks_exact=_chunks_exact(session, short[0]),
         positions=windows.size,
+        prompts=len(prompts),
     )
 
 

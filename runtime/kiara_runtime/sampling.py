@@ -39,6 +39,11 @@ def _whole(least: int, most: int) -> Check:
     return lambda name, value: check_integer(name, value, least, most)
 
 
+def _count_or_off(name: str, value: object) -> int:
+    """Some programs write -1 where others write 0."""
+    return max(0, check_integer(name, value, -1, MOST_IDS))
+
+
 def _real(least: float, most: float, above: bool = False) -> Check:
     def check(name: str, value: Any) -> float:
         number: Any = math.nan if isinstance(value, bool) or not isinstance(value, Real) else value
@@ -66,9 +71,12 @@ def _seed(name: str, value: object) -> int:
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         value = () if value is None else (value,)
-    texts = tuple(cast("Iterable[Any]", value))
-    if len(texts) > 16 or not all(isinstance(text, str) and text for text in texts):
-        raise _refusal(name, texts, "give at most 16 texts, none of them empty")
+    texts: tuple[Any, ...] = tuple(cast("Iterable[Any]", value))
+    if len(texts) > 16:
+        raise _refusal(name, texts, "give at most 16 texts")
+    for i, text in enumerate(texts):
+        if not (isinstance(text, str) and text):
+            raise _refusal(name if len(texts) == 1 else f"{name}[{i}]", text, "give a text that is not empty")
     return texts
 
 
@@ -80,7 +88,7 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
         raise _refusal(name, value, "give a list of token ids") from None
     if isinstance(value, (str, bytes, Mapping)):
         raise _refusal(name, ids, "give a list of token ids")
-    return tuple(sorted({check_integer(name, token, 0, MOST_IDS) for token in ids}))
+    return tuple(sorted({check_integer(f"{name}[{i}]", token, 0, MOST_IDS) for i, token in enumerate(ids)}))
 
 
 def _biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
@@ -95,7 +103,7 @@ def _biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
         key = check_integer(name, int(token) if decimal else token, 0, MOST_IDS)
         if key in biases:
             raise _refusal(name, token, "give each token once")
-        biases[key] = _real(-100.0, 100.0)(name, bias)
+        biases[key] = _real(-100.0, 100.0)(f"{name}[{key}]", bias)
     return tuple(sorted(biases.items()))
 
 
@@ -140,7 +148,7 @@ class SamplingParams:
     temperature: float = _documented(
         0.8, _real(0.0, 100.0), "Divides the logits; 0 always takes the likeliest token (greedy)."
     )
-    top_k: int = _documented(0, _whole(0, MOST_IDS), "Keep the k likeliest tokens; 0 keeps all.")
+    top_k: int = _documented(0, _count_or_off, "Keep the k likeliest tokens; 0 and -1 keep all.")
     typical_p: float = _documented(
         1.0, _real(0.0, 1.0, above=True), "Keep the most typical tokens that together reach this probability."
     )

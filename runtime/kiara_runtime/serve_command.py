@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kiara_runtime.console import tell
 from kiara_runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def serve(
         settings,
         variant,
         lambda: load(bundle, variant, threads, device, slots, room, prompt_cache),
-        lambda line: click.echo(line, err=True),
+        tell,
     )
 
 

@@ -199,21 +199,52 @@ def test_a_graph_that_departs_writes_no_bundle(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_variant_that_loses_too_much_writes_no_bundle(
+def _coarse(at_least: int) -> Callable[..., Blocks]:
+    """Eight bits that are worth three, in blocks of `at_least` and more."""
+
+    def rounded(weight: np.ndarray, largest: int = 64) -> Blocks:
+        made = round_int8(weight, largest)
+        if largest < at_least:
+            return made
+        coarse = np.clip((made.values.astype(int) + 16) // 32 * 32, 0, 255).astype(np.uint8)
+        return dataclasses.replace(made, values=coarse)
+
+    return rounded
+
+
+def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
-    def coarse(weight: np.ndarray) -> Blocks:
-        made = round_int8(weight)
-        return dataclasses.replace(
-            made, values=np.clip((made.values.astype(int) + 16) // 32 * 32, 0, 255).astype(np.uint8)
-        )
+    monkeypatch.setattr(kiara_export.variants, "round_int8", _coarse(32))
+    finer = kiara("export", run, "--out", tmp_path / "finer")
+    assert finer.exit_code == 0 and finer.stderr.count("int8 loses") == finer.stderr.count("made again, finer") == 2
+    assert Bundle.open(tmp_path / "finer").variants == ["int8"]
+    assert load(tmp_path / "finer").generate("import", max_tokens=3, temperature=0.0).tokens
 
-    monkeypatch.setattr(kiara_export.variants, "round_int8", coarse)
-    result = kiara("export", run, "--out", tmp_path / "bundle")
-    assert result.exit_code == 1
-    assert "int8 has bits_per_byte_loss" in result.stderr and "depart most from layer" in result.stderr
-    assert result.stderr.count("\n") <= 2
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(kiara_export.variants, "round_int8", _coarse(0))
+    strict = kiara("export", run, "--out", tmp_path / "strict", "--strict")
+    assert strict.exit_code == 1 and "int8 loses" in strict.stderr and "no bundle was written" in strict.stderr
+    assert "depart most from layer" in strict.stderr and not (tmp_path / "strict").exists()
+    for options, variants in (((), ["fp32"]), (("--quantize", "int8", "--quantize", "fp16"), ["fp16"])):
+        out = tmp_path / "-".join(variants)
+        left = kiara("export", run, "--out", out, *options)
+        assert left.exit_code == 0 and "it is left out; more is allowed with --max-bpb-loss" in left.stderr
+        opened = Bundle.open(out)
+        opened.check()
+        assert opened.variants == variants and list(opened.manifest["left_out"]) == ["int8"]
+        assert sorted(path.stem for path in (out / "onnx").iterdir()) == [Path(opened.variant_file(None)).stem]
+        assert "Left out: int8, which loses" in (out / "README.md").read_text("utf-8")
+    assert "Up to date" in kiara("export", run, "--out", tmp_path / "fp32").stderr
+
+
+@pytest.mark.parametrize("text", ["short", "x = 1\n" * 12])
+def test_what_cannot_be_judged_is_found_before_the_work(
+    text: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
+) -> None:
+    monkeypatch.setattr(kiara_export.variants, "trace", lambda model: pytest.fail("it began"))
+    (tmp_path / "text.txt").write_text(text)
+    result = kiara("export", run, "--out", tmp_path / "bundle", "--text", tmp_path / "text.txt")
+    assert result.exit_code == 1 and "are too few; name text of 65 at least" in result.stderr
 
 
 def test_any_flipped_byte_of_a_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from click.testing import Result
 
+from kiara.checkpoint import find_checkpoint, load_model
 from kiara.data import Split
 from kiara.evaluate import windows
 
@@ -15,7 +18,7 @@ from kiara.evaluate import windows
 def test_a_part_of_the_windows_is_spread_over_the_split() -> None:
     split = Split("val", [np.arange(1001, dtype=np.uint16), np.arange(2000, 3001, dtype=np.uint16)])
     everything = torch.cat(list(windows(split, 10)))
-    assert everything.shape == (200, 11)
+    assert everything.shape == (200, 11)  # nothing is left over
     part = torch.cat(list(windows(split, 10, max_tokens=95, rows=4)))
     assert part[:, 0].tolist() == [0, 220, 440, 660, 880, 2110, 2330, 2550, 2770]
     assert torch.cat(list(windows(split, 10, max_tokens=10**6))).equal(everything)
@@ -25,7 +28,6 @@ def test_a_part_of_the_windows_is_spread_over_the_split() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
-        ("a.txt", b"short", "give more text\n"),
         ("a.txt", b"\xef\xbb\xbf\n", "no text at all"),
         ("a.txt", b"x" + b" " * 300_000, "a.txt: text: over 200000 white-space characters on end"),
         (
@@ -42,3 +44,25 @@ def test_text_that_cannot_be_judged_is_refused_with_what_this_command_can_mend(
     result = kiara("evaluate", run, "--text", tmp_path / name)
     assert result.exit_code == 1 and expected in result.stderr
     assert result.stderr.count("\n") == 1 and "--set" not in result.stderr
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 95, 96, 97, 98, 193, 250])
+def test_every_token_but_the_first_is_judged_once(
+    tokens: int, run: Path, bundle: Path, tmp_path: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
+) -> None:
+    """By both commands, of texts around the borders of windows; PyTorch window by window is the oracle."""
+    model, tokenizer = load_model(find_checkpoint(run))
+    ids = tokenizer.encode(inspect.getsource(inspect))[: tokens - 1]
+    (tmp_path / "text.py").write_bytes(text := tokenizer.decode(ids).encode())
+    ids = [tokenizer.special_tokens["<|endoftext|>"], *tokenizer.encode(text.decode())]
+    nats = 0.0
+    for start in range(0, len(ids) - 1, 96):
+        part = torch.tensor(ids[start : start + 97])
+        with torch.no_grad():
+            nats += torch.nn.functional.cross_entropy(model(part[None, :-1])[0][0], part[1:], reduction="sum").item()
+    ours = json.loads(kiara("evaluate", run, "--text", tmp_path / "text.py", "--json").stdout)
+    theirs = json.loads(kiara_run("evaluate", bundle, tmp_path / "text.py", "--variant", "fp32", "--json").stdout)
+    for found in (ours, theirs):
+        assert found["tokens"] == len(ids) - 1
+        assert found["loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-4)
+        assert found["bits_per_byte"] == pytest.approx(nats / 0.6931471805599453 / len(text), rel=1e-4)

@@ -86,7 +86,10 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(texts: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "llama.rope.scaling.type 'yarn' is not supported"),
+        (
+            lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            "llama.rope.scaling.type 'yarn' is not supported",
+        ),
         (
             lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32)),
             "rope_freqs.weight has no place",

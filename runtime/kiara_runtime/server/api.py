@@ -150,10 +150,13 @@ class Generation(Request):
     ) = Field(None, description="Added to the logits of these token ids.")
     response_format: ResponseFormat | None = Field(None, description="The form that the text must have.")
     user: str | None = Field(None, max_length=256, description="Written into the server's log line.")
-    metadata: Annotated[None, Nothing({})] = None
+    prompt_cache_key: str | None = Field(None, description="Changes nothing: known prompts are found by themselves.")
+    prompt_cache_retention: str | None = Field(None, description="Changes nothing.")
+    safety_identifier: str | None = Field(None, description="Changes nothing.")
+    metadata: dict[str, Any] | None = Field(None, description="Changes nothing: answers are not stored.")
     store: Annotated[None, Nothing(False)] = None
     service_tier: Annotated[None, Nothing("auto", "default")] = None
-    top_k: Count | None = None
+    top_k: Annotated[int, Field(ge=-1, le=LARGEST), WHOLE] | None = Field(None, description="-1 and 0 keep all.")
     min_p: Annotated[float, Field(ge=0, le=1), Finite] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10), Finite] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import traceback
 import uuid
@@ -18,7 +19,7 @@ from kiara_runtime.server.guard import ApiError, as_api_error
 from kiara_runtime.server.metrics import GONE, Record
 from kiara_runtime.server.openapi import document
 from kiara_runtime.server.service import SHOWN, Service, called
-from kiara_runtime.server.wording import Voice
+from kiara_runtime.server.wording import Voice, apart
 from kiara_runtime.server.work import ClientGoneError, Patience, Work
 
 HEARTBEAT = 1.0  # seconds without a token after which a comment is streamed
@@ -132,9 +133,10 @@ def _events(service: Service, record: Record, work: Work, voice: Voice, usage: b
                 if time.monotonic() - last < HEARTBEAT:
                     continue
                 yield b": waiting\n\n"
-            elif (chunk := voice.chunk(*event)) is not None:
-                yield _event(chunk, usage)
             else:
+                for chunk in filter(None, (voice.chunk(event[0], part) for part in apart(event[1]))):
+                    yield _event(chunk, usage)
+                    last = time.monotonic()
                 continue
             last = time.monotonic()
         if usage:
@@ -182,7 +184,7 @@ def _note(record: Record, service: Service, asked: Any) -> None:
 def _read(service: Service, kind: type[Asked]) -> Asked:
     data = flask.request.get_data(cache=False)
     with service.reading:
-        return kind.model_validate_json(data)
+        return kind.model_validate_json(data.removeprefix(codecs.BOM_UTF8))
 
 
 def _json(model: pydantic.BaseModel) -> flask.Response:

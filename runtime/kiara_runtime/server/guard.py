@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 import flask
 import pydantic
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from kiara_runtime.engine import BusyError, ClosedError
 from kiara_runtime.errors import UserError
@@ -32,7 +32,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_FIELD = re.compile(r"([a-z_]+): ")
+_FIELD = re.compile(r"([a-z_]+)(?:[.\[][^ ]*)?: ")
 # What a sampling parameter is called where it stands in a request.
 _NAMES = dict.fromkeys(("json_schema", "regex", "grammar"), "response_format") | {"chat": "messages"}
 
@@ -90,6 +90,8 @@ def as_api_error(error: Exception) -> ApiError | None:
         return _refused_field(error)
     if isinstance(error, RequestEntityTooLarge):
         return TOO_LARGE
+    if isinstance(error, (NotFound, MethodNotAllowed)):
+        return _no_route(error)
     if isinstance(error, HTTPException):
         headers = {name: value for name, value in error.get_headers() if name == "Allow"}
         said = (error.description or error.name).partition(". ")[0]
@@ -97,22 +99,37 @@ def as_api_error(error: Exception) -> ApiError | None:
     return None
 
 
+def _no_route(error: NotFound | MethodNotAllowed) -> ApiError:
+    """Names what was asked for, and what there is."""
+    request, rules = flask.request, flask.current_app.url_map.iter_rules()
+    ways = {rule.rule: sorted((rule.methods or set[str]()) - {"HEAD", "OPTIONS"}) for rule in rules}
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(error.valid_methods or ())
+        said = f"{request.method} {request.path:.80}: not this method; use {allowed}"
+        return ApiError(405, said, code="method_not_allowed", headers={"Allow": allowed})
+    known = ", ".join(f"{way[0]} {path}" for path, way in ways.items() if path.startswith("/v1/") and "<" not in path)
+    return ApiError(404, f"{request.path:.80}: there is no such path; the API has {known}", code="not_found")
+
+
 def _refused_field(error: pydantic.ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
     whole = [part for part in first["loc"] if not (isinstance(part, str) and re.search(r"[\[\]()]", part))]
-    path = [part for part, before in zip(whole, [None, *whole], strict=False) if part != before]  # a form's own name
+    # The name of a form stands in the path behind the name of its field.
+    path = [
+        part for part, before in zip(whole, [None, *whole], strict=False) if part != before or isinstance(part, int)
+    ]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "body"
     name = str(path[0]) if path else "body"
     if first["type"] == "extra_forbidden":
-        where = ".".join(map(str, path))
         return ApiError(400, f"{where}: this server does not know it; leave it out", name, "unknown_parameter")
     if first["type"] == "unsupported":
-        return ApiError(400, f"{name}: this server cannot do that; leave it out", name, "unsupported_parameter")
+        return ApiError(400, f"{where}: this server cannot do that; leave it out", name, "unsupported_parameter")
     if first["type"] == "missing":
-        return ApiError(400, f"{name}: missing; {'.'.join(map(str, path))} is required", name, "missing_parameter")
+        return ApiError(400, f"{where}: missing, but required; give it", name, "missing_parameter")
     if first["type"] == "json_invalid":
         return ApiError(400, f"body: {first['msg']}", code="invalid_json")
     shown = " ".join(repr(first["input"]).split())
-    return ApiError(400, f"{name}: {shown:.80} will not do; {first['msg']}", name, "invalid_value")
+    return ApiError(400, f"{where}: {shown:.80} will not do; {first['msg']}", name, "invalid_value")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kiara_runtime.sampling import TokenLogprob
@@ -37,6 +38,13 @@ class TokenTexts:
             return self.bytes(token).decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.bytes(token))
+
+
+def apart(piece: Piece) -> list[Piece]:
+    """A piece as it is streamed: text that was held back comes before the chunk that tells why the text ends."""
+    if not (piece.text and piece.finish_reason):
+        return [piece]
+    return [Piece(piece.text, []), replace(piece, text="")]
 
 
 class Voice(ABC):
