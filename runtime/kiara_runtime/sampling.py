@@ -75,7 +75,7 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     if len(texts) > 16:
         raise _refusal(name, texts, "give at most 16 texts")
     for i, text in enumerate(texts):
-        if not (isinstance(text, str) and text):
+        if type(text) is not str or not text:
             raise _refusal(name if len(texts) == 1 else f"{name}[{i}]", text, "give a text that is not empty")
     return texts
 

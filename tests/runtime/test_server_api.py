@@ -24,6 +24,8 @@ from kiara_runtime.server.service import Service, Settings
 
 PROMPT = "def main(argv):\n    for"
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+USER = {"role": "user", "content": "hi"}
+BAD = {"type": "object", "properties": {"a": {"not": {}}}}
 
 
 @pytest.fixture(scope="module")
@@ -252,12 +254,12 @@ def test_what_cannot_be_used_is_refused_by_name(client: FlaskClient, body: Any, 
 
 def test_one_mistake_is_told_and_not_each_of_thousands(client: FlaskClient) -> None:
     error = _refused(client, COMPLETIONS, {"prompt": [-1] * 1000})
-    assert error["message"] == "prompt: -1 will not do; Input should be greater than or equal to 0"
+    assert error["message"] == "prompt[0]: -1 will not do; Input should be greater than or equal to 0"
     error = _refused(client, COMPLETIONS, {"prompt": "x", "stop": ["a"] * 17})
     assert "at most 16 items" in error["message"]
     named = {"type": "json_schema", "json_schema": {"schema": {}}}
     error = _refused(client, COMPLETIONS, {"prompt": "x", "response_format": named})
-    assert error["message"] == "response_format: missing; response_format.json_schema.name is required"
+    assert error["message"] == "response_format.json_schema.name: missing, but required; give it"
 
 
 def test_more_logprobs_than_memory_should_hold_are_refused(
@@ -529,3 +531,65 @@ def test_a_deadline_and_a_defect(
 def test_a_pattern_bounds_a_number(largest: int, number: int) -> None:
     assert bool(re.search(_numbers(largest), str(number))) == (number <= largest)
     assert not re.search(_numbers(largest), f"0{number}")
+
+
+def test_what_there_is_not_is_named_beside_what_there_is(client: FlaskClient) -> None:
+    missing = client.post("/v1/complete", json={})
+    assert missing.status_code == 404 and missing.json["error"]["message"].startswith("/v1/complete: there is no such")
+    assert "POST /v1/completions" in missing.json["error"]["message"]
+    wrong = client.get("/v1/completions")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert wrong.json["error"]["message"] == "GET /v1/completions: not this method; use POST"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        (CHAT, {"messages": [USER, {"role": "user", "content": 5}]}, "messages[1].content: "),
+        (CHAT, {"messages": [USER, {"role": "user", "content": [{"type": "text"}]}]}, "messages[1].content[0].text: "),
+        (CHAT, {"messages": [USER, USER, {"role": "robot", "content": "x"}]}, "messages[2].role: "),
+        (CHAT, {"messages": [USER, {"role": "user", "content": "x", "images": []}]}, "messages[1].images: "),
+        (COMPLETIONS, {"prompt": ["x", "y", 5]}, "prompt[2]: "),
+        (COMPLETIONS, {"prompt": [[1], [2, -1]]}, "prompt[1][1]: "),
+        (COMPLETIONS, {"prompt": "x", "stop": ["a", ""]}, "stop[1]: "),
+        (COMPLETIONS, {"prompt": "x", "logit_bias": {"5": 1, "6": "much"}}, "logit_bias.6: "),
+        (COMPLETIONS, {"prompt": "x", "banned_tokens": [1, 2, -3]}, "banned_tokens[2]: "),
+        (
+            COMPLETIONS,
+            {"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": BAD}}},
+            "response_format.json_schema.schema.properties.a.not: ",
+        ),
+    ],
+)
+def test_an_item_that_is_wrong_is_named_with_its_index(
+    path: str, body: dict[str, Any], where: str, client: FlaskClient
+) -> None:
+    error = _refused(client, path, body)
+    assert error["message"].startswith(where), error["message"]
+
+
+def test_hints_that_change_nothing_are_taken(client: FlaskClient) -> None:
+    plain = {"max_tokens": 5, "temperature": 0, "seed": 1}
+    hints = {
+        "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h",
+        "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "top_k": -1,
+    }  # fmt: skip
+    for path, asked in ((COMPLETIONS, {"prompt": "x"}), (CHAT, {"messages": [USER]})):
+        found, expected = _ok(client, path, **asked, **plain, **hints), _ok(client, path, **asked, **plain)
+        assert found["choices"] == expected["choices"]
+    data = b"\xef\xbb\xbf" + json.dumps({"prompt": "x", **plain}).encode()
+    assert client.post(COMPLETIONS, data=data, content_type="application/json").status_code == 200
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_text_that_was_held_back_comes_before_the_reason(path: str, client: FlaskClient) -> None:
+    """Every text may begin this stop text, so all that is said is held back until the end."""
+    asked = {"prompt": "x"} if path == COMPLETIONS else {"messages": [USER]}
+    whole = _ok(client, path, **asked, max_tokens=4, temperature=0, ignore_eos=True)["choices"][0]
+    text = whole["text"] if path == COMPLETIONS else whole["message"]["content"]
+    chunks = _events(client, path, **asked, max_tokens=4, temperature=0, ignore_eos=True, stop=[text + "never"])
+    told = [chunk["choices"][0] for chunk in chunks]
+    texts = [one["text"] if path == COMPLETIONS else one["delta"].get("content", "") for one in told]
+    assert "".join(texts) == text and texts[-1] == "" and told[-1]["finish_reason"] == "length"
+    assert [one["finish_reason"] for one in told[:-1]] == [None] * (len(told) - 1)
+    assert path == COMPLETIONS or told[-1]["delta"] == {}

@@ -390,7 +390,6 @@ BAD = [
     ("json_schema", '{"$ref": "https://example.com/schema"}', "example.com"),
     ("json_schema", '{"$ref": "#/$defs/none"}', "none"),
     ("json_schema", '{"not": {"type": "string"}}', "not"),
-    ("json_schema", '{"type": "string", "format": "none"}', "none"),
     ("json_schema", '{"a":' * 5000 + "1" + "}" * 5000, "recursion"),
     ("json_schema", "\ud800", "ud800"),
     ("regex", "(", "unclosed"),
@@ -414,7 +413,7 @@ BAD = [
 def test_a_bad_grammar_is_refused_by_name(
     field: str, text: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match=f"^{field}: ") as caught:
+    with pytest.raises(UserError, match=rf"^{field}[^ ]*: ") as caught:
         _constrain(_tokenizer("own"), **{field: text})
     message = str(caught.value)
     assert reason in message and len(message) <= 300 and message.isprintable()

@@ -36,6 +36,10 @@ _FIELD = re.compile(r"([a-z_]+)(?:[.\[][^ ]*)?: ")
 # What a sampling parameter is called where it stands in a request.
 _NAMES = dict.fromkeys(("json_schema", "regex", "grammar"), "response_format") | {"chat": "messages"}
 
+_PLACES = {"json_schema": "response_format.json_schema.schema"} | {
+    name: f"response_format.{name}" for name in ("regex", "grammar")
+}
+
 
 class ApiError(Exception):
     """A refusal in OpenAI's shape."""
@@ -84,8 +88,10 @@ def as_api_error(error: Exception) -> ApiError | None:
         return busy(str(error), "queue_full")
     if isinstance(error, UserError):
         found = _FIELD.match(str(error))
-        name = found[1] if found else None
-        return ApiError(400, str(error), _NAMES.get(name or "", name))
+        name, said = (found[1] if found else None), str(error)
+        if name in _PLACES:  # as the request spells it
+            said = _PLACES[name] + said.removeprefix(name)
+        return ApiError(400, said, _NAMES.get(name or "", name))
     if isinstance(error, pydantic.ValidationError):
         return _refused_field(error)
     if isinstance(error, RequestEntityTooLarge):

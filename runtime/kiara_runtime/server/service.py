@@ -197,7 +197,9 @@ def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[s
 
 
 def _message(message: api.ChatMessage) -> dict[str, Any]:
-    return message.model_dump(include={"role", "content", "name"}, exclude_none=True)
+    content = message.content
+    parts = content if isinstance(content, str) else [part.model_dump() for part in content]
+    return {"role": message.role, "content": parts, **({} if message.name is None else {"name": message.name})}
 
 
 def _sampling(asked: api.Generation, max_tokens: int) -> dict[str, Any]:

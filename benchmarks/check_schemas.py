@@ -1,0 +1,112 @@
+"""JSON Schema's own test suite against the grammars: what is accepted is valid, or the schema was refused by name.
+
+Usage: check_schemas.py SUITE, the folder tests/draft2020-12 of the suite. For each schema that is not refused, every
+instance is spelled out and given to the grammar; what the suite calls invalid may not be accepted. And of each grammar
+some texts are drawn at random, which must satisfy `jsonschema`. Prints a row a keyword; ends with an error where one
+is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonschema import Draft202012Validator
+from referencing.exceptions import Unresolvable
+
+from kiara_runtime.errors import UserError
+from kiara_runtime.sampling import SamplingParams
+from kiara_runtime.structured import Constraint, constrain
+from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer_json import END_OF_TEXT
+
+BYTES = Tokenizer.from_merges([bytes([byte]) for byte in range(256)], {END_OF_TEXT: 256})
+MOST_TOKENS, DRAWN = 300, 4
+HELD_TO = "date time date-time duration email hostname ipv4 ipv6 uuid uri".split()
+
+
+def begin(schema: Any) -> Constraint | None:
+    """The grammar of a schema, token by token a byte; None where it is refused."""
+    try:
+        text = SamplingParams(json_schema=json.dumps(schema)).json_schema
+        return constrain(BYTES, 257, frozenset({256}), json_schema=text)
+    except UserError as error:
+        assert str(error).startswith("json_schema"), error
+        return None
+
+
+def accepts(schema: Any, text: str) -> bool:
+    constraint = begin(schema)
+    assert constraint is not None
+    try:
+        for byte in text.encode():
+            constraint.accept(byte)
+    except ValueError:
+        return False
+    return bool(constraint.allowed()[256])
+
+
+def draw(schema: Any, seed: int) -> str | None:
+    """A text that the grammar lets a model write; None where it does not come to an end."""
+    constraint, rng, data = begin(schema), np.random.default_rng(seed), bytearray()
+    assert constraint is not None
+    for _ in range(MOST_TOKENS):
+        allowed = np.flatnonzero(constraint.allowed())
+        if 256 in allowed and (len(allowed) == 1 or rng.random() < 0.3):
+            return data.decode()
+        usual = [token for token in allowed if 0x20 <= token < 0x7F] or [token for token in allowed if token < 256]
+        likely = [token for token in usual if chr(token) in '"}],:0123456789'] or usual
+        token = int(rng.choice(likely if rng.random() < 0.6 else usual))
+        data.append(token)
+        constraint.accept(token)
+    return None
+
+
+def main() -> None:
+    """Of formats only those are tried that are held to; the others are annotations."""
+    total: Counter[str] = Counter()
+    for path in sorted(Path(sys.argv[1]).rglob("*.json")):
+        if path.parent.name == "format" and path.stem not in HELD_TO:
+            continue
+        found: Counter[str] = Counter()
+        for case in json.loads(path.read_text("utf-8")):
+            schema = case["schema"]
+            if not isinstance(schema, dict) or begin(schema) is None:
+                found["refused"] += 1
+                continue
+            found["schemas"] += 1
+            for test in case["tests"]:
+                spellings = {json.dumps(test["data"], ensure_ascii=ascii) for ascii in (True, False)}
+                accepted = any(accepts(schema, text) for text in spellings)
+                kind = ("right" if test["valid"] else "WRONG") if accepted else ("narrow" if test["valid"] else "right")
+                found[kind] += 1
+                if kind == "WRONG":
+                    print(
+                        f"  {path.stem}: {case['description']}: {test['description']}: {json.dumps(test['data'])[:80]}"
+                    )
+            for seed in range(DRAWN):
+                text = draw(schema, seed)
+                if text is not None:
+                    try:
+                        valid = Draft202012Validator(schema).is_valid(json.loads(text))
+                    except Exception as error:  # an expression of ECMA's alone, a reference that leads elsewhere
+                        valid = isinstance(error, (re.error, Unresolvable))
+                    found["drawn"] += 1
+                    found["DRAWN WRONG"] += not valid
+                    if not valid:
+                        print(
+                            f"  {path.stem}: {case['description']}: drew {text[:80]!r} from {json.dumps(schema)[:120]}"
+                        )
+        print(f"{path.stem:24}", dict(found), flush=True)
+        total.update(found)
+    print("all", dict(total))
+    sys.exit(bool(total["WRONG"] or total["DRAWN WRONG"]))
+
+
+if __name__ == "__main__":
+    main()
