@@ -14,6 +14,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kiara.console import logger
 from kiara.data import Dataset
 from kiara.families import Family, family_of, is_transposed, part_rows, read_config, tensor_names, write_config
 from kiara.files import MAX_JSON_BYTES, STATE_FILE, new_folder
@@ -50,7 +52,10 @@ class Checkpoint:
 
     def val_loss(self) -> float:
         """Validation loss in nats a token; infinite where there is none."""
-        loss = self.state().get("val_loss")
+        try:
+            loss = self.state().get("val_loss")
+        except UserError:  # of a damaged one
+            return math.inf
         return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
 
 
@@ -125,12 +130,34 @@ def prune_checkpoints(run: Path, keep_last: int) -> None:
             shutil.rmtree(checkpoint.folder.rename(checkpoint.folder.with_name(f".{checkpoint.folder.name}")))
 
 
+def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The first that is not damaged, telling of those before it; None where there is none at all.
+
+    Raises UserError where all of them are damaged.
+    """
+    fault: UserError | None = None
+    for checkpoint in checkpoints:
+        try:
+            read_state(checkpoint.folder)
+            check_files(checkpoint.folder)
+        except UserError as error:
+            fault = fault or error
+            logger.warning("%s: passed over (%s)", checkpoint.folder, error)
+            continue
+        return checkpoint
+    if fault is not None:
+        raise UserError(f"{fault}; no other checkpoint of the run is whole")
+    return None
+
+
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint folder: `path` itself, or the best one of the run at `path`."""
+    """A checkpoint folder: `path` itself, or of the run at `path` the best one that is not damaged."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder; name a run or a checkpoint")
     if (path / WEIGHTS_FILE).is_file():
         return path
-    if found := list_checkpoints(path):
-        return best_checkpoint(found).folder
+    if found := first_whole(sorted(list_checkpoints(path), key=lambda one: (one.val_loss(), -one.step))):
+        return found.folder
     if (path / "kiara.json").is_file():
         raise UserError(f"{path}: a bundle, which kiara-run runs; name the run or checkpoint that it was made from")
     raise UserError(f"{path}: neither a run with checkpoints nor a checkpoint; name one that `kiara train` wrote")
@@ -152,7 +179,8 @@ def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
         model = GPT(config, vocab_size)
     if tokenizer.vocab_size > model.vocab_size:  # a smaller one is usual: tables are padded
         raise UserError(
-            f"{folder}: config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}"
+            f"{folder}: config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}; "
+            "its files do not belong together, copy the whole folder again"
         )
     tensors = read_tensors(folder / WEIGHTS_FILE)
     try:
@@ -209,9 +237,11 @@ def check_files(folder: Path) -> None:
     for name, digest in recorded.items() if isinstance(recorded, dict) else ():
         path = folder / Path(name).name
         if not path.is_file():
-            raise UserError(f"{path}: there is no such file; the checkpoint is not complete, take another one")
+            raise UserError(f"{path}: there is no such file; name the run, or another of its checkpoints")
         if hash_file(path) != digest:
-            raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; take another checkpoint")
+            raise UserError(
+                f"{path}: damaged, its SHA-256 is not the recorded one; name the run, or another of its checkpoints"
+            )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -249,8 +279,8 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; the checkpoint is not complete")
+        raise UserError(f"{path}: there is no such file; copy the whole folder again, or name another")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error})") from None
+        raise UserError(f"{path}: damaged ({error}); copy it again, or name another checkpoint") from None

@@ -128,5 +128,5 @@ def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:
         batches = windows(split, length, rows=rows_at_once(model))
         metrics = evaluate(lambda ids: model(ids)[0], tokenizer, batches, advance)
     if not math.isfinite(metrics.loss):
-        raise UserError(f"{folder}: its loss on this text is {metrics.loss}; such weights predict nothing")
+        raise UserError(f"{folder}: its loss on this text is {metrics.loss}; name another checkpoint")
     return metrics

@@ -67,7 +67,10 @@ def import_model(source: Path, out: Path) -> None:
         config, vocab_size = read_config(values)
         tensors = _match(found, family_of(values), config, vocab_size)
         if tokenizer.vocab_size > vocab_size:
-            raise UserError(f"config.json says vocab_size {vocab_size}, tokenizer.json has {tokenizer.vocab_size}")
+            raise UserError(
+                f"config.json says vocab_size {vocab_size}, tokenizer.json has {tokenizer.vocab_size}; take both from "
+                "the same model"
+            )
         ids = _token_ids((generation, values), tokenizer, vocab_size)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
@@ -128,13 +131,13 @@ def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_
     for name, shape in expected_tensors(family, config, shapes).items():
         tensor = rest.pop(name.removeprefix(PREFIX) if bare else name, None)
         if tensor is None:
-            raise UserError(f"the weight {name} is missing")
+            raise UserError(f"the weight {name} is missing; the files are not complete, or of another model")
         if tensor.shape != shape:
             raise UserError(f"{tensor.file.name}: {tensor.name} is {tensor.shape} where config.json asks for {shape}")
         matched[name] = tensor
     unknown = [name for name in rest if not name.endswith(IGNORED) and not _is_tied_head(name, config)]
     if unknown:
-        raise UserError(f"the weight {unknown[0]} has no place in this model")
+        raise UserError(f"the weight {unknown[0]} has no place in this model; its config.json is another model's")
     return matched
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kiara.checkpoint import Checkpoint, list_checkpoints
+from kiara.checkpoint import Checkpoint, first_whole, list_checkpoints
 from kiara.config import Config, config_yaml, load_config
 from kiara.files import CONFIG_FILE, RUN_MARK, claim, write_text
 from kiara_runtime.errors import UserError
@@ -63,7 +63,7 @@ class Run:
                     f"--out {self.folder}: holds a run already; add --resume to go on with it, or name another"
                 )
             self._compare(load_config(self.folder / CONFIG_FILE, environ={}))
-        return found[-1] if found else None
+        return first_whole(reversed(found))
 
     def begin(self) -> None:
         """Write the configuration, and forget what will be run again; nothing was touched before."""
@@ -72,6 +72,9 @@ class Run:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         write_text(self.folder / CONFIG_FILE, RUN_MARK + config_yaml(self.config))
         step = self.last.step if self.last else 0
+        for checkpoint in list_checkpoints(self.folder):
+            if checkpoint.step > step:  # damaged, or it would be the last one; out of the way of the next
+                checkpoint.folder.rename(checkpoint.folder.with_name(f"damaged-{checkpoint.folder.name}"))
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_text(self.folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
 

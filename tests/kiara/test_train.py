@@ -294,3 +294,27 @@ def test_compiled_training_repeats_bit_for_bit(corpus: Path, dataset: Dataset, t
     first, second = (list_checkpoints(tmp_path / name)[-1].folder for name in ("first", "second"))
     assert _losses(tmp_path / "first") == _losses(tmp_path / "second")
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    run: Path, small_config: Config, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    first, last = list_checkpoints(copy)
+    weights = last.folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    result = kiara("evaluate", copy, "--text", __file__, "--json")
+    assert result.exit_code == 0 and f"{last.folder}: passed over ({weights}: damaged" in result.stderr
+    direct = kiara("evaluate", last.folder)
+    assert direct.exit_code == 1 and "name the run, or another of its checkpoints" in direct.stderr
+    opened = Run(copy, small_config, resume=True)
+    assert opened.last == first
+    assert train(opened, dataset)
+    assert [checkpoint.step for checkpoint in list_checkpoints(copy)] == [20, 40]
+    assert (copy / "checkpoints" / f"damaged-{last.folder.name}").is_dir()  # nothing is lost
+    for checkpoint in list_checkpoints(copy):
+        (checkpoint.folder / "trainer_state.json").write_text("{")
+    broken = kiara("evaluate", copy)
+    assert broken.exit_code == 1 and "no other checkpoint of the run is whole" in broken.stderr.splitlines()[-1]
+    assert "there is no such folder" in kiara("evaluate", tmp_path / "none").stderr
