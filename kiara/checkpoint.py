@@ -253,17 +253,21 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def trained_on(folder: Path) -> Dataset:
-    """The prepared folder that a checkpoint was trained on, just as it was then."""
+def trained_on(folder: Path, option: str | None = None) -> Dataset:
+    """The prepared folder that a checkpoint was trained on, just as it was then.
+
+    option: of the command, where other text can be named instead.
+    """
+    instead = f"name other text with {option}" if option else "begin a new run"
     state = read_state(folder)
     if state.get("dataset") is None:
-        raise UserError(f"{folder}: imported, so without validation text of its own; name held-out text with --text")
+        raise UserError(f"{folder}: imported, so without text of its own; {instead}")
     data = (folder / str(state["dataset"])).resolve()
     if not data.is_dir():
-        raise UserError(f"{folder}: its data, {data}, is gone; restore it, or name held-out text with --text")
+        raise UserError(f"{folder}: its data, {data}, is gone; restore it, or {instead}")
     dataset = Dataset.open(data)
     if dataset.sha256 != state["data_sha256"]:
-        raise UserError(f"{data}: prepared anew from other text since; restore it, or name held-out text with --text")
+        raise UserError(f"{data}: prepared anew from other text since; restore it, or {instead}")
     return dataset
 
 

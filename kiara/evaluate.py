@@ -107,7 +107,7 @@ def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) ->
             raise UserError(f"{source}: no text at all; name a file or folder with some")
         begin = np.array([start], dtype=np.uint32)
         return Split(GIVEN, [np.concatenate([part for row in rows for part in (begin, row)])])
-    return trained_on(checkpoint).val
+    return trained_on(checkpoint, "--text").val
 
 
 def _encode(tokenizer: Tokenizer, document: Document) -> np.ndarray:

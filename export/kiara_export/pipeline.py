@@ -118,7 +118,7 @@ def _texts(checkpoint: Path, tokenizer: Tokenizer, request: Request, calibrates:
     if request.calibration is not None:
         return held_out, held_out_text(checkpoint, tokenizer, request.calibration)
     if read_state(checkpoint).get("dataset") is not None:
-        return held_out, trained_on(checkpoint).train
+        return held_out, trained_on(checkpoint, "--calibration").train
     first, rest = held_out.parted(0.25)
     logger.info("Calibrated on the first quarter of --text and judged on the rest; --calibration names other text")
     return rest, first

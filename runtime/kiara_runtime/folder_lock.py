@@ -45,12 +45,14 @@ class FolderLock:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 _take(descriptor)
-            except OSError:
+            except (BlockingIOError, PermissionError):
                 owner = _owner(descriptor)
                 os.close(descriptor)
                 raise LockedError(
                     f"{folder}: {owner} is writing it; wait until that has ended, or name another folder"
                 ) from None
+            except OSError:  # a file system without locks, on which nobody can hold one
+                pass
             if _still_there(self.path, descriptor):
                 self._descriptor = descriptor
             else:  # its last holder has just deleted it

@@ -52,20 +52,32 @@ def orderly_end() -> Generator[None]:
     usual = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(_STOPS, signal.SIG_DFL)}
     before = {number: signal.getsignal(number) for number in usual}
     ours = [number for number, handler in usual.items() if before[number] == handler]
-    read, write = os.pipe()
-    os.set_blocking(write, False)
     for number in ours:
         signal.signal(number, hear)
-    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        with _watched(hear, heard):
+            yield
+    finally:
+        for number in ours:
+            if signal.getsignal(number) is hear:
+                signal.signal(number, before[number])
+
+
+@contextmanager
+def _watched(hear: object, heard: set[int]) -> Generator[None]:
+    """A thread that waits for the raw signals; not on Windows, whose console tells of them in another way."""
+    if sys.platform == "win32":
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(read, hear, heard), daemon=True)
     watcher.start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(wakeup)
-        for number in ours:
-            if signal.getsignal(number) is hear:
-                signal.signal(number, before[number])
+        signal.set_wakeup_fd(before)
         os.close(write)
         watcher.join()
         os.close(read)

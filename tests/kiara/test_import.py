@@ -243,7 +243,7 @@ def test_an_imported_checkpoint_asks_for_held_out_text(
 ) -> None:
     assert kiara("import", llama, "--out", tmp_path / "ours").exit_code == 0
     result = kiara("export", tmp_path / "ours", "--out", tmp_path / "bundle")
-    assert result.exit_code == 1 and "name held-out text with --text" in result.stderr
+    assert result.exit_code == 1 and "name other text with --text" in result.stderr
     assert np.isfinite(
         json.loads(kiara("evaluate", tmp_path / "ours", "--text", llama / "config.json", "--json").stdout)["loss"]
     )
