@@ -1,6 +1,6 @@
 """JSON Schemas as llguidance must be given them to mean what JSON Schema 2020-12 says, and what it cannot do, by name.
 
-Only schemas are rewritten here; the grammar is made of them in `kiara_runtime.structured`.
+The grammar of a schema is begun, and followed, in `kiara_runtime.structured`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,15 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, cast
+
+from kiara_runtime.errors import UserError
+
+# Between the parts of JSON nothing, a space, or a line break and an indent, as in llama.cpp: a small model that may
+# write white space without bound does so to the end of its context. A schema's own "x-guidance" stands instead.
+# Without \u each text has one spelling: else a property's name could be spelled so that its schema does not see it.
+ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
+WHITE_SPACE = {"whitespace_pattern": " |\n[ \t]{0,20}"}
+JSON_OPTIONS = {**WHITE_SPACE, **ESCAPES}
 
 # Keywords whose value is a schema, a list of schemas, or schemas by name. Nothing else holds one.
 _ONE = frozenset(
@@ -37,6 +46,47 @@ _UNWRITABLE = re.compile(r"(?<!\\)(\\\\)*\\u00([01][0-9a-f]|7f)")  # as JSON spe
 # White space of ECMA 262, which `pattern` goes by; that of the Rust library differs in two characters.
 _SPACE = r"\t\n\x0b\x0c\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 _CLASSES = {r"\s": f"[{_SPACE}]", r"\S": f"[^{_SPACE}]"}
+
+
+def schema_source(library: Any, text: str) -> str:
+    """The grammar of a schema as llguidance's own JSON; raises ValueError where it is no JSON object."""
+    schema = _parsed(text)
+    if schema is None:
+        return library.LLMatcher.grammar_from_json_schema(text, defaults=JSON_OPTIONS)
+    for path, why in refused(schema):
+        raise UserError(f"json_schema{path}: {why}")
+    escapes = ESCAPES
+    if spells_control(schema):
+        escapes = dict[str, str]()
+        for path in open_objects(schema):
+            raise UserError(
+                f"json_schema{path}: beside control characters it must be closed; add additionalProperties: false"
+            )
+    made, own = rewritten(schema), schema.get("x-guidance")
+    if isinstance(own, dict):  # not merged with ours: there a pattern would outdo `"whitespace_flexible": false`
+        made = {**made, "x-guidance": {**escapes, **cast("dict[str, Any]", own)}}
+    given = text if made is schema else json.dumps(made)
+    options = {} if "x-guidance" in schema else {**WHITE_SPACE, **escapes}
+    return library.LLMatcher.grammar_from_json_schema(given, defaults=options)
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """None where it is no JSON object, which llguidance tells in its own words."""
+    try:
+        schema: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", schema) if isinstance(schema, dict) else None
+
+
+def culprit(text: str) -> str | None:
+    """By its path, the keyword for which no grammar could be made of a schema; None where none stands out."""
+    schema = _parsed(text) or {}
+    for path in unsupported(schema):
+        return f"json_schema{path}: output cannot be held to this keyword; leave it out, and check it yourself"
+    for path in alternatives(schema):
+        return f"json_schema{path}: its options are not plainly exclusive; use anyOf"
+    return None
 
 
 def rewritten(schema: dict[str, Any]) -> dict[str, Any]:

@@ -23,15 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.schema import alternatives, open_objects, refused, rewritten, spells_control, unsupported
+from kiara_runtime.schema import culprit, schema_source
 from kiara_runtime.tokenizer import Tokenizer
 
-# Between the parts of JSON nothing, a space, or a line break and an indent, as in llama.cpp: a small model that may
-# write white space without bound does so to the end of its context. A schema's own "x-guidance" stands instead.
-# Without \u each text has one spelling: else a property's name could be spelled so that its schema does not see it.
-ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
-WHITE_SPACE = {"whitespace_pattern": " |\n[ \t]{0,20}"}
-JSON_OPTIONS = {**WHITE_SPACE, **ESCAPES}
 MAX_TOKEN_BYTES = 1000  # llguidance panics at 1024
 MAX_CHARACTERS = 1 << 15  # of a grammar: the worst ones of this size take llguidance some seconds, of more a minute
 # llguidance calls itself for each rule that leads to another and each parenthesis, and a stack that is full ends the
@@ -160,7 +154,7 @@ def constrain(
         raise refuse(f"it has more than {MAX_CHARACTERS} characters")
     vocabulary = vocabulary_of(tokenizer)
     try:
-        source = _schema_source(library, text) if field == "json_schema" else _source(library, field, text)
+        source = schema_source(library, text) if field == "json_schema" else _source(library, field, text)
     except UserError:
         raise
     except ValueError as error:
@@ -174,7 +168,7 @@ def constrain(
     try:
         return _deeply(begin, LEAST_STACK + STACK_FOR_EACH * len(source), refuse).result()
     except UserError:
-        if field == "json_schema" and (why := _culprit(text)) is not None:
+        if field == "json_schema" and (why := culprit(text)) is not None:
             raise UserError(why) from None
         raise
 
@@ -278,47 +272,6 @@ def _library(field: str) -> Any:
     except ImportError:
         raise UserError(f"{field}: needs the package llguidance; pip install 'kiara-runtime[structured]'") from None
     return llguidance
-
-
-def _schema_source(library: Any, text: str) -> str:
-    """The grammar of a schema as llguidance's own JSON; raises ValueError where it is no JSON object."""
-    schema = _parsed(text)
-    if schema is None:
-        return library.LLMatcher.grammar_from_json_schema(text, defaults=JSON_OPTIONS)
-    for path, why in refused(schema):
-        raise UserError(f"json_schema{path}: {why}")
-    escapes = ESCAPES
-    if spells_control(schema):
-        escapes = dict[str, str]()
-        for path in open_objects(schema):
-            raise UserError(
-                f"json_schema{path}: beside control characters it must be closed; add additionalProperties: false"
-            )
-    made, own = rewritten(schema), schema.get("x-guidance")
-    if isinstance(own, dict):  # not merged with ours: there a pattern would outdo `"whitespace_flexible": false`
-        made = {**made, "x-guidance": {**escapes, **cast("dict[str, Any]", own)}}
-    given = text if made is schema else json.dumps(made)
-    options = {} if "x-guidance" in schema else {**WHITE_SPACE, **escapes}
-    return library.LLMatcher.grammar_from_json_schema(given, defaults=options)
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    """None where it is no JSON object, which llguidance tells in its own words."""
-    try:
-        schema: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return cast("dict[str, Any]", schema) if isinstance(schema, dict) else None
-
-
-def _culprit(text: str) -> str | None:
-    """By its path, the keyword for which no grammar could be made of a schema; None where none stands out."""
-    schema = _parsed(text) or {}
-    for path in unsupported(schema):
-        return f"json_schema{path}: output cannot be held to this keyword; leave it out, and check it yourself"
-    for path in alternatives(schema):
-        return f"json_schema{path}: its options are not plainly exclusive; use anyOf"
-    return None
 
 
 def _source(library: Any, field: str, text: str) -> str:
