@@ -14,7 +14,7 @@ import click
 
 from kiara_runtime.console import forget_reader, json_text, show_anything, tell
 from kiara_runtime.errors import UserError
-from kiara_runtime.interrupts import CODES, LINES, Terminated, orderly_end
+from kiara_runtime.interrupts import CODES, LINES, Terminated, leave, orderly_end
 from kiara_runtime.options import generate_options, run_generate
 from kiara_runtime.serve_command import serve
 
@@ -29,8 +29,9 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         show_anything()
+        heard: set[int] = set()
         try:
-            with orderly_end():
+            with orderly_end() as heard:
                 code = super().main(*args, **{**extra, "standalone_mode": False})
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else self.name
@@ -48,6 +49,8 @@ class Commands(click.Group):
             # Writers of arrays tell how many bytes were written where the system would say that the disk is full.
             where, what = error.filename or "writing", error.strerror or str(error) or type(error).__name__
             code = _say(f"Error: {where}: {what}; check the path, your rights and the disk's free space", 1)
+        if heard:
+            leave(code or 0)
         sys.exit(code or 0)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -34,16 +34,16 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def orderly_end() -> Generator[None]:
+def orderly_end() -> Generator[set[int]]:
     """Turn these signals into KeyboardInterrupt or Terminated for as long as the block runs.
 
-    Does nothing in another thread than the main one. A signal that is ignored, as in a shell's background jobs, or
-    that the program handles in its own way, is left so.
+    The block receives the set of those that have come. Does nothing in another thread than the main one. A signal
+    that is ignored, as in a shell's background jobs, or that the program handles in its own way, is left so.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     heard: set[int] = set()
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
 
     def hear(number: int, frame: FrameType | None) -> None:
         heard.add(number)
@@ -56,7 +56,7 @@ def orderly_end() -> Generator[None]:
         signal.signal(number, hear)
     try:
         with _watched(hear, heard):
-            yield
+            yield heard
     finally:
         for number in ours:
             if signal.getsignal(number) is hear:
@@ -72,12 +72,14 @@ def _watched(hear: object, heard: set[int]) -> Generator[None]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(read, hear, heard), daemon=True)
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(read, hear, heard, over), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        over.set()
         os.close(write)
         watcher.join()
         os.close(read)
@@ -93,15 +95,21 @@ def on_sudden_end(act: Callable[[], None]) -> Generator[None]:
         _last_acts.remove(act)
 
 
-def _watch(read: int, hear: object, heard: set[int]) -> None:
-    done = threading.Event()
+def leave(code: int) -> None:
+    """End the process now that everything is in order: libraries can take seconds to take themselves apart."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+def _watch(read: int, hear: object, heard: set[int], over: threading.Event) -> None:
     while numbers := os.read(read, 64):
         for number in numbers:
             # A handler that a command has put in the place of ours ends it in its own time.
             if number not in CODES or signal.getsignal(number) is not hear:
                 continue
-            done.wait(PATIENCE)
-            if number not in heard:
+            if not over.wait(PATIENCE) and number not in heard:
                 _end(signal.Signals(number))
 
 
