@@ -25,6 +25,7 @@ DATASET_FILE, STATE_FILE, CONFIG_FILE = "dataset.json", "trainer_state.json", "c
 RUN_MARK = "# Written by `kiara train`: the settings of this run.\n"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.tiktoken")
 MAX_JSON_BYTES = 16 << 20
+_OF_SYSTEMS = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # that file managers leave wherever they look
 
 
 def _bundle_files(values: dict[str, Any]) -> set[str]:
@@ -78,7 +79,7 @@ def claim(out: Path, kind: str, inputs: Iterable[Path] = ()) -> None:
     if not out.is_dir():
         raise UserError(f"--out {out}: exists and is no folder; name another or move it away")
     found = kind_of(out)
-    if found != kind and any(out.iterdir()):
+    if found != kind and any(path.name not in _OF_SYSTEMS for path in out.iterdir()):
         what = f"a {found}, no {kind}" if found else f"no {kind} of Kiara's"
         raise UserError(f"--out {out}: exists and is {what}; name another or move it away")
     foreign = _files(out) - _written(out, kind) if found and kind != "run" else set[str]()
@@ -174,7 +175,8 @@ def _is_run(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+    found = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    return {path.relative_to(folder).as_posix() for path in found if path.name not in _OF_SYSTEMS}
 
 
 def _sync(path: Path) -> None:

@@ -50,6 +50,7 @@ _KEYS = {
     "rope_theta": "rope.freq_base",
     "head_dim": "attention.key_length",
 }
+_OPTIONAL = frozenset(("attention.head_count_kv", "rope.freq_base", "attention.key_length"))
 _CONTROL, _USER_DEFINED = 3, 4  # token types
 # Of the ends that llama.cpp knows by name, those that models of this family have.
 _END_NAMES = frozenset("<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <EOT> </s>".split())
@@ -125,9 +126,12 @@ def _config(fields: _Fields, tensors: set[str]) -> dict[str, Any]:
     architecture = fields["general.architecture"]
     if architecture != "llama":
         raise UserError(f"general.architecture {architecture!r} is not supported, only 'llama' is")
+    for name in set(_KEYS.values()) - _OPTIONAL:
+        fields.require(f"llama.{name}")  # by its own name, not by that which config.json has for it
+    for name in _KEYS.values():
+        if isinstance(fields.get(f"llama.{name}"), list):
+            raise UserError(f"llama.{name} differs from layer to layer, which is not supported")
     heads = fields["llama.attention.head_count"]
-    for key in ("embedding_length", "block_count", "feed_forward_length", "context_length"):
-        fields.require(f"llama.{key}")  # by its own name, not by that which config.json has for it
     head_dim = fields.get("llama.attention.key_length", fields["llama.embedding_length"] // heads)
     for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
         if fields.get(key, head_dim) != head_dim:

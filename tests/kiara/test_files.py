@@ -114,6 +114,9 @@ def test_files_of_a_person_in_our_folders_stay(
     result = kiara("prepare", corpus, "--out", out, "--set", "tokenizer.vocab_size=384")
     assert result.exit_code == 1 and "holds notes/todo.txt, which Kiara did not write" in result.stderr
     assert (out / "notes/todo.txt").read_text() == "mine"
+    (out / "notes/todo.txt").unlink()
+    (out / ".DS_Store").touch()  # of a file manager, which nobody misses
+    assert kiara("prepare", corpus, "--out", out, "--set", "tokenizer.vocab_size=384").exit_code == 0
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     (copy / "notes.txt").write_text("mine")
     Run(copy, small_config, resume=True).close()  # which adds to its folder and replaces none

@@ -14,9 +14,11 @@ import torch
 from click.testing import Result
 from families import CHAT, make_model, make_tokenizer
 
-from kiara.checkpoint import load_model
+from kiara.checkpoint import TokenIds, load_model
 from kiara.importing import import_model
 from kiara_runtime.chat import chat_ids
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokenizer import Tokenizer
 
 NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -26,8 +28,15 @@ NAMES = {
 }  # fmt: skip
 
 
-def _write(path: Path, texts: list[str], change: Callable[[gguf.GGUFWriter], Any] = lambda writer: None) -> Any:
-    tokenizer = make_tokenizer("smollm", texts)
+def _write(
+    path: Path,
+    texts: list[str],
+    change: Callable[[gguf.GGUFWriter], Any] = lambda writer: None,
+    pre: str = "smollm",
+    without: str = "",
+) -> Any:
+    """without: a key that is left out."""
+    tokenizer = make_tokenizer("llama3" if pre == "llama-bpe" else "smollm", texts)
     tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
     model = make_model("llama", len(tokens))
     config = model.config
@@ -41,7 +50,7 @@ def _write(path: Path, texts: list[str], change: Callable[[gguf.GGUFWriter], Any
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]])
@@ -49,6 +58,8 @@ def _write(path: Path, texts: list[str], change: Callable[[gguf.GGUFWriter], Any
     writer.add_eos_token_id(len(tokens) - 1)
     writer.add_chat_template(CHAT)
     change(writer)
+    for values in writer.kv_data:
+        values.pop(without, None)
     for name, tensor in model.state_dict().items():
         values = tensor.numpy()
         for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
@@ -121,3 +132,44 @@ def test_damaged_files_are_one_line(texts: list[str], tmp_path: Path, kiara: Cal
         assert result.exit_code == 1
         assert "model.gguf" in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("pre", "said", "prefix"),
+    [("llama-bpe", None, True), ("llama-bpe", False, False), ("smollm", None, False), ("smollm", True, True)],
+)
+def test_a_begin_of_text_is_added_where_llama_cpp_adds_one(
+    pre: str, said: bool | None, prefix: bool, texts: list[str], tmp_path: Path
+) -> None:
+    """By `add_bos_token`, and where that is absent by the pre-tokenizer, as in llama.cpp's vocabulary."""
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        if said is not None:
+            writer.add_add_bos_token(said)
+
+    _write(tmp_path / "model.gguf", texts, change, pre)
+    import_model(tmp_path / "model.gguf", tmp_path / "ours")
+    tokenizer = Tokenizer.load(tmp_path / "ours")
+    assert tokenizer.prompt_prefix == ([tokenizer.special_tokens["<|im_start|>"]] if prefix else [])
+
+
+def test_every_end_that_llama_cpp_knows_ends_a_text(texts: list[str], tmp_path: Path) -> None:
+    """The key names one of them; the other it knows by its name."""
+    _write(tmp_path / "model.gguf", texts)
+    import_model(tmp_path / "model.gguf", tmp_path / "ours")
+    special = Tokenizer.load(tmp_path / "ours").special_tokens
+    assert TokenIds.read(tmp_path / "ours").eos == {special["<|im_end|>"], special["<|endoftext|>"]}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "tokenizer.ggml.pre", "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.eos_token_id",
+        "llama.context_length", "llama.attention.head_count", "llama.attention.layer_norm_rms_epsilon",
+    ],
+)  # fmt: skip
+def test_a_key_that_is_missing_is_named(key: str, texts: list[str], tmp_path: Path) -> None:
+    _write(tmp_path / "model.gguf", texts, without=key)
+    with pytest.raises(UserError, match=f"the key {key} is missing.*convert the model again"):
+        import_model(tmp_path / "model.gguf", tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from families import MODELS, make_folder, make_tokenizer
+from families import CHAT, MODELS, make_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
 
 from kiara import sizes
@@ -27,8 +27,10 @@ from kiara_export.pipeline import Request, export
 from kiara_export.rounding import round_int8
 from kiara_export.variants import architecture
 from kiara_runtime.bundle import Bundle
+from kiara_runtime.chat import can_chat
 from kiara_runtime.generate import load
 from kiara_runtime.session import Session
+from kiara_runtime.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +275,25 @@ def test_tokenizers_agree_on_every_character_and_on_a_megabyte_of_one(style: str
     library.encode_special_tokens = True
     for text in hard:
         assert ours.encode(text) == library.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "chats"),
+    [
+        ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHAT}], "", True),
+        ([{"name": "tool_use", "template": "x"}], "neither text nor has a `default`", False),
+        ("{% if tools %}{{ tools | no_such }}{% endif %}{{ messages[0].content }}", "cannot be used with tools", True),
+        ("{{ messages | no_such }}", "cannot be used with a question", False),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}{{ strftime_now('%Y') }}", "", True),
+    ],
+)
+def test_what_a_chat_template_cannot_do_is_said_at_import(
+    template: Any, said: str, chats: bool, llama: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "theirs"))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {"chat_template": template}), "utf-8")
+    result = kiara("import", folder, "--out", tmp_path / "ours")
+    assert result.exit_code == 0 and said in result.stderr and ("template" in result.stderr) == bool(said)
+    assert can_chat(Tokenizer.load(tmp_path / "ours")) is chats
