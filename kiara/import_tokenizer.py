@@ -78,7 +78,7 @@ def _with_template(config: dict[str, Any]) -> dict[str, Any]:
     """With the one chat template that the runtime takes, of several that may be there under names."""
     template, rest = template_of(config), {key: value for key, value in config.items() if key != "chat_template"}
     if config.get("chat_template") and template is None:
-        logger.warning("No chat: tokenizer_config.json has a chat_template that is neither text nor has a `default`.")
+        logger.warning("No chat template: tokenizer_config.json has one that is neither text nor has a `default`.")
     return rest if template is None else {**rest, "chat_template": template}
 
 
