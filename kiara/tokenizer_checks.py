@@ -43,13 +43,6 @@ def check_added_tokens(
 
     config, named, added: tokenizer_config.json, special_tokens_map.json and added_tokens.json.
     """
-    name, normalizer = str(config.get("tokenizer_class")), definition.get("normalizer")
-    kind = normalizer.get("type") if isinstance(normalizer, dict) else None
-    if name.removesuffix("Fast") == "Qwen2Tokenizer" and kind != "NFC":  # a class that splits in its own way
-        raise UserError(
-            f"tokenizer_config.json: tokenizer_class {name} goes by other rules than tokenizer.json; "
-            "make it PreTrainedTokenizerFast, if tokenizer.json is right"
-        )
     listed = {token["content"]: token for token in _listed(definition) if isinstance(token.get("content"), str)}
     model = definition.get("model")
     vocab = model.get("vocab", {}) if isinstance(model, dict) else {}

@@ -166,7 +166,6 @@ TOKENIZER_CHANGES: dict[str, list[tuple[str, Any]]] = {
         ("added_tokens_decoder", {"499": {"content": "<|im_start|>", "special": True}}),
         ("added_tokens_decoder", {"600": {"content": "<more>", "special": True}}),
         ("tokenizer_class", "PreTrainedTokenizerFast"), ("tokenizer_class", "TokenizersBackend"),
-        *(("tokenizer_class", f"{name}TokenizerFast") for name in ("GPT2", "Llama", "Qwen2")),
     ],
     "special_tokens_map.json": [
         ("bos_token", "<|im_end|>"), ("bos_token", "<new>"), ("additional_special_tokens", ["<|im_end|>"]),
