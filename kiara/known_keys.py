@@ -66,8 +66,8 @@ GENERATION_FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-# tokenizer_config.json. The ids follow from tokenizer.json. Some classes of `transformers` 5 split by rules of their own
-# instead, which SmolLM2's own folder names and was not trained with; so the class counts for nothing.
+# tokenizer_config.json. The ids follow from tokenizer.json. Some classes of `transformers` 5 split by rules of their
+# own, which SmolLM2's folder names and was not trained with; so the class counts for nothing.
 TOKENIZER_CONFIG = frozenset(
     (*SPECIAL_TOKENS, *"""
     chat_template model_max_length max_length tokenizer_class add_bos_token added_tokens_decoder
