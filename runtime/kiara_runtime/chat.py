@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from kiara_runtime.errors import UserError
@@ -188,8 +189,7 @@ def _each_text(value: Any, act: Callable[[str, bool], str], key: str = "") -> An
 def _guard(special: Mapping[str, int], mark: str) -> Callable[[str, bool], str]:
     """What puts marks into a text: in the names of special tokens, and where it might be an end or a part of one."""
     pattern, longest = _pattern(special), max(map(len, special), default=0)
-    heads = {name[:size] for name in special for size in range(1, len(name))}
-    tails = {name[-size:] for name in special for size in range(1, len(name))}
+    heads, tails = _ends(tuple(special))
 
     def edges(core: str) -> Iterator[str]:
         inside = len(core) < longest and any(core in name for name in special)
@@ -206,6 +206,13 @@ def _guard(special: Mapping[str, int], mark: str) -> Callable[[str, bool], str]:
         return f"{text[:begins]}{before}{broken}{after}{text[begins + len(core) :]}"
 
     return guarded
+
+
+@lru_cache(8)
+def _ends(names: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
+    """Every beginning and every end of the names but the names themselves."""
+    sizes = [(name, size) for name in names for size in range(1, len(name))]
+    return frozenset(name[:size] for name, size in sizes), frozenset(name[-size:] for name, size in sizes)
 
 
 def _pattern(special: Mapping[str, int]) -> re.Pattern[str]:
