@@ -29,7 +29,7 @@ _OF_SYSTEMS = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # that file 
 
 
 def _bundle_files(values: dict[str, Any]) -> set[str]:
-    return {BUNDLE_FILE, SIGNATURE, *values["files"]}
+    return {BUNDLE_FILE, SIGNATURE, *dict(values["files"])} if values["format_version"] and values["sha256"] else set()
 
 
 def _dataset_files(values: dict[str, Any]) -> set[str]:
@@ -40,7 +40,7 @@ def _dataset_files(values: dict[str, Any]) -> set[str]:
 
 
 def _checkpoint_files(values: dict[str, Any]) -> set[str]:
-    return {STATE_FILE, *values["sha256"]} if isinstance(values["step"], int) else set()
+    return {STATE_FILE, *dict(values["sha256"])} if isinstance(values["step"], int) else set()
 
 
 def _imported_files(values: dict[str, Any]) -> set[str]:

@@ -48,7 +48,7 @@ def test_folders_are_known_by_our_own_marks(
     (tmp_path / "trainer_state.json").write_text('{"global_step": 500, "log_history": []}')
     (tmp_path / "config.yaml").write_text("# mine\nname: mine\n")
     (tmp_path / "dataset.json").write_text('{"citation": "", "splits": {}}')  # as the datasets library writes
-    (tmp_path / "kiara.json").write_text("[]")
+    (tmp_path / "kiara.json").write_text('{"files": ["a"]}')
     assert kind_of(tmp_path) is None and kind_of(source) is None
 
 
