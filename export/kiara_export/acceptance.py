@@ -13,7 +13,7 @@ from kiara.data import Split
 from kiara.device import give_back_memory
 from kiara.evaluate import Metrics
 from kiara.model import GPT
-from kiara_export.judge import LIMITS, Judge, Limits, Quality, shortfall, worst_layer
+from kiara_export.judge import LIMITS, Judge, Limits, Quality, Shortfall, shortfall, worst_layer
 from kiara_export.onnx_file import drop
 from kiara_export.reference import Reference
 from kiara_export.variants import Graphs, Limit, write_graphs
@@ -53,11 +53,9 @@ class Candidates:
     reference: Reference
     limit: Limit
 
-    def write(self, names: list[str], finer: int = 0) -> Graphs:
-        """The graphs of these variants, and float32's."""
-        limit = self.limit
-        if finer and "int4" in names:
-            limit = replace(limit, max_bpb_loss=self.allowed("int4").bits_per_byte_loss)
+    def write(self, names: list[str], finer: int = 0, int4_loss: float | None = None) -> Graphs:
+        """The graphs of these variants, and float32's. finer: see write_graphs. int4_loss: what int4 is to lose."""
+        limit = self.limit if int4_loss is None else replace(self.limit, max_bpb_loss=int4_loss)
         loss_of = partial(self.judge.loss_of_files, self.shape)
         graphs = write_graphs(self.folder, self.model(), names, self.calibration, limit, loss_of, finer)
         give_back_memory()  # the graphs are judged without the model
@@ -72,6 +70,11 @@ class Candidates:
         """How often it may be made again: int4 not where it has been searched for the loss that is allowed already."""
         return 0 if name == "int4" and self.limit.searches() else RETRIES.get(name, 0)
 
+    def better_int4(self, why: Shortfall, loss: float) -> float:
+        """The loss that int4 is to have when it is made again: what is allowed, or half where it had that already."""
+        allowed = self.allowed("int4").bits_per_byte_loss
+        return allowed if why.field == "bits_per_byte_loss" else min(allowed, max(0.0, loss / 2))
+
 
 def accept(candidates: Candidates, names: list[str], strict: bool) -> Verdict:
     """Write and judge the variants; those that cost too much are made finer, and then left out.
@@ -83,14 +86,17 @@ def accept(candidates: Candidates, names: list[str], strict: bool) -> Verdict:
     missed = _judge(candidates, verdict, [name for name in names if name != "fp32"])
     if strict and missed:
         name, why = next(iter(missed.items()))
-        raise UserError(f"verification: {name} {why}; no bundle was written; leave out {name}, or --strict")
+        raise UserError(f"verification: {name} {why.what}; no bundle was written; leave out {name}, or --strict")
     for finer in range(1, max(RETRIES.values()) + 1):
         again = [name for name in missed if finer <= candidates.retries(name)]
         if not again:
             break
         for name in again:
-            logger.warning("%s %s: it is made again, finer", name, missed[name])
-        made = candidates.write(again, finer)
+            logger.warning("%s %s: it is made again, finer", name, missed[name].what)
+        loss = None
+        if "int4" in again:
+            loss = candidates.better_int4(missed["int4"], verdict.qualities["int4"].bits_per_byte_loss)
+        made = candidates.write(again, finer, loss)
         paths = {name: made.paths[name] for name in again}
         eight = made.eight if "int4" in again else verdict.graphs.eight
         verdict.graphs = Graphs({**verdict.graphs.paths, **paths}, eight)
@@ -112,29 +118,29 @@ def _first(candidates: Candidates, graphs: Graphs) -> Verdict:
     return Verdict(graphs, agreements, probes={"fp32": probe(float32, candidates.reference.windows[0])})
 
 
-def _judge(candidates: Candidates, verdict: Verdict, names: list[str]) -> dict[str, str]:
+def _judge(candidates: Candidates, verdict: Verdict, names: list[str]) -> dict[str, Shortfall]:
     """Measure these variants beside float32; where each of those that cost too much does."""
     shape, judge, reference = candidates.shape, candidates.judge, candidates.reference
     sessions = {name: verdict.graphs.session(name, shape) for name in names}
     float32 = verdict.graphs.session("fp32", shape)
     with progress("Verifying", judge.tokens) as advance:
         verdict.float32, compared = judge.measure(float32, sessions, advance)
-    missed: dict[str, str] = {}
+    missed: dict[str, Shortfall] = {}
     for name, session in sessions.items():
         paths = path_agreement(session, reference.texts)
         quality = verdict.qualities[name] = compared[name].quality(verdict.float32, paths)
         verdict.probes[name] = probe(session, reference.windows[0])
         if (why := shortfall(quality, candidates.allowed(name))) is not None:
-            missed[name] = f"{why} ({worst_layer(float32, session, reference)})"
+            missed[name] = replace(why, what=f"{why.what} ({worst_layer(float32, session, reference)})")
     return missed
 
 
-def _leave_out(verdict: Verdict, name: str, why: str) -> None:
-    more = "; more is allowed with --max-bpb-loss" if "bits per byte" in why else ""
-    logger.warning("%s %s: it is left out%s", name, why, more)
+def _leave_out(verdict: Verdict, name: str, why: Shortfall) -> None:
+    more = "; more is allowed with --max-bpb-loss" if why.field == "bits_per_byte_loss" else ""
+    logger.warning("%s %s: it is left out%s", name, why.what, more)
     drop(verdict.graphs.paths.pop(name))
     del verdict.qualities[name], verdict.probes[name]
-    verdict.left_out[name] = why
+    verdict.left_out[name] = why.what
 
 
 def _float32_instead(candidates: Candidates, verdict: Verdict) -> None:

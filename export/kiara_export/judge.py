@@ -148,11 +148,20 @@ class Comparison:
         )
 
 
-def shortfall(quality: Quality, limits: Limits) -> str | None:
+@dataclass(frozen=True)
+class Shortfall:
+    """Where a variant costs more than it may. field: of Limits. what: the same for a person."""
+
+    field: str
+    what: str
+
+
+def shortfall(quality: Quality, limits: Limits) -> Shortfall | None:
     """Where a variant costs more than it may, beyond what chance does on this much text; None where nowhere."""
     loss, error = quality.bits_per_byte_loss, quality.bits_per_byte_loss_error
     if not loss - 2 * error <= limits.bits_per_byte_loss:  # also where it is not a number
-        return f"loses {loss:.2%} ± {error:.2%} of its bits per byte, where {limits.bits_per_byte_loss:.2%} is allowed"
+        what = f"loses {loss:.2%} ± {error:.2%} of its bits per byte, where {limits.bits_per_byte_loss:.2%} is allowed"
+        return Shortfall("bits_per_byte_loss", what)
     paths = quality.paths
     for field, part, positions in (
         ("top1_agreement", quality.top1_agreement, quality.metrics.tokens),
@@ -161,7 +170,7 @@ def shortfall(quality: Quality, limits: Limits) -> str | None:
         ("end_of_context", paths.end_of_context, paths.prompts),
     ):
         if not part >= _surely(getattr(limits, field), positions):
-            return f"has {field} {part:.2%}, where {getattr(limits, field):.2%} is needed"
+            return Shortfall(field, f"has {field} {part:.2%}, where {getattr(limits, field):.2%} is needed")
     return None
 
 

@@ -163,11 +163,11 @@ def test_each_limit_is_enforced(
     for field, value, word in (
         ("bits_per_byte_loss", 0.0031, "0.31% ± 0.00% of its bits per byte, where 0.30% is allowed"),
         ("bits_per_byte_loss", float("nan"), "bits per byte"),
-        ("top1_agreement", 0.85, "top1_agreement"),
-        ("path_agreement", 0.84, "path_agreement"),
+        ("top1_agreement", 0.85, "85.00%"),
+        ("path_agreement", 0.84, "84.00%"),
     ):
         found = shortfall(dataclasses.replace(plain, **{field: value}), LIMITS["int8"])
-        assert found is not None and word in found
+        assert found is not None and found.field == field and word in found.what
     uncertain = dataclasses.replace(plain, bits_per_byte_loss=0.0031, bits_per_byte_loss_error=0.0001)
     assert shortfall(uncertain, LIMITS["int8"]) is None  # 0.31 % where chance alone makes 0.02 %
     assert shortfall(dataclasses.replace(uncertain, bits_per_byte_loss=0.0033), LIMITS["int8"]) is not None
