@@ -30,6 +30,7 @@ from kiara.plot import plot_run
 from kiara.reference import reference_model
 from kiara.run import PLOT_FILE, Run
 from kiara_runtime.errors import UserError
+from kiara_runtime.interrupts import answered
 from kiara_runtime.tokenizer import check_text
 from kiara_runtime.tokenizer_json import SPLIT_PATTERN
 
@@ -279,6 +280,7 @@ def stop_request() -> Iterator[Callable[[], bool]]:
     def ask(number: int, frame: object) -> None:
         nonlocal asked
         asked = True
+        answered(number)
         restore()
 
     def restore() -> None:

@@ -23,6 +23,7 @@ LINES = {
 }
 
 _last_acts: list[Callable[[], None]] = []
+_heard: list[set[int]] = []  # of the blocks of `orderly_end` that run
 
 
 class Terminated(KeyboardInterrupt):
@@ -49,6 +50,7 @@ def orderly_end() -> Generator[set[int]]:
         heard.add(number)
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
+    _heard.append(heard)
     usual = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(_STOPS, signal.SIG_DFL)}
     before = {number: signal.getsignal(number) for number in usual}
     ours = [number for number, handler in usual.items() if before[number] == handler]
@@ -58,6 +60,7 @@ def orderly_end() -> Generator[set[int]]:
         with _watched(hear, heard):
             yield heard
     finally:
+        _heard.remove(heard)
         for number in ours:
             if signal.getsignal(number) is hear:
                 signal.signal(number, before[number])
@@ -83,6 +86,12 @@ def _watched(hear: object, heard: set[int]) -> Generator[None]:
         os.close(write)
         watcher.join()
         os.close(read)
+
+
+def answered(number: int) -> None:
+    """Called by a handler of a command's own, before it gives the signal back: its way to the end may take time."""
+    for heard in _heard:
+        heard.add(number)
 
 
 @contextmanager

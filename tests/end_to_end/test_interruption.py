@@ -120,6 +120,23 @@ def test_signals_end_what_waits_and_what_computes_without_python(
     assert [path.name for path in tmp_path.iterdir()] in ([], [".out.lock"])
 
 
+def test_a_command_that_saves_first_gets_the_time_for_it(tmp_path: Path) -> None:
+    """Longer than a long call gets: training has given the signal back by then."""
+    script = (
+        "import time; from kiara.cli import main; from kiara.train import stop_request\n"
+        "@main.command()\n"
+        "def work():\n"
+        "    with stop_request() as stopping:\n"
+        "        print('working', flush=True)\n"
+        "        while not stopping(): time.sleep(0.001)\n"
+        "        time.sleep(2); print('saved', flush=True)\n"
+        "main()\n"
+    )
+    for _ in range(3):
+        code, _, rest = _interrupt([sys.executable, "-c", script, "work"], "working", tmp_path)
+        assert (code, rest.strip()) == (0, "saved")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_bench_takes_its_child_along(number: signal.Signals, bundle: Path, tmp_path: Path) -> None:
     """The child measures in a process of its own; a stand-in writes its id down and goes on for ever."""
