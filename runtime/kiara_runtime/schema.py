@@ -19,6 +19,8 @@ ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 WHITE_SPACE = {"whitespace_pattern": " |\n[ \t]{0,20}"}
 JSON_OPTIONS = {**WHITE_SPACE, **ESCAPES}
 
+MOST_STEP = 100_000  # of multipleOf: its grammar has as many states; a million take five seconds, more take gigabytes
+
 # Keywords whose value is a schema, a list of schemas, or schemas by name. Nothing else holds one.
 _ONE = frozenset(
     "items additionalProperties not if then else contains propertyNames unevaluatedItems unevaluatedProperties".split()
@@ -110,6 +112,12 @@ def refused(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]
     named = len(set(map(str, cast("list[Any]", required)))) if isinstance(required, list) else 0
     if isinstance(least, int) and least > max(1, named):
         yield f"{path}.minProperties", "a name that comes twice would count twice; name the properties in `required`"
+    step = schema.get("multipleOf")
+    if isinstance(step, (int, float)) and step > MOST_STEP:
+        yield (
+            f"{path}.multipleOf",
+            f"{step} is above {MOST_STEP:,}, and its grammar would take too much memory; leave it out",
+        )
     for name, inner in _inner(schema):
         yield from refused(inner, f"{path}.{name}")
 

@@ -113,6 +113,7 @@ def test_formats_that_are_held_to_are_those_of_the_standard(format: str, good: s
         ({"prefixItems": [{}, {"if": {}, "then": {}}]}, ".prefixItems[1].if"),
         ({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, ".oneOf"),
         ({"type": "object", "minProperties": 2}, ".minProperties"),
+        ({"items": {"type": "integer", "multipleOf": 999999937}}, ".items.multipleOf"),
         ({"properties": {"a": {"const": "x\u0000y"}}}, ""),
         ({"items": {"properties": {"\u001f": {}}}}, ".items"),
     ],
