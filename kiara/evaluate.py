@@ -23,9 +23,8 @@ from kiara.documents import Document, read_documents
 from kiara.model import GPT
 from kiara.sources import resolve_source
 from kiara_runtime.errors import UserError
-from kiara_runtime.evaluate import Metrics
+from kiara_runtime.evaluate import Metrics, first_token
 from kiara_runtime.tokenizer import Tokenizer
-from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 MAX_WINDOW = 1024
 
@@ -101,7 +100,7 @@ def evaluate(
 def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) -> Split:
     """The validation split that a checkpoint was trained against, or the text of `source`."""
     if source is not None:
-        start = tokenizer.special_tokens.get(END_OF_TEXT, TokenIds.read(checkpoint).bos)
+        start = first_token(tokenizer, TokenIds.read(checkpoint).bos)
         rows = [row for document in read_documents(resolve_source(source)) if len(row := _encode(tokenizer, document))]
         if not rows:
             raise UserError(f"{source}: no text at all; name a file or folder with some")

@@ -17,6 +17,7 @@ from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.session import CHUNK, Session
 from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 MAX_WINDOW = 1024
 MAX_TEXT_BYTES = 1 << 30
@@ -51,6 +52,11 @@ def read_text(path: Path) -> str:
     return text
 
 
+def first_token(tokenizer: Tokenizer, bos: int) -> int:
+    """What stands before a text that is judged: the end of the one before, where the model knows it by END_OF_TEXT."""
+    return tokenizer.special_tokens.get(END_OF_TEXT, bos)
+
+
 def evaluate(
     bundle: Bundle,
     text: str,
@@ -62,7 +68,7 @@ def evaluate(
     bundle.check(bundle.files_of(variant))
     tokenizer = bundle.load_tokenizer()
     session = Session(bundle.graph_of(variant), bundle.architecture, threads)
-    ids = np.array([bundle.bos_token_id, *tokenizer.encode(text)], dtype=np.int64)
+    ids = np.array([first_token(tokenizer, bundle.bos_token_id), *tokenizer.encode(text)], dtype=np.int64)
     if len(ids) == 1:
         raise UserError("text: the model has no token for any of it; give another one")
     window = min(bundle.architecture.context_length, MAX_WINDOW)
@@ -74,6 +80,8 @@ def evaluate(
             more = _judge(decoder.append(part[i : i + len(targets)]), targets)
             nats, right = nats + more[0], right + more[1]
         advance(min(start + window, len(ids) - 1), len(ids) - 1)
+    if not math.isfinite(nats):
+        raise UserError(f"{bundle.folder}: its loss on this text is {nats}; name another --variant, or export it again")
     tokens = len(ids) - 1
     return Metrics(
         loss=nats / tokens,
