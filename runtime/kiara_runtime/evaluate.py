@@ -17,6 +17,7 @@ from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.session import CHUNK, Session
 from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 MAX_WINDOW = 1024
 MAX_TEXT_BYTES = 1 << 30
@@ -46,9 +47,14 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it (iconv)") from None
     if "\0" in text:
         raise UserError(f"{path}: it holds a NUL, so binary data or UTF-16; convert it (iconv -f UTF-16LE -t UTF-8)")
-    if not text:
-        raise UserError(f"{path}: it is empty; give a text")
+    if not text.strip():
+        raise UserError(f"{path}: no text at all; give a file with some")
     return text
+
+
+def first_token(tokenizer: Tokenizer, bos: int) -> int:
+    """What stands before a text that is judged: the end of the one before, where the model knows it by END_OF_TEXT."""
+    return tokenizer.special_tokens.get(END_OF_TEXT, bos)
 
 
 def evaluate(
@@ -62,7 +68,7 @@ def evaluate(
     bundle.check(bundle.files_of(variant))
     tokenizer = bundle.load_tokenizer()
     session = Session(bundle.graph_of(variant), bundle.architecture, threads)
-    ids = np.array([bundle.bos_token_id, *tokenizer.encode(text)], dtype=np.int64)
+    ids = np.array([first_token(tokenizer, bundle.bos_token_id), *tokenizer.encode(text)], dtype=np.int64)
     if len(ids) == 1:
         raise UserError("text: the model has no token for any of it; give another one")
     window = min(bundle.architecture.context_length, MAX_WINDOW)
@@ -74,12 +80,14 @@ def evaluate(
             more = _judge(decoder.append(part[i : i + len(targets)]), targets)
             nats, right = nats + more[0], right + more[1]
         advance(min(start + window, len(ids) - 1), len(ids) - 1)
+    if not math.isfinite(nats):
+        raise UserError(f"{bundle.folder}: its loss on this text is {nats}; name another --variant, or export it again")
     tokens = len(ids) - 1
     return Metrics(
         loss=nats / tokens,
         perplexity=math.exp(min(nats / tokens, 700.0)),
         accuracy=right / tokens,
-        bits_per_byte=nats / math.log(2) / max(1, _bytes(tokenizer, ids[1:])),
+        bits_per_byte=nats / math.log(2) / len(text.encode()),
         tokens=tokens,
     )
 
@@ -90,8 +98,3 @@ def _judge(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[flo
     rows = np.arange(len(targets))
     nats = np.log(np.exp(ahead).sum(-1, dtype=np.float64)) - ahead[rows, targets]
     return float(nats.sum()), int((logits.argmax(-1) == targets).sum())
-
-
-def _bytes(tokenizer: Tokenizer, ids: NDArray[np.int64]) -> int:
-    sizes = np.array([len(token) for token in tokenizer.token_bytes])
-    return int(sizes[ids].sum())
