@@ -35,12 +35,14 @@ PASS = 128  # tokens of a pass through a window, whose logits are large
 CELLS = 1 << 19  # logits that are compared at once, so that they stay in the processor's cache
 MANY = {"session.intra_op.allow_spinning": "0"}  # several sessions: threads that wait in a loop take the others' cores
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
+LEAST_BITS = 0.5  # a byte: on text that says less, such as a line over and over, next to nothing is a large part
 RUN, LEAST_RUNS = 64, 16  # tokens of a run in a standard error, and how many runs there are at least
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a variant may cost. bits_per_byte_loss: relative to float32; the others: at least this part agrees.
+    """What a variant may cost. bits_per_byte_loss: relative to float32, or to LEAST_BITS where that has fewer; the
+    others: at least this part agrees.
 
     All of them are meant for text without end. Of what some text shows two standard errors are taken off.
     """
@@ -165,8 +167,9 @@ class Shortfall:
 def shortfall(quality: Quality, limits: Limits) -> Shortfall | None:
     """Where a variant costs more than it may, beyond what chance does on this much text; None where nowhere."""
     loss, error = quality.bits_per_byte_loss, quality.bits_per_byte_loss_error
-    if not loss - 2 * error <= limits.bits_per_byte_loss:  # also where it is not a number
-        what = f"loses {loss:.2%} ± {error:.2%} of its bits per byte, where {limits.bits_per_byte_loss:.2%} is allowed"
+    allowed = limits.bits_per_byte_loss * max(1.0, LEAST_BITS / max(quality.metrics.bits_per_byte, 1e-9))
+    if not loss - 2 * error <= allowed:  # also where it is not a number
+        what = f"loses {loss:.2%} ± {error:.2%} of its bits per byte, where {allowed:.2%} is allowed"
         return Shortfall("bits_per_byte_loss", what)
     paths = quality.paths
     for field, part, positions in (

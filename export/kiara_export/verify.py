@@ -30,11 +30,11 @@ from kiara_runtime.session import Session
 
 # Of the largest logit. Sums of float32 in another order differ by a part that grows with the square root of their
 # length (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 4): over USUAL positions they stay a
-# hundred times below this, at the end of a context of 8,192 they have been seen at 1.3 times this.
+# ten times below this, at the end of a context of 8,192 they have been seen at 1.3 times this.
 TOLERANCE, USUAL = 1e-4, 512
 # There, some positions magnify whatever was rounded before them ten times as much as others do. PyTorch's own distance
 # from float64 tells how much; a single step, which sums in yet another order, has been seen at nine times that.
-ROUNDINGS, MOST = 32, 2e-3  # of those distances, but no more than so much of the largest logit
+ROUNDINGS, MOST = 32, 2e-3  # of those distances, but no more of the largest logit: a wrong key moves it by a tenth
 ENDS = ("end of the context", "single steps to the end of the context")
 
 

@@ -171,6 +171,10 @@ def test_each_limit_is_enforced(
     uncertain = dataclasses.replace(plain, bits_per_byte_loss=0.0031, bits_per_byte_loss_error=0.0001)
     assert shortfall(uncertain, LIMITS["int8"]) is None  # 0.31 % where chance alone makes 0.02 %
     assert shortfall(dataclasses.replace(uncertain, bits_per_byte_loss=0.0033), LIMITS["int8"]) is not None
+    hardly_any = dataclasses.replace(quality.metrics, bits_per_byte=0.05)  # of such text a percent is next to nothing
+    repeated = dataclasses.replace(plain, metrics=hardly_any, bits_per_byte_loss=0.029)
+    assert shortfall(repeated, LIMITS["int8"]) is None
+    assert shortfall(dataclasses.replace(repeated, bits_per_byte_loss=0.031), LIMITS["int8"]) is not None
 
 
 def test_the_standard_error_is_that_of_repeated_texts() -> None:
