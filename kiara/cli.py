@@ -189,7 +189,9 @@ def export(
         raise click.UsageError("--budget is int4's: add --quantize int4")
     if calibration and not {"int4", "int8-dynamic"} & set(quantize):
         raise click.UsageError("--calibration is for int4 and int8-dynamic: add --quantize int4")
-    checks = tuple(name.strip() for name in check_with.split(",")) if check_with else ()
+    if max_bpb_loss and set(quantize) == {"none"}:
+        raise click.UsageError("--max-bpb-loss: float32 loses nothing: add --quantize int8 or another")
+    checks = tuple(dict.fromkeys(name.strip() for name in check_with.split(","))) if check_with else ()
     for name in checks:
         if name not in CHECKS:
             raise click.UsageError(f"--check-with: {name!r} is none of {', '.join(CHECKS)}")

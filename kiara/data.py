@@ -30,10 +30,15 @@ SHARD_TOKENS = 1 << 27
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a prepared folder. `shards`: memory-mapped token arrays."""
+    """One split of a prepared folder. shards: memory-mapped token arrays.
+
+    text_bytes: of the UTF-8 text that all of them stand for, where it is known. A tokenizer that normalises makes
+    tokens of more or fewer.
+    """
 
     name: str
     shards: list[np.ndarray]
+    text_bytes: int | None = None
 
     @cached_property
     def sha256(self) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from kiara.checkpoint import TokenIds, find_checkpoint, load_model, trained_on
 from kiara.console import progress
 from kiara.data import GIVEN, Split
-from kiara.documents import Document, read_documents
+from kiara.documents import read_documents
 from kiara.model import GPT
 from kiara.sources import resolve_source
 from kiara_runtime.errors import UserError
@@ -45,13 +45,14 @@ class Tally:
         self._bytes += int(self._token_bytes[targets].sum())
         self._tokens += len(targets)
 
-    def metrics(self) -> Metrics:
+    def metrics(self, text_bytes: int | None = None) -> Metrics:
+        """text_bytes: of all that was predicted, where it is known better than from its tokens."""
         loss = self._nats / self._tokens
         return Metrics(
             loss=loss,
             perplexity=math.exp(min(loss, 700.0)),
             accuracy=self._right / self._tokens,
-            bits_per_byte=self._nats / math.log(2) / max(1, self._bytes),
+            bits_per_byte=self._nats / math.log(2) / max(1, text_bytes or self._bytes),
             tokens=self._tokens,
         )
 
@@ -88,44 +89,49 @@ def evaluate(
     tokenizer: Tokenizer,
     batches: Iterator[Tensor],
     advance: Callable[[int], None] = lambda tokens: None,
+    text_bytes: int | None = None,
 ) -> Metrics:
     """predict: ids (B, S) to logits (B, S, V). advance: told of the tokens of each finished batch."""
     tally = Tally(tokenizer)
     for batch in batches:
         tally.add(predict(batch[:, :-1]), batch[:, 1:])
         advance(batch[:, 1:].numel())
-    return tally.metrics()
+    return tally.metrics(text_bytes)
 
 
 def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) -> Split:
     """The validation split that a checkpoint was trained against, or the text of `source`."""
     if source is not None:
         start = first_token(tokenizer, TokenIds.read(checkpoint).bos)
-        rows = [row for document in read_documents(resolve_source(source)) if len(row := _encode(tokenizer, document))]
-        if not rows:
+        begin, rows, text_bytes = np.array([start], dtype=np.uint32), list[np.ndarray](), 0
+        for document in read_documents(resolve_source(source)):
+            text = document.read()
+            if len(row := _encode(tokenizer, document.name, text)):
+                rows += [begin, row]
+                text_bytes += len(text.encode())
+        if sum(map(len, rows)) < 2:
             raise UserError(f"{source}: no text at all; name a file or folder with some")
-        begin = np.array([start], dtype=np.uint32)
-        return Split(GIVEN, [np.concatenate([part for row in rows for part in (begin, row)])])
+        return Split(GIVEN, [np.concatenate(rows)], text_bytes)
     return trained_on(checkpoint, "--text").val
 
 
-def _encode(tokenizer: Tokenizer, document: Document) -> np.ndarray:
-    """Token ids, uint32 (n,); none where the document is blank."""
-    text = document.read()
+def _encode(tokenizer: Tokenizer, name: str, text: str) -> np.ndarray:
+    """Token ids of the document of this name, uint32 (n,)."""
     try:
-        return np.array(tokenizer.encode(text) if text.strip() else [], dtype=np.uint32)
+        return np.array(tokenizer.encode(text), dtype=np.uint32)
     except UserError as error:
-        raise UserError(f"{document.name}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
 
 
 def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:
     """Metrics of a checkpoint, or of a run's best one, on its validation split or on the source `text`."""
     folder = find_checkpoint(source)
+    split = held_out_text(folder, Tokenizer.load(folder), text)  # what is wrong with it is told before the weights load
     model, tokenizer = load_model(folder)
-    split, length = held_out_text(folder, tokenizer, text), window_length(model)
+    length = window_length(model)
     with progress("Evaluating", split.targets) as advance:
         batches = windows(split, length, rows=rows_at_once(model))
-        metrics = evaluate(lambda ids: model(ids)[0], tokenizer, batches, advance)
+        metrics = evaluate(lambda ids: model(ids)[0], tokenizer, batches, advance, split.text_bytes)
     if not math.isfinite(metrics.loss):
         raise UserError(f"{folder}: its loss on this text is {metrics.loss}; name another checkpoint")
     return metrics

@@ -31,6 +31,7 @@ class Verdict:
     """What the graphs are worth. graphs: of the variants that are in, and float32's. left_out: the others, and why.
 
     float32: metrics of the float32 graph; agreements: of its paths with PyTorch. qualities, probes: by variant.
+    finer: how often a variant was made again, of those that were.
     """
 
     graphs: Graphs
@@ -38,6 +39,7 @@ class Verdict:
     float32: Metrics | None = None
     qualities: dict[str, Quality] = field(default_factory=dict[str, Quality])
     probes: dict[str, Any] = field(default_factory=dict[str, Any])
+    finer: dict[str, int] = field(default_factory=dict[str, int])
     left_out: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -93,6 +95,7 @@ def accept(candidates: Candidates, names: list[str], strict: bool) -> Verdict:
             break
         for name in again:
             logger.warning("%s %s: it is made again, finer", name, missed[name].what)
+            verdict.finer[name] = finer
         loss = None
         if "int4" in again:
             loss = candidates.better_int4(missed["int4"], verdict.qualities["int4"].bits_per_byte_loss)
@@ -140,6 +143,7 @@ def _leave_out(verdict: Verdict, name: str, why: Shortfall) -> None:
     logger.warning("%s %s: it is left out%s", name, why.what, more)
     drop(verdict.graphs.paths.pop(name))
     del verdict.qualities[name], verdict.probes[name]
+    verdict.finer.pop(name, None)
     verdict.left_out[name] = why.what
 
 

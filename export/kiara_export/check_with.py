@@ -23,6 +23,7 @@ from kiara.data import Split
 from kiara_runtime.bundle import VARIANT_FILES
 from kiara_runtime.errors import UserError
 from kiara_runtime.generate import Model, load
+from kiara_runtime.tokenizer import Tokenizer
 
 PROMPTS, PROMPT_TOKENS = 20, 24
 IDENTICAL_TOKENS, MAX_TOKENS = 64, 256  # that must be identical; that are looked at for a first difference
@@ -62,19 +63,22 @@ CHECKS = {
 }
 
 
-def greedy_agreement(check: Check, bundle: Path, variant: str, split: Split) -> dict[str, Any]:
-    """How far the other runtime's greedy tokens are ours, on prompts out of `split`.
-
-    Raises UserError where the runtime fails, or departs within IDENTICAL_TOKENS.
-    """
-    model = load(bundle, variant)
-    prompts = list(_prompts(model, split))
-    tokens = min(MAX_TOKENS, model.context_length - 2 * PROMPT_TOKENS)
-    if not prompts or tokens < 1:
+def prompts_of(split: Split, tokenizer: Tokenizer, context_length: int) -> list[str]:
+    """Text out of `split` to begin from; raises UserError where there is none, or no room behind it to compare in."""
+    prompts = list(_prompts(split, tokenizer, min(PROMPT_TOKENS, context_length // 2)))
+    room = context_length - 2 * PROMPT_TOKENS
+    if not prompts or room < 1:
         raise UserError(
-            f"--check-with: {len(prompts)} prompts of held-out text and {tokens} tokens of the context are left to "
-            "compare; give more text, or leave it out"
+            f"--check-with: {len(prompts)} prompts of held-out text and {max(0, room)} tokens of the context are left "
+            "to compare; leave it out"
         )
+    return prompts
+
+
+def greedy_agreement(check: Check, bundle: Path, variant: str, prompts: list[str]) -> dict[str, Any]:
+    """How far the other runtime's greedy tokens are ours; raises UserError where the runtime fails."""
+    model = load(bundle, variant)
+    tokens = min(MAX_TOKENS, model.context_length - 2 * PROMPT_TOKENS)
     asked = {"prompts": prompts, "max_tokens": tokens}
     with _opened_by_others(bundle, variant) as folder, progress(f"{check.runtime} {variant}", len(prompts)) as advance:
         theirs = _run([*check.command(variant), str(folder)], json.dumps(asked), check.runtime)
@@ -83,8 +87,9 @@ def greedy_agreement(check: Check, bundle: Path, variant: str, split: Split) -> 
             firsts.append(_first_difference(model, prompt, other, tokens))
             advance(1)
     identical = sum(first is None or first >= min(IDENTICAL_TOKENS, tokens) for first in firsts)
-    result = {
+    return {
         "runtime": check.runtime,
+        "variant": variant,
         "version": theirs["version"],
         "onnxruntime": theirs.get("onnxruntime"),
         "prompts": len(prompts),
@@ -93,22 +98,26 @@ def greedy_agreement(check: Check, bundle: Path, variant: str, split: Split) -> 
         "identical": sum(first is None for first in firsts),
         "first_difference": min((first for first in firsts if first is not None), default=None),
     }
-    if identical < len(prompts):
-        raise UserError(
-            f"verification: {check.runtime} gives other greedy tokens for {variant} on {len(prompts) - identical} of "
-            f"{len(prompts)} prompts, first at token {result['first_difference']}; no bundle was written"
-        )
-    return result
 
 
-def _prompts(model: Model, split: Split) -> Iterator[str]:
-    """Beginnings of windows spread over the split, as text that encodes to about PROMPT_TOKENS tokens."""
-    length = min(PROMPT_TOKENS, model.context_length // 2)
-    count = split.windows(length)
+def departure(found: dict[str, Any]) -> str | None:
+    """Where another runtime's tokens are not ours within IDENTICAL_TOKENS, None where nowhere."""
+    different = found["prompts"] - found["identical_for_64_tokens"]
+    if not different:
+        return None
+    return (
+        f"{found['runtime']} gives other greedy tokens for {found['variant']} on {different} of {found['prompts']} "
+        f"prompts, first at token {found['first_difference']}"
+    )
+
+
+def _prompts(split: Split, tokenizer: Tokenizer, length: int) -> Iterator[str]:
+    """Beginnings of windows spread over the split, as text that encodes to about `length` tokens."""
+    count = split.whole_windows(length)
     wanted = min(PROMPTS, count)
     for i in range(wanted):
         ids = split.window(i * count // wanted, length)[:-1].tolist()
-        text = b"".join(model.tokenizer.token_bytes[token] for token in ids).decode("utf-8", "ignore")
+        text = b"".join(tokenizer.token_bytes[token] for token in ids).decode("utf-8", "ignore")
         if text.strip():
             yield text
 
@@ -151,5 +160,5 @@ def _run(command: list[str], asked: str, runtime: str) -> dict[str, Any]:
     done = subprocess.run(command, input=asked, capture_output=True, text=True, env=environment, check=False)
     if done.returncode or not done.stdout.strip():
         said = " ".join(done.stderr.split())[-400:]
-        raise UserError(f"verification: {runtime} cannot run the bundle ({said}); no bundle was written")
+        raise UserError(f"{runtime} cannot run the bundle ({said})")
     return json.loads(done.stdout.splitlines()[-1])

@@ -58,12 +58,17 @@ class Mixed:
     def within(self, plain_bytes: int, budget: int) -> int:
         """How many promotions fit where the graph with none takes `plain_bytes`."""
         if plain_bytes > budget:
-            raise UserError(
-                f"--budget {budget / 1e6:.2f}MB: the smallest graph takes {plain_bytes / 1e6:.2f}MB; allow that, or "
-                "train a smaller model"
-            )
+            raise over_budget(plain_bytes, budget)
         sizes = plain_bytes + np.cumsum([self._choices[name].extra_bytes for name in self._order])
         return int((sizes <= budget).sum())
+
+
+def over_budget(least: int, budget: int) -> UserError:
+    """least: bytes of the smallest graph."""
+    return UserError(
+        f"--budget {budget / 1e6:.2f}MB: the smallest graph takes {least / 1e6:.2f}MB; allow that, or "
+        "take a smaller model"
+    )
 
 
 def fewest(count: int, loss_of: Callable[[int], float], limit: float) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ from kiara.data import Split
 from kiara.evaluate import held_out_text
 from kiara.files import claim, new_folder
 from kiara_export.acceptance import Candidates, Verdict, accept
-from kiara_export.check_with import CHECKS, greedy_agreement
+from kiara_export.check_with import CHECKS, departure, greedy_agreement, prompts_of
 from kiara_export.interop import write_interop
 from kiara_export.judge import Judge
 from kiara_export.onnx_file import drop, graph_bytes
 from kiara_export.receipt import Receipt
 from kiara_export.reference import Reference, reference_of
-from kiara_export.variants import CALIBRATED, Limit, architecture, check_widths
+from kiara_export.variants import CALIBRATED, Limit, architecture, check_budget, check_widths
 from kiara_runtime.bench import measure_apart
 from kiara_runtime.bundle import VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
 from kiara_runtime.errors import UserError
@@ -74,13 +76,13 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     for name in request.check_with:
         CHECKS[name].require()
     checkpoint = find_checkpoint(source)
-    model, tokenizer = load_model(checkpoint)
     names = [name for name in VARIANT_FILES if name in request.variants]
+    # What is wrong with the text is told before the weights load.
+    held_out, calibration = _texts(checkpoint, Tokenizer.load(checkpoint), request, not CALIBRATED.isdisjoint(names))
+    model, tokenizer = load_model(checkpoint)
     check_widths(model, names)
-    held_out, calibration = _texts(checkpoint, tokenizer, request, not CALIBRATED.isdisjoint(names))
-    for option, split in (("--text", held_out), ("--calibration", calibration)):
-        if split is not None and split.targets < LEAST_TOKENS:
-            raise UserError(f"{option}: {split.tokens} tokens are too few; name text of {LEAST_TOKENS + 1} at least")
+    check_budget(model, request.limit)
+    prompts = prompts_of(held_out, tokenizer, model.config.context_length) if request.check_with else []
     provenance = _provenance(checkpoint, held_out, calibration, request, key and key.fingerprint)
     if (known := _up_to_date(out, names, provenance, key)) is not None:
         logger.info("Up to date with %s: %s", checkpoint, out)
@@ -103,7 +105,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
         )
         receipt = _receipt(subject, accept(candidates, names, request.strict), names, reference)
         _write_bundle(folder, subject, receipt)  # so that the runtime can open it
-        receipt = _tried(folder, receipt, request, held_out)
+        receipt = _tried(folder, receipt, request, prompts)
         _write_bundle(folder, subject, receipt)
         if key is not None:
             sign(folder, key)
@@ -111,7 +113,15 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
 
 
 def _texts(checkpoint: Path, tokenizer: Tokenizer, request: Request, calibrates: bool) -> tuple[Split, Split | None]:
-    """Held-out text, and text to calibrate on that is not among it."""
+    """Held-out text, and text to calibrate on that is not among it; raises UserError where either is too short."""
+    held_out, calibration = _found(checkpoint, tokenizer, request, calibrates)
+    for option, split in (("--text", held_out), ("--calibration", calibration)):
+        if split is not None and split.targets < LEAST_TOKENS:
+            raise UserError(f"{option}: {split.tokens} tokens are too few; name text of {LEAST_TOKENS + 1} at least")
+    return held_out, calibration
+
+
+def _found(checkpoint: Path, tokenizer: Tokenizer, request: Request, calibrates: bool) -> tuple[Split, Split | None]:
     held_out = held_out_text(checkpoint, tokenizer, request.text)
     if not calibrates:
         return held_out, None
@@ -156,6 +166,7 @@ def _receipt(subject: _Subject, verdict: Verdict, names: list[str], reference: R
         float32=verdict.float32,
         agreements=verdict.agreements,
         qualities=verdict.qualities,
+        finer=verdict.finer,
         left_out=verdict.left_out,
         machine=machine(),
         probe={"ids": reference.windows[0].tolist(), "variants": {name: verdict.probes[name] for name in names}},
@@ -163,7 +174,7 @@ def _receipt(subject: _Subject, verdict: Verdict, names: list[str], reference: R
     )
 
 
-def _tried(folder: Path, receipt: Receipt, request: Request, held_out: Split) -> Receipt:
+def _tried(folder: Path, receipt: Receipt, request: Request, prompts: list[str]) -> Receipt:
     """Every variant run as a user runs it, and in the other runtimes that were asked for."""
     names = list(receipt.sizes)
     with progress("Measuring", len(names)) as advance:
@@ -171,12 +182,22 @@ def _tried(folder: Path, receipt: Receipt, request: Request, held_out: Split) ->
         for name in names:
             speeds[name] = measure_apart(folder, name)
             advance(1, name)
-    runtimes = [
-        {"variant": name, **greedy_agreement(CHECKS[check], folder, name, held_out)}
-        for check in request.check_with
-        for name in names
-    ]
-    return replace(receipt, speeds=speeds, runtimes=runtimes)
+    return replace(receipt, speeds=speeds, runtimes=list(_runtimes(folder, names, request, prompts)))
+
+
+def _runtimes(folder: Path, names: list[str], request: Request, prompts: list[str]) -> Iterator[dict[str, Any]]:
+    """What other runtimes make of the bundle. One that fails or departs is told; the graphs have been verified."""
+    for check, name in product(request.check_with, names):
+        try:
+            found = greedy_agreement(CHECKS[check], folder, name, prompts)
+            wrong = departure(found)
+            yield found
+        except UserError as error:
+            wrong = str(error)
+        if wrong and request.strict:
+            raise UserError(f"verification: {wrong}; no bundle was written; leave out --check-with, or --strict")
+        if wrong:
+            logger.warning("%s; the bundle is written all the same", wrong)
 
 
 def _write_bundle(folder: Path, subject: _Subject, receipt: Receipt) -> None:
@@ -216,6 +237,7 @@ def _provenance(
         "held_out_sha256": held_out.sha256,
         "calibration_sha256": calibration.sha256 if calibration else None,
         "limit": asdict(request.limit),
+        "strict": request.strict,
         "checked_with": list(request.check_with),
         "signed_by": signed_by,
         **{f"{name}_sha256": hash_file(checkpoint / name) for name in ("config.json", "tokenizer.json", WEIGHTS_FILE)},

@@ -19,7 +19,8 @@ PLOT = "receipt.png"
 class Receipt:
     """parameters: trained weights. sizes: bytes of each variant's graph. qualities: of the quantised ones.
 
-    eight_bit_matrices: those of int4 that keep 8 bits. left_out: variants that cost too much, and what. speeds: on
+    eight_bit_matrices: those of int4 that keep 8 bits. finer: how often a variant that cost too much was made again.
+    left_out: variants that cost too much, and what. speeds: on
     `machine`. runtimes: greedy tokens in others. probe: token ids of held-out text; what each variant made of them
     here, `kiara-run verify --deep` compares.
     """
@@ -35,6 +36,7 @@ class Receipt:
     machine: dict[str, Any]
     probe: dict[str, Any]
     provenance: dict[str, Any]
+    finer: dict[str, int] = field(default_factory=dict[str, int])
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     speeds: dict[str, Speed] = field(default_factory=dict[str, Speed])
     runtimes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -68,6 +70,7 @@ class Receipt:
             "machine": self.machine,
             "variants": self.figures(),
             "eight_bit_matrices": self.eight_bit_matrices,
+            "finer": self.finer,
             "left_out": self.left_out,
             "float32_reference": asdict(self.float32),
             "float32_against_pytorch": [asdict(agreement) for agreement in self.agreements],
@@ -108,6 +111,7 @@ class Receipt:
                 for name, f in self.figures().items()
             ),
             "",
+            *(f"Made finer than usual, since it lost too much: {name}, {_times(n)}." for name, n in self.finer.items()),
             *(f"Left out: {name}, which {why}." for name, why in self.left_out.items()),
             f"float32 itself: {self.float32.bits_per_byte:.4f} bits per byte, perplexity "
             f"{self.float32.perplexity:.2f}, next-token accuracy {self.float32.accuracy:.1%}.",
@@ -185,6 +189,10 @@ class Receipt:
             ),
             "",
         ]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else "twice" if count == 2 else f"{count} times"
 
 
 def _mebibytes(count: int | None) -> str:

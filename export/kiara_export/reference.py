@@ -5,6 +5,7 @@ Shape letters as in `kiara_runtime.paths`; R held-out windows.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ class Reference:
     PyTorch has read. logits: of each, (R, S, V). past: keys and values (K, S, E) of the first, 2 L of them.
 
     rows: the sequences of the padded batch, and what each alone gives. end: the ids of the context's last
-    positions behind the tiled `past`, and their logits.
+    positions behind the tiled `past`, and their logits; end_rounding: how far at most these are from float64's.
     """
 
     texts: Ids
@@ -39,6 +40,7 @@ class Reference:
     row_logits: list[Logits]
     end: Ids
     end_logits: Logits
+    end_rounding: float
 
 
 @torch.inference_mode()
@@ -55,6 +57,8 @@ def reference_of(model: GPT, split: Split) -> Reference:
     first = batch[0].numpy()
     rows = batch_of(first)
     end = first[:END]
+    end_logits = _logits_behind(model, past, torch.from_numpy(end)[None], torch.float32)
+    exact = _logits_behind(model, past, torch.from_numpy(end)[None], torch.float64)
     return Reference(
         texts=texts.numpy(),
         windows=batch.numpy(),
@@ -63,19 +67,27 @@ def reference_of(model: GPT, split: Split) -> Reference:
         rows=rows,
         row_logits=[logits[0, : len(row)].numpy() for row in rows],
         end=end,
-        end_logits=_logits_behind(model, past, torch.from_numpy(end)[None]),
+        end_logits=end_logits,
+        end_rounding=float(np.abs(end_logits - exact).max()),
     )
 
 
-def _logits_behind(model: GPT, past: Cached, ids: Tensor) -> Logits:
-    """Logits (S, V) of the context's last positions: GPT.forward, but with one layer's cache in memory at a time."""
+def _logits_behind(model: GPT, past: Cached, ids: Tensor, dtype: torch.dtype) -> Logits:
+    """Logits (S, V) of the context's last positions: GPT.forward, but with one layer's cache in memory at a time.
+
+    dtype: of what the layers compute. The embedding rounds nothing and the head little, so both stay float32.
+    """
     positions = np.arange(model.config.context_length - ids.shape[1]) % past[0].shape[1]
 
     def cache(layer: int) -> KeyValue:
-        keys, values = (torch.from_numpy(part[:, positions])[None] for part in past[2 * layer : 2 * layer + 2])
+        parts = past[2 * layer : 2 * layer + 2]
+        keys, values = (torch.from_numpy(part[:, positions])[None].to(dtype) for part in parts)
         return keys, values
 
     (x, rope), delta = model.embed(ids, [cache(0)]), None
+    x = x.to(dtype)
+    rope = None if rope is None else (rope[0].to(dtype), rope[1].to(dtype))
     for i, layer in enumerate(model.layers):
-        x, delta, _ = layer(x, delta, rope, cache(i), None)
-    return model.head(x, delta)[0].numpy()
+        computes = layer if dtype == torch.float32 else copy.deepcopy(layer).to(dtype)
+        x, delta, _ = computes(x, delta, rope, cache(i), None)
+    return model.head(x.float(), None if delta is None else delta.float())[0].numpy()

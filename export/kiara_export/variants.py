@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kiara import sizes
 from kiara.console import logger, progress
 from kiara.data import Split
 from kiara.model import GPT, Linear
@@ -16,7 +17,7 @@ from kiara_export import lower
 from kiara_export.calibrate import calibrate_int4
 from kiara_export.graph import trace
 from kiara_export.judge import MANY
-from kiara_export.mixed import Mixed, fewest
+from kiara_export.mixed import Mixed, fewest, over_budget
 from kiara_export.onnx_file import graph_bytes, save
 from kiara_export.rounding import BLOCK_SIZES, Blocks, block_size, round_int8
 from kiara_export.smooth import SHARE, Factors, costly, smoothing
@@ -124,6 +125,12 @@ def check_widths(model: GPT, names: list[str]) -> None:
         for part in model.modules():
             if isinstance(part, Linear):
                 block_size(part.in_features)
+
+
+def check_budget(model: GPT, limit: Limit) -> None:
+    """Refuse, before any work, a budget below the bare weights of int4."""
+    if limit.budget is not None and (least := sizes.bundle_bytes(model.config, model.vocab_size, 4)) > limit.budget:
+        raise over_budget(least, limit.budget)
 
 
 def architecture(model: GPT) -> Architecture:

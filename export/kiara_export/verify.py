@@ -30,8 +30,12 @@ from kiara_runtime.session import Session
 
 # Of the largest logit. Sums of float32 in another order differ by a part that grows with the square root of their
 # length (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 4): over USUAL positions they stay a
-# hundred times below this, at the end of a context of 8,192 they have been seen at 1.3 times this.
+# ten times below this, at the end of a context of 8,192 they have been seen at 1.3 times this.
 TOLERANCE, USUAL = 1e-4, 512
+# There, some positions magnify whatever was rounded before them ten times as much as others do. PyTorch's own distance
+# from float64 tells how much; a single step, which sums in yet another order, has been seen at nine times that.
+ROUNDINGS, MOST = 32, 2e-3  # of those distances, but no more of the largest logit: a wrong key moves it by a tenth
+ENDS = ("end of the context", "single steps to the end of the context")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def _paths(session: Session, reference: Reference) -> Iterator[tuple[str, Logits
             yield name, logits, in_chunks(session, ids, chunk)
 
     # The whole context's cache is the most memory of all: first, before the heap is in pieces.
-    for name, chunk in (("end of the context", len(reference.end)), ("single steps to the end of the context", 1)):
+    for name, chunk in zip(ENDS, (len(reference.end), 1), strict=True):
         yield name, reference.end_logits, at_the_end(session, reference.past, reference.end, chunk)
     yield from windows("prefill", length)
     for ids, logits in zip(reference.windows, reference.logits, strict=True):
@@ -83,7 +87,10 @@ def _paths(session: Session, reference: Reference) -> Iterator[tuple[str, Logits
 def _compare(path: str, expected: Logits, found: Logits, session: Session, reference: Reference) -> Agreement:
     scale = float(np.abs(expected).max())
     difference = float(np.abs(found - expected).max())
-    allowed = tolerance(session.architecture.context_length if "end of the context" in path else len(expected)) * scale
+    allowed = tolerance(len(expected)) * scale
+    if path in ENDS:
+        rounding = min(ROUNDINGS * reference.end_rounding, MOST * scale)
+        allowed = max(tolerance(session.architecture.context_length) * scale, rounding)
     if not difference <= allowed:  # also where it is not a number
         raise UserError(
             f"verification: {path} of the float32 graph differs from PyTorch by {difference:.2g} where "

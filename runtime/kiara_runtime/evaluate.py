@@ -47,8 +47,8 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it (iconv)") from None
     if "\0" in text:
         raise UserError(f"{path}: it holds a NUL, so binary data or UTF-16; convert it (iconv -f UTF-16LE -t UTF-8)")
-    if not text:
-        raise UserError(f"{path}: it is empty; give a text")
+    if not text.strip():
+        raise UserError(f"{path}: no text at all; give a file with some")
     return text
 
 
@@ -87,7 +87,7 @@ def evaluate(
         loss=nats / tokens,
         perplexity=math.exp(min(nats / tokens, 700.0)),
         accuracy=right / tokens,
-        bits_per_byte=nats / math.log(2) / max(1, _bytes(tokenizer, ids[1:])),
+        bits_per_byte=nats / math.log(2) / len(text.encode()),
         tokens=tokens,
     )
 
@@ -98,8 +98,3 @@ def _judge(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[flo
     rows = np.arange(len(targets))
     nats = np.log(np.exp(ahead).sum(-1, dtype=np.float64)) - ahead[rows, targets]
     return float(nats.sum()), int((logits.argmax(-1) == targets).sum())
-
-
-def _bytes(tokenizer: Tokenizer, ids: NDArray[np.int64]) -> int:
-    sizes = np.array([len(token) for token in tokenizer.token_bytes])
-    return int(sizes[ids].sum())

@@ -46,7 +46,7 @@ def test_one_folder_gives_the_same_tokens_in_three_runtimes(
     assert "onnxruntime-genai" in (tmp_path / "bundle/README.md").read_text("utf-8")
 
 
-def test_another_runtime_that_departs_writes_no_bundle(
+def test_another_runtime_that_departs_is_told_and_strict_writes_no_bundle(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import kiara_export.check_with as checks
@@ -59,10 +59,15 @@ def test_another_runtime_that_departs_writes_no_bundle(
         return theirs
 
     monkeypatch.setattr(checks, "_run", wrong_run)
-    result = kiara("export", run, "--out", tmp_path / "bundle", "--check-with", "genai")
-    assert result.exit_code == 1
-    assert "onnxruntime-genai gives other greedy tokens for int8 on 1 of 20 prompts, first at token 5" in result.stderr
+    told = "onnxruntime-genai gives other greedy tokens for int8 on 1 of 20 prompts, first at token 5"
+    options = ("--out", tmp_path / "bundle", "--check-with", "genai")
+    strict = kiara("export", run, *options, "--strict")
+    assert strict.exit_code == 1 and told in strict.stderr and "no bundle was written" in strict.stderr
     assert not list(tmp_path.iterdir())
+    result = kiara("export", run, *options)
+    assert result.exit_code == 0 and f"{told}; the bundle is written all the same" in result.stderr
+    recorded = json.loads((tmp_path / "bundle/receipt.json").read_text("utf-8"))["runtimes"]
+    assert [r["identical_for_64_tokens"] for r in recorded] == [19]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 import kiara_export.calibrate
+import kiara_export.pipeline
 import kiara_export.variants
 from kiara import sizes
 from kiara.checkpoint import find_checkpoint, load_model
@@ -91,13 +92,18 @@ def test_a_bound_on_the_loss_promotes_the_fewest_matrices_that_keep_it(
         (("--quantize", "int4", "--budget", "forty"), "'forty' is no size; give one such as 40MB"),
         (("--quantize", "int4", "--budget", "0MB"), "'0MB' is no size"),
         (("--max-bpb-loss", "0.5"), "'0.5' is no percentage; give one such as 0.5%"),
+        (("--quantize", "none", "--max-bpb-loss", "1%"), "float32 loses nothing: add --quantize int8"),
+        (("--quantize", "int4", "--budget", "20kB"), "--budget 0.02MB: the smallest graph takes"),
+        (("--text", "none.txt"), "none.txt: there is no such file or folder"),
         (("--check-with", "genai,llama"), "'llama' is none of genai, transformersjs"),
         (("--sign-key", "/none.pem"), "/none.pem: there is no such key file"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(
-    options: tuple[str, ...], expected: str, run: Path, tmp_path: Path, kiara: Callable[..., Result]
-) -> None:
+    options: tuple[str, ...], expected: str, run: Path, tmp_path: Path, kiara: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(kiara_export.variants, "trace", lambda model: pytest.fail("it began"))
     result = kiara("export", run, "--out", tmp_path / "bundle", *options)
     assert result.exit_code != 0 and expected in result.stderr
     assert not list(tmp_path.iterdir())
@@ -215,12 +221,16 @@ def _coarse(at_least: int) -> Callable[..., Blocks]:
 
 
 def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
+    run: Path, model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
+    traced = kiara_export.variants.trace(model)  # once for a dozen of graphs: it takes longer than all the rest
+    monkeypatch.setattr(kiara_export.variants, "trace", lambda model: traced)
     monkeypatch.setattr(kiara_export.variants, "round_int8", _coarse(32))
     finer = kiara("export", run, "--out", tmp_path / "finer")
     assert finer.exit_code == 0 and finer.stderr.count("int8 loses") == finer.stderr.count("made again, finer") == 2
     assert Bundle.open(tmp_path / "finer").variants == ["int8"]
+    assert json.loads((tmp_path / "finer/receipt.json").read_text("utf-8"))["finer"] == {"int8": 2}
+    assert "since it lost too much: int8, twice" in (tmp_path / "finer/README.md").read_text("utf-8")
     assert load(tmp_path / "finer").generate("import", max_tokens=3, temperature=0.0).tokens
 
     monkeypatch.setattr(kiara_export.variants, "round_int8", _coarse(0))
@@ -237,13 +247,15 @@ def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
         assert sorted(path.stem for path in (out / "onnx").iterdir()) == [Path(opened.variant_file(None)).stem]
         assert "Left out: int8, which loses" in (out / "README.md").read_text("utf-8")
     assert "Up to date" in kiara("export", run, "--out", tmp_path / "fp32").stderr
+    assert kiara("export", run, "--out", tmp_path / "fp32", "--strict").exit_code == 1  # what lacks int8 is not that
+    Bundle.open(tmp_path / "fp32").check()  # and is kept
 
 
 @pytest.mark.parametrize("text", ["short", "x = 1\n" * 12])
 def test_what_cannot_be_judged_is_found_before_the_work(
     text: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
-    monkeypatch.setattr(kiara_export.variants, "trace", lambda model: pytest.fail("it began"))
+    monkeypatch.setattr(kiara_export.pipeline, "load_model", lambda folder: pytest.fail("it began"))
     (tmp_path / "text.txt").write_text(text)
     result = kiara("export", run, "--out", tmp_path / "bundle", "--text", tmp_path / "text.txt")
     assert result.exit_code == 1 and "are too few; name text of 65 at least" in result.stderr
@@ -317,7 +329,7 @@ def test_damaged_checkpoints_are_refused_by_name(
         (folder / "config.json").write_text(json.dumps(values), "utf-8")
         state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
         (folder / "trainer_state.json").write_text(json.dumps({**state, "sha256": {}}), "utf-8")
-    result = kiara("export", folder, "--out", tmp_path / "bundle")
+    result = kiara("export", folder, "--out", tmp_path / "bundle", "--text", __file__)
     assert result.exit_code == 1
     assert expected in result.stderr
     assert not (tmp_path / "bundle").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kiara.checkpoint import find_checkpoint, load_model
 from kiara.data import Dataset
 from kiara.model import GPT
 from kiara_export import lower
+from kiara_export.check_with import prompts_of
 from kiara_export.graph import trace
 from kiara_export.judge import LIMITS, Comparison, Judge, shortfall, standard_error
 from kiara_export.onnx_file import save
@@ -153,8 +155,6 @@ def _perfect_paths() -> Any:
 def test_each_limit_is_enforced(
     model: GPT, dataset: Dataset, sessions: dict[str, Session], reference: Reference
 ) -> None:
-    import dataclasses
-
     judge = Judge(model, dataset.tokenizer, dataset.val)
     metrics, seen = judge.measure(sessions["fp32"], {"int8": sessions["int8"]})
     quality = seen["int8"].quality(metrics, path_agreement(sessions["int8"], reference.windows))
@@ -171,6 +171,10 @@ def test_each_limit_is_enforced(
     uncertain = dataclasses.replace(plain, bits_per_byte_loss=0.0031, bits_per_byte_loss_error=0.0001)
     assert shortfall(uncertain, LIMITS["int8"]) is None  # 0.31 % where chance alone makes 0.02 %
     assert shortfall(dataclasses.replace(uncertain, bits_per_byte_loss=0.0033), LIMITS["int8"]) is not None
+    hardly_any = dataclasses.replace(quality.metrics, bits_per_byte=0.05)  # of such text a percent is next to nothing
+    repeated = dataclasses.replace(plain, metrics=hardly_any, bits_per_byte_loss=0.029)
+    assert shortfall(repeated, LIMITS["int8"]) is None
+    assert shortfall(dataclasses.replace(repeated, bits_per_byte_loss=0.031), LIMITS["int8"]) is not None
 
 
 def test_the_standard_error_is_that_of_repeated_texts() -> None:
@@ -185,3 +189,26 @@ def test_the_standard_error_is_that_of_repeated_texts() -> None:
 def test_what_sums_over_a_longer_context_may_differ_more() -> None:
     assert tolerance(96) == tolerance(512) == 1e-4
     assert tolerance(8192) == pytest.approx(4e-4)
+
+
+def test_prompts_for_other_runtimes_are_refused_before_the_work_where_no_room_is_left(dataset: Dataset) -> None:
+    assert len(prompts_of(dataset.val, dataset.tokenizer, 96)) == 20
+    with pytest.raises(UserError, match="--check-with: 20 prompts of held-out text and 0 tokens of the context"):
+        prompts_of(dataset.val, dataset.tokenizer, 48)
+
+
+@pytest.mark.parametrize(("rounding", "refused"), [(0.0, True), (1.0, False)])
+def test_where_pytorch_itself_rounds_more_the_end_may_differ_more(
+    rounding: float, refused: bool, sessions: dict[str, Session], reference: Reference
+) -> None:
+    """A thousandth of the largest logit is far beyond the usual, and no more than 32 times what PyTorch is off by."""
+    scale = float(np.abs(reference.end_logits).max())
+    off = dataclasses.replace(
+        reference, end_logits=reference.end_logits * np.float32(1.001), end_rounding=rounding * scale * 1e-4
+    )
+    assert reference.end_rounding < 1e-5 * scale  # as it is
+    if refused:
+        with pytest.raises(UserError, match="end of the context of the float32 graph differs"):
+            verify_float32(sessions["fp32"], off)
+    else:
+        verify_float32(sessions["fp32"], off)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from click.testing import Result
 from kiara.checkpoint import find_checkpoint, load_model
 from kiara.data import Split
 from kiara.evaluate import windows
+from kiara_runtime.session import Decoder
 
 
 def test_a_part_of_the_windows_is_spread_over_the_split() -> None:
@@ -66,3 +69,41 @@ def test_every_token_but_the_first_is_judged_once(
         assert found["tokens"] == len(ids) - 1
         assert found["loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-4)
         assert found["bits_per_byte"] == pytest.approx(nats / 0.6931471805599453 / len(text), rel=1e-4)
+
+
+def test_a_normaliser_and_a_beginning_of_its_own_change_no_figure(
+    run: Path, tmp_path: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
+) -> None:
+    """Of a checkpoint like others' models: bytes are the text's, not the tokens', and all three readers agree."""
+    folder = Path(shutil.copytree(find_checkpoint(run), tmp_path / "checkpoint"))
+    ids = json.loads((folder / "generation_config.json").read_text("utf-8"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+    write = {
+        "generation_config.json": {**ids, "bos_token_id": 65},
+        "tokenizer.json": {**tokenizer, "normalizer": {"type": "NFC"}},
+        "trainer_state.json": {**state, "sha256": {}},
+    }
+    for name, values in write.items():
+        (folder / name).write_text(json.dumps(values), "utf-8")
+    text = tmp_path / "text.txt"
+    text.write_text("cafe\u0301 = 1  # e\u0301te\u0301\n" * 20, "utf-8")
+    assert kiara("export", folder, "--out", tmp_path / "bundle", "--quantize", "none", "--text", text).exit_code == 0
+    receipt = json.loads((tmp_path / "bundle/receipt.json").read_text("utf-8"))["float32_reference"]
+    ours = json.loads(kiara("evaluate", folder, "--text", text, "--json").stdout)
+    theirs = json.loads(kiara_run("evaluate", tmp_path / "bundle", text, "--json").stdout)
+    assert ours["bits_per_byte"] == pytest.approx(
+        ours["loss"] * ours["tokens"] / math.log(2) / text.stat().st_size, rel=1e-6
+    )
+    assert ours["tokens"] % 96  # the last window is a part of one
+    for found in (receipt, theirs):
+        assert found == pytest.approx(ours, rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_is_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara_run: Callable[..., Result]
+) -> None:
+    (tmp_path / "text.txt").write_text("some text")
+    monkeypatch.setattr(Decoder, "append", lambda self, ids: np.full((len(ids), 512), np.nan, np.float32))
+    result = kiara_run("evaluate", bundle, tmp_path / "text.txt", "--json")
+    assert result.exit_code == 1 and "its loss on this text is nan" in result.stderr and not result.stdout
