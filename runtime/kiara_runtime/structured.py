@@ -153,24 +153,26 @@ def constrain(
     if len(text) > MAX_CHARACTERS:
         raise refuse(f"it has more than {MAX_CHARACTERS} characters")
     vocabulary = vocabulary_of(tokenizer)
-    try:
-        source = schema_source(library, text) if field == "json_schema" else _source(library, field, text)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise refuse(str(error)) from None
     limits = library.LLParserLimits(verbose_errors=False)  # its defaults, but errors without its own state
 
-    def begin() -> Constraint:
-        matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
-        return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, refuse)
+    def begun(source: str) -> Constraint:
+        def begin() -> Constraint:
+            matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
+            return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, refuse)
 
-    try:
         return _deeply(begin, LEAST_STACK + STACK_FOR_EACH * len(source), refuse).result()
-    except UserError:
-        if field == "json_schema" and (why := culprit(text)) is not None:
-            raise UserError(why) from None
-        raise
+
+    if field == "json_schema":
+        source = schema_source(library, text)
+        try:
+            return begun(source)
+        except UserError:
+            raise culprit(library, text, begun) from None
+    try:
+        source = _source(library, field, text)
+    except ValueError as error:
+        raise refuse(str(error)) from None
+    return begun(source)
 
 
 def _deeply(act: Callable[[], Constraint], stack: int, refuse: Callable[[str], UserError]) -> Future[Constraint]:
