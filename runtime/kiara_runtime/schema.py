@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import math
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 MAX_DEPTH = 120  # llguidance reads 128, and what is added here takes some
 MAX_SECONDS = 2  # for finding the part of a schema for which there is no grammar
 
+# What %json is not found in: a text, a comment or an expression of Lark.
+_LARK = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|%json\s*')
 _WHY = {
     "$ref": "it leads to nothing in this schema that a text can be held to; name a part of `$defs`",
     "oneOf": "its options are not plainly exclusive; use anyOf",
@@ -52,6 +55,25 @@ _NO_VALUE = "no text can be held to it, beside the rest of the schema; mend it o
 def schema_source(library: Any, text: str) -> str:
     """The grammar of a schema as llguidance's own JSON. Raises UserError with the path of what cannot be held to."""
     return _source(library, _parsed(text))
+
+
+def lark_text(text: str) -> str:
+    """A Lark grammar in which each schema, behind %json, is one that llguidance takes as it is meant."""
+    made, place = list[str](), 0
+    for match in _LARK.finditer(text):
+        if match[0].startswith("%json") and match.end() > place:
+            try:
+                schema, end = _DECODER.raw_decode(text, match.end())
+            except (ValueError, RecursionError):  # llguidance tells where it is wrong
+                continue
+            if isinstance(schema, dict):
+                try:
+                    options = _mend(cast("Schema", schema))
+                except UserError as error:
+                    raise UserError(f"grammar: of its %json, {error}") from None
+                made += [text[place : match.end()], json.dumps({**schema, "x-guidance": options})]
+                place = end
+    return "".join([*made, text[place:]])
 
 
 def culprit(library: Any, text: str, begin: Callable[[str], object]) -> UserError:
@@ -123,7 +145,7 @@ def _remove(schema: Schema, parts: list[Part]) -> None:
 
 def _parsed(text: str) -> Schema:
     try:
-        schema: Any = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        schema: Any = _DECODER.decode(text)
         json.dumps(schema, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise refusal("", "half of a surrogate pair is in it, which no text can have; leave it out") from None
@@ -156,6 +178,20 @@ def _finite(text: str) -> float:
 
 def _source(library: Any, schema: Schema) -> str:
     """The grammar of a schema, which is changed."""
+    options = _mend(schema)
+    return library.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=options)
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+
+
+def _mend(schema: Schema) -> dict[str, Any]:
+    """Make a schema one that llguidance takes as it is meant, with these options."""
     found = list(places(schema))
     check_shapes(found)
     escapes = ESCAPES
@@ -171,8 +207,7 @@ def _source(library: Any, schema: Schema) -> str:
         mend_strings(path, inner)
         mend_options(inner)
     limit_steps(found)
-    options = {**(WHITE_SPACE if flexible else NO_WHITE_SPACE), **escapes}
-    return library.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=options)
+    return {**(WHITE_SPACE if flexible else NO_WHITE_SPACE), **escapes}
 
 
 def _check_closed(path: str, schema: Schema) -> None:
