@@ -27,6 +27,7 @@ from kiara_runtime.tokenizer_json import END_OF_TEXT
 
 BYTES = Tokenizer.from_merges([bytes([byte]) for byte in range(256)], {END_OF_TEXT: 256})
 MOST_TOKENS, DRAWN = 300, 4
+INNER = re.compile("nimplemented|coerce|x-guidance|nsatisfiable|f64|lexer")  # llguidance's words, which nobody wrote
 HELD_TO = "date time date-time duration email hostname ipv4 ipv6 uuid uri".split()
 
 
@@ -36,8 +37,15 @@ def begin(schema: Any) -> Constraint | None:
         text = SamplingParams(json_schema=json.dumps(schema)).json_schema
         return constrain(BYTES, 257, frozenset({256}), json_schema=text)
     except UserError as error:
-        assert str(error).startswith("json_schema"), error
+        assert str(error).startswith("json_schema") and not INNER.search(str(error)), error
         return None
+
+
+def spellings(data: Any) -> set[str]:
+    """What JSON may write a value as: with white space or none, characters by number, an exponent for each number."""
+    compact = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    shifted = re.sub(r'(?<![\w".])(\d+)(?![\w".])', r"\g<1>e0", compact)
+    return {compact, json.dumps(data, ensure_ascii=False), json.dumps(data), json.dumps(data, indent=2), shifted}
 
 
 def accepts(schema: Any, text: str) -> bool:
@@ -81,8 +89,7 @@ def main() -> None:
                 continue
             found["schemas"] += 1
             for test in case["tests"]:
-                spellings = {json.dumps(test["data"], ensure_ascii=ascii) for ascii in (True, False)}
-                accepted = any(accepts(schema, text) for text in spellings)
+                accepted = any(accepts(schema, text) for text in spellings(test["data"]))
                 kind = ("right" if test["valid"] else "WRONG") if accepted else ("narrow" if test["valid"] else "right")
                 found[kind] += 1
                 if kind == "WRONG":
@@ -93,7 +100,8 @@ def main() -> None:
                 text = draw(schema, seed)
                 if text is not None:
                     try:
-                        valid = Draft202012Validator(schema).is_valid(json.loads(text))
+                        checker = Draft202012Validator.FORMAT_CHECKER if path.parent.name == "format" else None
+                        valid = Draft202012Validator(schema, format_checker=checker).is_valid(json.loads(text))
                     except Exception as error:  # an expression of ECMA's alone, a reference that leads elsewhere
                         valid = isinstance(error, (re.error, Unresolvable))
                     found["drawn"] += 1

@@ -1,207 +1,215 @@
 """JSON Schemas as llguidance must be given them to mean what JSON Schema 2020-12 says, and what it cannot do, by name.
 
-The grammar of a schema is begun, and followed, in `kiara_runtime.structured`.
+The grammar of a schema is begun, and followed, in `kiara_runtime.structured`. A schema of an older draft is read as one
+of 2020-12, which allows no more than its own draft does, or the keyword that differs is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import math
 import re
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.schema_checks import (
+    DEFINITIONS,
+    LISTS,
+    NAMED,
+    ONE,
+    Schema,
+    check_shapes,
+    needs_numbers_for_characters,
+    places,
+    refusal,
+    step,
+)
+from kiara_runtime.schema_rules import limit_steps, mend_numbers, mend_options, mend_strings
 
 # Between the parts of JSON nothing, a space, or a line break and an indent, as in llama.cpp: a small model that may
-# write white space without bound does so to the end of its context. A schema's own "x-guidance" stands instead.
+# write white space without bound does so to the end of its context.
 # Without \u each text has one spelling: else a property's name could be spelled so that its schema does not see it.
-ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 WHITE_SPACE = {"whitespace_pattern": " |\n[ \t]{0,20}"}
-JSON_OPTIONS = {**WHITE_SPACE, **ESCAPES}
+NO_WHITE_SPACE = {"whitespace_flexible": False}
+ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
+MAX_DEPTH = 120  # llguidance reads 128, and what is added here takes some
+MAX_SECONDS = 2  # for finding the part of a schema for which there is no grammar
 
-MOST_STEP = 100_000  # of multipleOf: its grammar has as many states; a million take five seconds, more take gigabytes
-
-# Keywords whose value is a schema, a list of schemas, or schemas by name. Nothing else holds one.
-_ONE = frozenset(
-    "items additionalProperties not if then else contains propertyNames unevaluatedItems unevaluatedProperties".split()
-)
-_LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
-_NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
-# What llguidance cannot hold a text to.
-UNSUPPORTED = frozenset(
-    "not if then else contains minContains maxContains uniqueItems propertyNames dependentRequired dependentSchemas "
-    "dependencies unevaluatedItems unevaluatedProperties $dynamicRef $dynamicAnchor $recursiveRef".split()
-)
-# Those that it knows by the standard's own rules; any other is an annotation, as 2020-12 has it for all of them.
-_KNOWN_FORMATS = frozenset("duration email hostname ipv4 ipv6 uuid uri".split())
-
-# RFC 3339, with every month's length, but for the year 0, which Python lacks, and leap seconds, which need a table.
-_YEAR = r"([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
-_LEAP = r"([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
-_DAYS = r"((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
-_DATE = rf"({_YEAR}-{_DAYS}|{_LEAP}-02-29)"
-_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
-_FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
-
-_UNWRITABLE = re.compile(r"(?<!\\)(\\\\)*\\u00([01][0-9a-f]|7f)")  # as JSON spells what has no escape of one letter
-
-# White space of ECMA 262, which `pattern` goes by; that of the Rust library differs in two characters.
-_SPACE = r"\t\n\x0b\x0c\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
-_CLASSES = {r"\s": f"[{_SPACE}]", r"\S": f"[^{_SPACE}]"}
+# What %json is not found in: a text, a comment or an expression of Lark.
+_LARK = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|%json\s*')
+_WHY = {
+    "$ref": "it leads to nothing in this schema that a text can be held to; name a part of `$defs`",
+    "oneOf": "its options are not plainly exclusive; use anyOf",
+    "patternProperties": "it is no expression that can be used, or one that may fit a name which another fits; mend it",
+    "maxProperties": "it is held to only where `required` has all of `properties`; leave it out, and check it yourself",
+}
+_WHY["minProperties"] = _WHY["maxProperties"]
+_NO_VALUE = "no text can be held to it, beside the rest of the schema; mend it or leave it out"
 
 
 def schema_source(library: Any, text: str) -> str:
-    """The grammar of a schema as llguidance's own JSON; raises ValueError where it is no JSON object."""
-    schema = _parsed(text)
-    if schema is None:
-        return library.LLMatcher.grammar_from_json_schema(text, defaults=JSON_OPTIONS)
-    for path, why in refused(schema):
-        raise UserError(f"json_schema{path}: {why}")
-    escapes = ESCAPES
-    if spells_control(schema):
-        escapes = dict[str, str]()
-        for path in open_objects(schema):
-            raise UserError(
-                f"json_schema{path}: beside control characters it must be closed; add additionalProperties: false"
-            )
-    made, own = rewritten(schema), schema.get("x-guidance")
-    if isinstance(own, dict):  # not merged with ours: there a pattern would outdo `"whitespace_flexible": false`
-        made = {**made, "x-guidance": {**escapes, **cast("dict[str, Any]", own)}}
-    given = text if made is schema else json.dumps(made)
-    options = {} if "x-guidance" in schema else {**WHITE_SPACE, **escapes}
-    return library.LLMatcher.grammar_from_json_schema(given, defaults=options)
+    """The grammar of a schema as llguidance's own JSON. Raises UserError with the path of what cannot be held to."""
+    return _source(library, _parsed(text))
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    """None where it is no JSON object, which llguidance tells in its own words."""
+def lark_text(text: str) -> str:
+    """A Lark grammar in which each schema, behind %json, is one that llguidance takes as it is meant."""
+    made, place = list[str](), 0
+    for match in _LARK.finditer(text):
+        if match[0].startswith("%json") and match.end() > place:
+            try:
+                schema, end = _DECODER.raw_decode(text, match.end())
+            except (ValueError, RecursionError):  # llguidance tells where it is wrong
+                continue
+            if isinstance(schema, dict):
+                try:
+                    options = _mend(cast("Schema", schema))
+                except UserError as error:
+                    raise UserError(f"grammar: of its %json, {error}") from None
+                made += [text[place : match.end()], json.dumps({**schema, "x-guidance": options})]
+                place = end
+    return "".join([*made, text[place:]])
+
+
+def culprit(library: Any, text: str, begin: Callable[[str], object]) -> UserError:
+    """The refusal of a schema for whose source `begin` raises UserError, by the path of a part that is to blame.
+
+    That is the last of the parts, the likeliest first, that must go until there is a grammar; and so within it.
+    """
+    root = _parsed(text)
+    path, node, why = "", root, f"{text!r:.60}: {_NO_VALUE}"
+    give_up = time.monotonic() + MAX_SECONDS
+
+    def works(node: Schema, parts: list[Part]) -> bool:
+        if time.monotonic() > give_up:
+            raise TimeoutError
+        try:
+            begin(_source(library, _without(root, node, parts)))
+        except UserError:
+            return False
+        return True
+
+    with contextlib.suppress(TimeoutError):
+        while (parts := list(_parts(node))) and works(node, parts):
+            last = bisect_left(range(1, len(parts)), True, key=lambda count: works(node, parts[:count]))
+            key, name = parts[last]
+            value = node[key] if name is None else node[key][name]
+            path += step(key) if name is None else step(key) + step(name)
+            known = _WHY if name is None or key == "patternProperties" else {}
+            why = f"{value!r:.60}: {known.get(key, _NO_VALUE)}"
+            if not isinstance(value, dict) or (name is None and key not in ONE):
+                break
+            _remove(node, parts[:last])
+            node = cast("Schema", value)
+    return refusal(path, why)
+
+
+Part = tuple[str, str | int | None]  # a keyword, and of one that holds several schemas the name or index of one
+
+
+def _parts(schema: Schema) -> Iterator[Part]:
+    """What `$defs` holds, then what each keyword does, then the keywords, the likeliest first."""
+    rest = (ONE | LISTS | NAMED, {"type"}, {"$ref"})
+    keys = sorted(schema, key=lambda key: (key not in DEFINITIONS, [key in group for group in rest]))
+    for key in keys:
+        value: Any = schema[key]
+        if key in NAMED:
+            yield from ((key, name) for name in value)
+        elif key in LISTS:
+            yield from ((key, i) for i in range(len(value)))
+    yield from ((key, None) for key in keys)
+
+
+def _without(root: Schema, node: Schema, parts: list[Part]) -> Schema:
+    """A copy of the root in which parts of one of its schemas, the node, are gone."""
+    copies = dict[int, Any]()
+    made = copy.deepcopy(root, copies)
+    _remove(copies[id(node)], parts)
+    return made
+
+
+def _remove(schema: Schema, parts: list[Part]) -> None:
+    for key, name in parts:
+        if name is None:
+            del schema[key]
+        elif key == "patternProperties":
+            del schema[key][name]
+        else:
+            schema[key][name] = {}
+
+
+def _parsed(text: str) -> Schema:
     try:
-        schema: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return cast("dict[str, Any]", schema) if isinstance(schema, dict) else None
+        schema: Any = _DECODER.decode(text)
+        json.dumps(schema, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise refusal("", "half of a surrogate pair is in it, which no text can have; leave it out") from None
+    except RecursionError:
+        raise refusal("", f"it is more than {MAX_DEPTH} levels deep; make it flatter, by `$ref`") from None
+    except ValueError as error:
+        raise refusal("", f"{text!r:.60} is no JSON: {error}; mend it") from None
+    if not isinstance(schema, dict):
+        raise refusal("", f"{text!r:.60} is no JSON object; give a schema such as {{}}")
+    levels, layer = 0, [cast("Any", schema)]
+    while layer:
+        levels += 1
+        layer = [inner for value in layer for inner in _inside(value)]
+    if levels > MAX_DEPTH:
+        raise refusal("", f"it is more than {MAX_DEPTH} levels deep; make it flatter, by `$ref`")
+    return cast("Schema", schema)
 
 
-def culprit(text: str) -> str | None:
-    """By its path, the keyword for which no grammar could be made of a schema; None where none stands out."""
-    schema = _parsed(text) or {}
-    for path in unsupported(schema):
-        return f"json_schema{path}: output cannot be held to this keyword; leave it out, and check it yourself"
-    for path in alternatives(schema):
-        return f"json_schema{path}: its options are not plainly exclusive; use anyOf"
-    return None
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(cast("Schema", value).values())
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
-def rewritten(schema: dict[str, Any]) -> dict[str, Any]:
-    """An equal schema that llguidance takes as it is meant; the same object where nothing has to change."""
-    changed = _each(schema, rewritten)
-    format, pattern = changed.get("format"), changed.get("pattern")
-    if isinstance(format, str) and format not in _KNOWN_FORMATS:
-        changed = {key: value for key, value in changed.items() if key != "format"}
-        if format in _FORMATS:
-            changed = _also(changed, _FORMATS[format])
-    if isinstance(pattern, str) and (spelled := _with_spaces(pattern)) != pattern:
-        changed = {**changed, "pattern": spelled}
-    if changed.get("uniqueItems") is False:
-        changed = {key: value for key, value in changed.items() if key != "uniqueItems"}
-    return changed
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text:.20} is beyond all that programs read")
+    return number
 
 
-def refused(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Path and reason of each keyword that would be taken, but not held to."""
-    least, required = schema.get("minProperties"), schema.get("required")
-    named = len(set(map(str, cast("list[Any]", required)))) if isinstance(required, list) else 0
-    if isinstance(least, int) and least > max(1, named):
-        yield f"{path}.minProperties", "a name that comes twice would count twice; name the properties in `required`"
-    step = schema.get("multipleOf")
-    if isinstance(step, (int, float)) and step > MOST_STEP:
-        yield (
-            f"{path}.multipleOf",
-            f"{step} is above {MOST_STEP:,}, and its grammar would take too much memory; leave it out",
-        )
-    for name, inner in _inner(schema):
-        yield from refused(inner, f"{path}.{name}")
+def _source(library: Any, schema: Schema) -> str:
+    """The grammar of a schema, which is changed."""
+    options = _mend(schema)
+    return library.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=options)
 
 
-def spells_control(schema: dict[str, Any]) -> bool:
-    """Whether a value or a name in it has a character that JSON can only spell by its number."""
-    return bool(_UNWRITABLE.search(json.dumps(schema)))
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
 
 
-def open_objects(schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Path of each object that names properties and takes others as well."""
+_DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+
+
+def _mend(schema: Schema) -> dict[str, Any]:
+    """Make a schema one that llguidance takes as it is meant, with these options."""
+    found = list(places(schema))
+    check_shapes(found)
+    escapes = ESCAPES
+    if needs_numbers_for_characters(schema):
+        escapes = dict[str, str]()
+        for path, inner in found:
+            _check_closed(path, inner)
+    own = schema.pop("x-guidance", None)  # of llguidance's own options one is known here; the others would allow more
+    flexible = not isinstance(own, dict) or cast("Schema", own).get("whitespace_flexible") is not False
+    for path, inner in found:
+        inner.pop("$schema", None)
+        mend_numbers(path, inner)
+        mend_strings(path, inner)
+        mend_options(inner)
+    limit_steps(found)
+    return {**(WHITE_SPACE if flexible else NO_WHITE_SPACE), **escapes}
+
+
+def _check_closed(path: str, schema: Schema) -> None:
     if ("properties" in schema or "patternProperties" in schema) and schema.get("additionalProperties") is not False:
-        yield path
-    for name, inner in _inner(schema):
-        yield from open_objects(inner, f"{path}.{name}")
-
-
-def unsupported(schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Path of each keyword that no grammar is made of, in the order of the schema."""
-    for key in schema:
-        if key in UNSUPPORTED:
-            yield f"{path}.{key}"
-        for name, inner in _inner({key: schema[key]}):
-            yield from unsupported(inner, f"{path}.{name}")
-
-
-def alternatives(schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Path of each `oneOf`."""
-    if "oneOf" in schema:
-        yield f"{path}.oneOf"
-    for name, inner in _inner(schema):
-        yield from alternatives(inner, f"{path}.{name}")
-
-
-def _each(schema: dict[str, Any], act: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """A schema with `act` done to each schema directly inside."""
-
-    def one(value: Any) -> Any:
-        return act(cast("dict[str, Any]", value)) if isinstance(value, dict) else value
-
-    def changed(key: str, value: Any) -> Any:
-        if key in _ONE:
-            return one(value)
-        if key in _LISTS and isinstance(value, list):
-            return [one(item) for item in cast("list[Any]", value)]
-        if key in _NAMED and isinstance(value, dict):
-            return {name: one(item) for name, item in cast("dict[str, Any]", value).items()}
-        return value
-
-    made = {key: changed(key, value) for key, value in schema.items()}
-    return schema if made == schema else made
-
-
-def _inner(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The schemas directly inside, with their paths from here."""
-    for key, value in schema.items():
-        if key in _ONE:
-            found: list[tuple[str, Any]] = [(key, value)]
-        elif key in _LISTS and isinstance(value, list):
-            found = [(f"{key}[{i}]", item) for i, item in enumerate(cast("list[Any]", value))]
-        elif key in _NAMED and isinstance(value, dict):
-            found = [(f"{key}.{name}", item) for name, item in cast("dict[str, Any]", value).items()]
-        else:
-            continue
-        yield from ((name, cast("dict[str, Any]", item)) for name, item in found if isinstance(item, dict))
-
-
-def _also(schema: dict[str, Any], pattern: str) -> dict[str, Any]:
-    """The schema with another pattern that strings must match."""
-    if "pattern" not in schema:
-        return {**schema, "pattern": pattern}
-    others = schema.get("allOf")
-    return {**schema, "allOf": [*(cast("list[Any]", others) if isinstance(others, list) else []), {"pattern": pattern}]}
-
-
-def _with_spaces(pattern: str) -> str:
-    r"""`\s` and `\S` spelled out; the latter not in a class, where that cannot be said."""
-    made, inside, place = list[str](), False, 0
-    while place < len(pattern):
-        pair = pattern[place : place + 2]
-        if pair in (r"\s", r"\S") and not (inside and pair == r"\S"):
-            made.append(_SPACE if inside else _CLASSES[pair])
-        else:
-            made.append(pair if pair.startswith("\\") else pair[:1])
-            inside = (inside or pair[:1] == "[") and pair[:1] != "]"
-        place += 2 if pair.startswith("\\") else 1
-    return "".join(made)
+        raise refusal(path, "beside control characters it must be closed; add additionalProperties: false")

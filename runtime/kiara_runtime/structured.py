@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.schema import culprit, schema_source
+from kiara_runtime.schema import culprit, lark_text, schema_source
 from kiara_runtime.tokenizer import Tokenizer
 
 MAX_TOKEN_BYTES = 1000  # llguidance panics at 1024
@@ -33,6 +33,7 @@ MAX_CHARACTERS = 1 << 15  # of a grammar: the worst ones of this size take llgui
 LEAST_STACK, STACK_FOR_EACH = 64 << 20, 2 << 10
 MAX_REASON = 160
 _MARKER = 0xFF  # what llguidance's special tokens begin with, and never a byte of UTF-8
+_TOO_MUCH = "what it asks for at this place is too much to keep to"
 _NO_TEXT = "no text that this model's tokens can write goes on from here"
 
 
@@ -153,24 +154,31 @@ def constrain(
     if len(text) > MAX_CHARACTERS:
         raise refuse(f"it has more than {MAX_CHARACTERS} characters")
     vocabulary = vocabulary_of(tokenizer)
+    limits = library.LLParserLimits(verbose_errors=False)  # its defaults, but errors without its own state
+
+    def give_up(reason: str) -> UserError:
+        return refuse(_TOO_MUCH if field == "json_schema" and reason != _NO_TEXT else reason)
+
+    def begun(source: str) -> Constraint:
+        def begin() -> Constraint:
+            matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
+            return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, give_up)
+
+        return _deeply(begin, LEAST_STACK + STACK_FOR_EACH * len(source), refuse).result()
+
+    if field == "json_schema":
+        source = schema_source(library, text)
+        try:
+            return begun(source)
+        except UserError:
+            raise culprit(library, text, begun) from None
     try:
-        source = schema_source(library, text) if field == "json_schema" else _source(library, field, text)
+        source = _source(library, field, text)
     except UserError:
         raise
     except ValueError as error:
         raise refuse(str(error)) from None
-    limits = library.LLParserLimits(verbose_errors=False)  # its defaults, but errors without its own state
-
-    def begin() -> Constraint:
-        matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
-        return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, refuse)
-
-    try:
-        return _deeply(begin, LEAST_STACK + STACK_FOR_EACH * len(source), refuse).result()
-    except UserError:
-        if field == "json_schema" and (why := culprit(text)) is not None:
-            raise UserError(why) from None
-        raise
+    return begun(source)
 
 
 def _deeply(act: Callable[[], Constraint], stack: int, refuse: Callable[[str], UserError]) -> Future[Constraint]:
@@ -276,10 +284,9 @@ def _library(field: str) -> Any:
 
 def _source(library: Any, field: str, text: str) -> str:
     """The grammar as llguidance's own JSON."""
-    if field == "regex":
-        # "d": \d is 0 to 9, and none of the 700 other digits of Unicode that nobody means.
-        text = f"start: /{library.regex_to_lark(text, 'd') or '(?:)'}/"
-    return json.dumps({"grammars": [{"lark_grammar": text}]})
+    # "d": \d is 0 to 9, and none of the 700 other digits of Unicode that nobody means.
+    lark = f"start: /{library.regex_to_lark(text, 'd') or '(?:)'}/" if field == "regex" else lark_text(text)
+    return json.dumps({"grammars": [{"lark_grammar": lark}]})
 
 
 def _refusal(field: str, text: str, reason: str) -> UserError:

@@ -26,6 +26,7 @@ PROMPT = "def main(argv):\n    for"
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = {"role": "user", "content": "hi"}
 BAD = {"type": "object", "properties": {"a": {"not": {}}}}
+SPACED = {"type": "object", "properties": {"its age: ": {"multipleOf": 0.1}}}
 
 
 @pytest.fixture(scope="module")
@@ -559,6 +560,11 @@ def test_what_there_is_not_is_named_beside_what_there_is(client: FlaskClient) ->
             {"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": BAD}}},
             "response_format.json_schema.schema.properties.a.not: ",
         ),
+        (
+            COMPLETIONS,
+            {"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SPACED}}},
+            'response_format.json_schema.schema.properties["its age: "].multipleOf: ',
+        ),
     ],
 )
 def test_an_item_that_is_wrong_is_named_with_its_index(
@@ -566,6 +572,7 @@ def test_an_item_that_is_wrong_is_named_with_its_index(
 ) -> None:
     error = _refused(client, path, body)
     assert error["message"].startswith(where), error["message"]
+    assert error["param"] == re.split(r"[.\[:]", where)[0]
 
 
 def test_hints_that_change_nothing_are_taken(client: FlaskClient) -> None:

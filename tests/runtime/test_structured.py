@@ -268,6 +268,19 @@ def test_a_model_can_write_all_of_the_language_and_no_more(style: str, follow: b
     }
 
 
+def test_a_schema_in_a_grammar_means_what_one_alone_does() -> None:
+    grammar = """
+        start: "%json {" (a | b)  // %json {"const": -9223372036854775808}
+        a: "a" %json {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1, "x-guidance": {"lenient": true}}
+        b: /b"#/ %json { "const": "//\\"", "x-guidance": {"whitespace_flexible": false}} # %json {"type": "objec"}
+    """
+    tokenizer = _tokenizer("own")
+    texts = {_write(tokenizer, _constrain(tokenizer, grammar=grammar), seed, follow=False) for seed in range(12)}
+    for text in texts:
+        assert text == '%json {b"#"//\\""' or 0 < float(text.removeprefix("%json {a")) < 1
+    assert len(texts) > 1
+
+
 def test_white_space_in_json_is_bounded() -> None:
     tokenizer = _tokenizer("own")
     pattern = r"\[( |\n[ \t]{0,20})?(1( |\n[ \t]{0,20})?)?\]"
@@ -378,20 +391,26 @@ def test_an_end_of_text_that_has_text_is_an_end_only() -> None:
 
 
 BAD = [
-    ("json_schema", "{", "EOF"),
-    ("json_schema", "", "EOF"),
+    ("json_schema", "{", "no JSON"),
+    ("json_schema", "", "no JSON"),
     ("json_schema", "[1]", "object"),
     ("json_schema", "true", "object"),
     ("json_schema", '{"type": "objec"}', "objec"),
-    ("json_schema", '{"type": "\\u001b[31m\\u0007"}', "Invalid type"),
-    ("json_schema", '{"enum": ["\\ud800"]}', "hex escape"),
-    ("json_schema", '{"type": "string", "pattern": "("}', "unclosed"),
+    ("json_schema", '{"type": "\\u001b[31m\\u0007"}', "will not do"),
+    ("json_schema", '{"enum": ["\\ud800"]}', "surrogate"),
+    ("json_schema", '{"type": "string", "pattern": "("}', "pattern: '('"),
     ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 3}', "minimum"),
     ("json_schema", '{"$ref": "https://example.com/schema"}', "example.com"),
     ("json_schema", '{"$ref": "#/$defs/none"}', "none"),
     ("json_schema", '{"not": {"type": "string"}}', "not"),
-    ("json_schema", '{"a":' * 5000 + "1" + "}" * 5000, "recursion"),
+    ("json_schema", '{"a":' * 5000 + "1" + "}" * 5000, "levels deep"),
     ("json_schema", "\ud800", "ud800"),
+    ("json_schema", '{"default": 1e999}', "1e999"),
+    ("json_schema", f'{{"default": {10**400}}}', "100000"),
+    ("json_schema", '{"maximum": NaN}', "NaN"),
+    ("json_schema", '{"items":' * 120 + "{}" + "}" * 120, "levels deep"),
+    ("json_schema", '{"items":' * 400 + "{}" + "}" * 400, "levels deep"),
+    ("json_schema", '{"$ref": "#/default/a", "default": {"a": {"const": -9223372036854775808}}}', ".default.a.const"),
     ("regex", "(", "unclosed"),
     ("regex", "a" * 500 + "(", "unclosed"),
     ("regex", "(?=a)b", "look-ahead"),
@@ -404,6 +423,8 @@ BAD = [
     ("grammar", "start: <|endoftext|>", "special token"),
     ("grammar", "start: <[100000]>", "too large"),
     ("grammar", 'start: %json {"type": "objec"}', "objec"),
+    ("grammar", 'start: "a" %json {"items": {"const": -9223372036854775808}}', ".items.const"),
+    ("grammar", 'start: %json{"x-guidance": {"lenient": true}, "not": {}}', ".not"),
     ("grammar", '{"grammars": []}', "grammar"),
     ("grammar", 'start: A\nA: "a" & "b"', "tokens"),
 ]

@@ -32,7 +32,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_FIELD = re.compile(r"([a-z_]+)(?:[.\[][^ ]*)?: ")
+_FIELD = re.compile(r'([a-z_]+)(?:\["(?:[^"\\]|\\.)*"\]|[.\[][^ ."\[]*)*: ')
 # What a sampling parameter is called where it stands in a request.
 _NAMES = dict.fromkeys(("json_schema", "regex", "grammar"), "response_format") | {"chat": "messages"}
 
