@@ -18,7 +18,7 @@ SECONDS = "300"  # for the longest answer
 
 
 def main(bundle: str, schemathesis: str, examples: str = "300") -> int:
-    words = [sys.executable, "-m", "kiara_runtime.cli", "serve", bundle, "--port", "0"]
+    words = [sys.executable, "-m", "kiara_runtime.commands.main", "serve", bundle, "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         url = ""

@@ -20,10 +20,10 @@ from jsonschema import Draft202012Validator
 from referencing.exceptions import Unresolvable
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.sampling import SamplingParams
-from kiara_runtime.structured import Constraint, constrain
-from kiara_runtime.tokenizer import Tokenizer
-from kiara_runtime.tokenizer_json import END_OF_TEXT
+from kiara_runtime.sampling.grammar.constraint import Constraint, constrain
+from kiara_runtime.sampling.params import SamplingParams
+from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT
 
 BYTES = Tokenizer.from_merges([bytes([byte]) for byte in range(256)], {END_OF_TEXT: 256})
 MOST_TOKENS, DRAWN = 300, 4

@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from kiara_runtime.chat import read_messages
 from kiara_runtime.errors import UserError
-from kiara_runtime.template import clock, render
+from kiara_runtime.tokens.chat import read_messages
+from kiara_runtime.tokens.template import clock, render
 
 FUNCTION = {
     "name": "get_weather",

@@ -27,7 +27,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 from kiara_runtime import Model, load
-from kiara_runtime.machine import machine
+from kiara_runtime.system.machine import machine
 
 ROUNDS = 3
 CODE = [inspect.getsource(module) for module in (argparse, calendar, csv, textwrap, http, statistics)]

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from kiara.checkpoint import TokenIds, load_model
-from kiara.importing import import_model
-from kiara.reference import reference_model
+from kiara.checkpoints.checkpoint import TokenIds, load_model
+from kiara.evaluation.reference import reference_model
+from kiara.importing.importer import import_model
 
 PROMPTS = (
     "The capital of France is", "Once upon a time", "def fibonacci(n):", "Water boils at", "The three laws of motion",

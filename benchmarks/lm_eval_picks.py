@@ -29,7 +29,7 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 
 import kiara_runtime
-from kiara_runtime.generate import Model
+from kiara_runtime.model import Model
 
 TASK = "next_line"
 SOURCES = ("argparse", "ast", "calendar", "csv", "difflib", "heapq", "inspect", "shlex", "statistics", "typing")
@@ -127,7 +127,7 @@ def report(way: str, items: list[Item], here: Scores, there: Scores, accuracy: f
 def serve(bundle: str, folder: Path) -> Iterator[str]:
     """A server's address, for as long as the block lasts."""
     log = folder / "server.log"
-    command = [sys.executable, "-m", "kiara_runtime.cli", "serve", bundle, "--port", "0"]
+    command = [sys.executable, "-m", "kiara_runtime.commands.main", "serve", bundle, "--port", "0"]
     with log.open("w") as out, subprocess.Popen(command, stderr=out) as process:
         try:
             while process.poll() is None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from kiara_runtime import load
-from kiara_runtime.machine import machine
+from kiara_runtime.system.machine import machine
 
 ROUNDS, SLOTS, QUEUE = 3, 8, 32
 TOKENS = 96  # of an answer
@@ -38,7 +38,7 @@ class Server:
     """`kiara-run serve` as a process; its log is thrown away."""
 
     def __init__(self, bundle: Path, *options: object) -> None:
-        words = [sys.executable, "-m", "kiara_runtime.cli", "serve", bundle, "--port", 0, *options]
+        words = [sys.executable, "-m", "kiara_runtime.commands.main", "serve", bundle, "--port", 0, *options]
         self.process = subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         first = self.process.stderr.readline()

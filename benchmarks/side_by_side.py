@@ -273,7 +273,7 @@ def ceilings(entries: list[Entry], rows: list[dict[str, Any]]) -> list[dict[str,
 def main() -> None:
     from builder_graph import prepared
 
-    from kiara_runtime.machine import machine
+    from kiara_runtime.system.machine import machine
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)

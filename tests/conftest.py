@@ -11,10 +11,11 @@ import click.testing
 import pytest
 from serving import with_chat
 
-from kiara.config import Config, load_config
-from kiara.data import Dataset
-from kiara.prepare import prepare_folder
-from kiara_runtime.machine import machine
+from kiara.config.load import load_config
+from kiara.config.sections import Config
+from kiara.data.dataset import Dataset
+from kiara.data.prepare import prepare_folder
+from kiara_runtime.system.machine import machine
 
 REPOSITORY = Path(__file__).parent.parent
 STDLIB_FILES = ("argparse", "ast", "bisect", "calendar", "cmd", "csv", "difflib", "heapq", "inspect", "shlex", "typing")
@@ -75,8 +76,8 @@ def dataset(small_config: Config, tmp_path_factory: pytest.TempPathFactory) -> D
 @pytest.fixture(scope="session")
 def run(small_config: Config, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run."""
-    from kiara.run import Run
-    from kiara.train import train
+    from kiara.training.run import Run
+    from kiara.training.trainer import train
 
     folder = tmp_path_factory.mktemp("runs") / "small"
     assert train(Run(folder, small_config, resume=False), dataset)
@@ -102,7 +103,7 @@ def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def kiara() -> Callable[..., click.testing.Result]:
     """Call `kiara` with arguments, in this process."""
-    from kiara.cli import main
+    from kiara.commands.main import main
 
     return lambda *arguments: _invoke(main, arguments)
 
@@ -110,7 +111,7 @@ def kiara() -> Callable[..., click.testing.Result]:
 @pytest.fixture
 def kiara_run() -> Callable[..., click.testing.Result]:
     """Call `kiara-run` with arguments, in this process."""
-    from kiara_runtime.cli import main
+    from kiara_runtime.commands.main import main
 
     return lambda *arguments: _invoke(main, arguments)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from kiara_runtime.bundle import MANIFEST, write_manifest
+from kiara_runtime.bundle.manifest import MANIFEST, write_manifest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -132,7 +132,7 @@ def served(bundle: Path, *options: object, ready: bool = True, program: str | No
     """Run the server on a free port until the block ends. program: Python that does it another way."""
     words = ["serve", bundle, "--port", 0, *options]
     process = subprocess.Popen(
-        [sys.executable, *(("-c", program) if program else ("-m", "kiara_runtime.cli")), *map(str, words)],
+        [sys.executable, *(("-c", program) if program else ("-m", "kiara_runtime.commands.main")), *map(str, words)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kiara.config import ModelConfig
-from kiara_export.onnx_file import beside
-from kiara_runtime.bundle import VARIANT_FILES, io_names
+from kiara.config.model import ModelConfig
+from kiara_export.graph.onnx_file import beside
+from kiara_runtime.bundle.manifest import VARIANT_FILES, io_names
 
 
 def write_interop(folder: Path, config: ModelConfig, vocab_size: int, ids: dict[str, Any], variants: list[str]) -> None:

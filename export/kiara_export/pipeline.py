@@ -9,27 +9,29 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kiara import sizes
-from kiara.checkpoint import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_state, trained_on
-from kiara.config import ModelConfig
+from kiara.checkpoints.checkpoint import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_state, trained_on
+from kiara.config.model import ModelConfig
 from kiara.console import logger, progress
-from kiara.data import Split
-from kiara.evaluate import held_out_text
+from kiara.data.dataset import Split
+from kiara.evaluation.evaluate import held_out_text
 from kiara.files import claim, new_folder
-from kiara_export.acceptance import Candidates, Verdict, accept
-from kiara_export.check_with import CHECKS, departure, greedy_agreement, prompts_of
+from kiara.model import sizes
+from kiara_export.candidates import Candidates, Verdict, accept
+from kiara_export.graph.onnx_file import drop, graph_bytes
 from kiara_export.interop import write_interop
-from kiara_export.judge import Judge
-from kiara_export.onnx_file import drop, graph_bytes
+from kiara_export.proof.judge import Judge
+from kiara_export.proof.other_runtimes import CHECKS, departure, greedy_agreement, prompts_of
+from kiara_export.proof.reference import Reference, reference_of
 from kiara_export.receipt import Receipt
-from kiara_export.reference import Reference, reference_of
 from kiara_export.variants import CALIBRATED, Limit, architecture, check_budget, check_widths
-from kiara_runtime.bench import measure_apart
-from kiara_runtime.bundle import VARIANT_FILES, Architecture, Bundle, golden_ids, hash_file, write_manifest
+from kiara_runtime.bundle.manifest import VARIANT_FILES, Architecture, Bundle, write_manifest
+from kiara_runtime.bundle.signing import PrivateKey, check_signature_by, read_private_key, sign
 from kiara_runtime.errors import UserError
-from kiara_runtime.machine import machine
-from kiara_runtime.signing import PrivateKey, check_signature_by, read_private_key, sign
-from kiara_runtime.tokenizer import Tokenizer
+from kiara_runtime.system.files import hash_file
+from kiara_runtime.system.machine import machine
+from kiara_runtime.tokens.golden import golden_ids
+from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.verify.bench import measure_apart
 
 LEAST_TOKENS = 64  # to predict, of text to judge or to calibrate on
 

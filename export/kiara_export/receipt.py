@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kiara.evaluate import Metrics
-from kiara_export.judge import QUANTILES, Quality
-from kiara_export.verify import Agreement
-from kiara_runtime.bench import Speed
+from kiara.evaluation.evaluate import Metrics
+from kiara_export.proof.judge import QUANTILES, Quality
+from kiara_export.proof.verify import Agreement
+from kiara_runtime.verify.bench import Speed
 
 PLOT = "receipt.png"
 

@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kiara import sizes
 from kiara.console import logger, progress
-from kiara.data import Split
-from kiara.model import GPT, Linear
-from kiara_export import lower
-from kiara_export.calibrate import calibrate_int4
-from kiara_export.graph import trace
-from kiara_export.judge import MANY
-from kiara_export.mixed import Mixed, fewest, over_budget
-from kiara_export.onnx_file import graph_bytes, save
-from kiara_export.rounding import BLOCK_SIZES, Blocks, block_size, round_int8
-from kiara_export.smooth import SHARE, Factors, costly, smoothing
-from kiara_runtime.bundle import GRAPH_FOLDER, VARIANT_FILES, Architecture
-from kiara_runtime.session import Session
+from kiara.data.dataset import Split
+from kiara.model import sizes
+from kiara.model.gpt import GPT, Linear
+from kiara_export.graph import lower
+from kiara_export.graph.onnx_file import graph_bytes, save
+from kiara_export.graph.trace import trace
+from kiara_export.proof.judge import MANY
+from kiara_export.quantize.blocks import BLOCK_SIZES, Blocks, block_size, round_int8
+from kiara_export.quantize.gptq import calibrate_int4
+from kiara_export.quantize.mixed import Mixed, fewest, over_budget
+from kiara_export.quantize.smooth import SHARE, Factors, costly, smoothing
+from kiara_runtime.bundle.manifest import GRAPH_FOLDER, VARIANT_FILES, Architecture
+from kiara_runtime.engine.session import Session
 
 FLOAT32 = "float32.onnx"  # what the others are measured against, where fp32 itself is not asked for
 CALIBRATED = {"int4", "int8-dynamic"}  # the variants that need text

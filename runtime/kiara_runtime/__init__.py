@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
-    from kiara_runtime.asynchronous import AsyncModel
-    from kiara_runtime.bundle import Bundle
-    from kiara_runtime.engine import BusyError
+    from kiara_runtime.aio import AsyncModel
+    from kiara_runtime.bundle.manifest import Bundle
+    from kiara_runtime.engine.engine import BusyError
+    from kiara_runtime.engine.sequence import Piece
     from kiara_runtime.errors import UserError
-    from kiara_runtime.generate import Generation, Model, Score, Stream, load
-    from kiara_runtime.sampling import SamplingParams, TokenLogprob
-    from kiara_runtime.sequence import Piece
-    from kiara_runtime.tokenizer import Tokenizer
+    from kiara_runtime.model import Generation, Model, Score, Stream, load
+    from kiara_runtime.sampling.params import SamplingParams, TokenLogprob
+    from kiara_runtime.tokens.tokenizer import Tokenizer
 
 __all__ = [
     "AsyncModel",
@@ -43,19 +43,19 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AsyncModel": "asynchronous",
-    "Bundle": "bundle",
-    "BusyError": "engine",
-    "Generation": "generate",
-    "Model": "generate",
-    "Piece": "sequence",
-    "SamplingParams": "sampling",
-    "Score": "generate",
-    "Stream": "generate",
-    "TokenLogprob": "sampling",
-    "Tokenizer": "tokenizer",
+    "AsyncModel": "aio",
+    "Bundle": "bundle.manifest",
+    "BusyError": "engine.engine",
+    "Generation": "model",
+    "Model": "model",
+    "Piece": "engine.sequence",
+    "SamplingParams": "sampling.params",
+    "Score": "model",
+    "Stream": "model",
+    "TokenLogprob": "sampling.params",
+    "Tokenizer": "tokens.tokenizer",
     "UserError": "errors",
-    "load": "generate",
+    "load": "model",
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from serving import served
 
-from kiara_runtime.generate import Model, load
+from kiara_runtime.model import Model, load
 
 LIMITS = ("-o", "temperature", "0", "-o", "max_tokens", "12")
 

@@ -52,7 +52,7 @@ def test_a_loaded_bundle_opens_no_socket_writes_no_file_and_imports_nothing_heav
     assert not heavy & set(seen["modules"])
 
 
-@pytest.mark.parametrize("module", ["kiara.cli", "kiara_runtime.cli"])
+@pytest.mark.parametrize("module", ["kiara.commands.main", "kiara_runtime.commands.main"])
 def test_help_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module} as cli\ntry: cli.main(['--help'])\nfinally: print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

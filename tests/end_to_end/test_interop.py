@@ -18,7 +18,7 @@ import pytest
 from click.testing import Result
 from serving import CHROMIUM, FLAGS, need
 
-from kiara_runtime.generate import load
+from kiara_runtime.model import load
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples/browser"
@@ -49,7 +49,7 @@ def test_one_folder_gives_the_same_tokens_in_three_runtimes(
 def test_another_runtime_that_departs_is_told_and_strict_writes_no_bundle(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kiara_export.check_with as checks
+    import kiara_export.proof.other_runtimes as checks
 
     true_run = checks._run
 

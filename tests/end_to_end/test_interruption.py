@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from kiara.checkpoint import list_checkpoints
-from kiara.data import Dataset
+from kiara.checkpoints.checkpoint import list_checkpoints
+from kiara.data.dataset import Dataset
 
 BIN = Path(sys.executable).parent
 MODEL = (
@@ -82,7 +82,7 @@ def test_generating_stops_with_one_line(bundle: Path, tmp_path: Path) -> None:
 def test_writing_commands_leave_nothing(what: str, run: Path, corpus: Path, tmp_path: Path) -> None:
     """Interrupted as soon as their temporary folder stands."""
     source = corpus if what == "prepare" else run
-    slow = "kiara.prepare.train_tokenizer" if what == "prepare" else "kiara_export.variants.trace"
+    slow = "kiara.data.prepare.train_tokenizer" if what == "prepare" else "kiara_export.variants.trace"
     module, _, name = slow.rpartition(".")
     script = (
         f"import sys, time, {module} as m\n"
@@ -142,14 +142,14 @@ def test_bench_takes_its_child_along(number: signal.Signals, bundle: Path, tmp_p
     """The child measures in a process of its own; a stand-in writes its id down and goes on for ever."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, time\n"
-        "if 'kiara_runtime.bench' in sys.orig_argv:\n"
+        "if 'kiara_runtime.verify.bench' in sys.orig_argv:\n"
         "    import threading; import kiara_runtime.bench as bench\n"
         "    threading.Thread(target=bench._end_with_parent, daemon=True).start()\n"
         "    os.write(2, b'')\n"
         "    open('child', 'w').write(str(os.getpid())); time.sleep(600)\n"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "kiara_runtime.cli", "bench", str(bundle)]
+    command = [sys.executable, "-m", "kiara_runtime.commands.main", "bench", str(bundle)]
     with subprocess.Popen(command, cwd=tmp_path, env=environ, preexec_fn=_hear_interrupts) as process:
         child = tmp_path / "child"
         while not (child.exists() and child.read_text()):

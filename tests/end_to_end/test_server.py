@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from serving import SLOW, received, served
 
-from kiara_runtime.generate import load
+from kiara_runtime.model import load
 
 IMPATIENT = """
 import sys
@@ -303,7 +303,7 @@ def test_a_signal_while_the_model_loads_ends_it_orderly(bundle: Path) -> None:
 
 def test_what_keeps_it_from_starting_is_one_line(bundle: Path, tmp_path: Path) -> None:
     def fails(*options: object) -> str:
-        words = [sys.executable, "-m", "kiara_runtime.cli", "serve", *map(str, options)]
+        words = [sys.executable, "-m", "kiara_runtime.commands.main", "serve", *map(str, options)]
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 1 and "Traceback" not in done.stderr
         return done.stderr

@@ -16,17 +16,17 @@ from click.testing import Result
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-import kiara_export.calibrate
 import kiara_export.pipeline
+import kiara_export.quantize.gptq
 import kiara_export.variants
-from kiara import sizes
-from kiara.checkpoint import find_checkpoint, load_model
-from kiara.model import GPT
-from kiara_export.judge import LIMITS, Limits
-from kiara_export.rounding import Blocks, round_int8
-from kiara_runtime.bundle import Bundle
+from kiara.checkpoints.checkpoint import find_checkpoint, load_model
+from kiara.model import sizes
+from kiara.model.gpt import GPT
+from kiara_export.proof.judge import LIMITS, Limits
+from kiara_export.quantize.blocks import Blocks, round_int8
+from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.errors import UserError
-from kiara_runtime.generate import load
+from kiara_runtime.model import load
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_every_variant_at_once_and_a_budget_between_int4_and_int8(
 def test_a_bound_on_the_loss_promotes_the_fewest_matrices_that_keep_it(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kiara_export.calibrate, "TOP", 3)  # two bits, since this model hardly feels four
+    monkeypatch.setattr(kiara_export.quantize.gptq, "TOP", 3)  # two bits, since this model hardly feels four
     monkeypatch.setitem(LIMITS, "int4", Limits(0.02, 0.0, 0.0, 0.0, 0.0))  # however often two bits choose otherwise
     options = ("--quantize", "int4", "--max-bpb-loss")
     assert kiara("export", run, "--out", tmp_path / "plain", *options, "90%").exit_code == 0
@@ -128,7 +128,7 @@ def test_a_signed_export_is_signed(
 def test_weights_past_a_protobuf_s_size_lie_beside_their_graph(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kiara_export.onnx_file.MAX_EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr("kiara_export.graph.onnx_file.MAX_EMBEDDED_BYTES", 1000)
     out = tmp_path / "bundle"
     assert kiara("export", run, "--out", out).exit_code == 0
     assert sorted(path.name for path in (out / "onnx").iterdir()) == [

@@ -15,12 +15,12 @@ import pytest
 from click.testing import Result
 from families import make_folder
 
-from kiara.config import Config
-from kiara.data import Dataset
+from kiara.config.sections import Config
+from kiara.data.dataset import Dataset
 from kiara.files import claim, kind_of, new_folder
-from kiara.run import Run
+from kiara.training.run import Run
 from kiara_runtime.errors import UserError
-from kiara_runtime.folder_lock import FolderLock, LockedError
+from kiara_runtime.system.folder_lock import FolderLock, LockedError
 
 TRAIN = ("train", "--set", "training.max_steps=2", "--set", "training.compile=never")
 

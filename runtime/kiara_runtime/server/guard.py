@@ -14,9 +14,9 @@ import flask
 import pydantic
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
-from kiara_runtime.engine import BusyError, ClosedError
+from kiara_runtime.engine.engine import BusyError, ClosedError
 from kiara_runtime.errors import UserError
-from kiara_runtime.server.answers import Error, ErrorDetail
+from kiara_runtime.server.openai.responses import Error, ErrorDetail
 
 MAX_MESSAGE, MAX_PARAM = 400, 100  # characters: an answer stays below 4 KB however they are escaped
 OPEN = "/health"  # what answers without a key

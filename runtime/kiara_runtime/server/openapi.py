@@ -8,7 +8,8 @@ import pydantic
 from pydantic.json_schema import models_json_schema
 
 from kiara_runtime import __version__
-from kiara_runtime.server import answers, api
+from kiara_runtime.server.openai import requests as api
+from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.service import SHOWN
 
 REFERENCE = "#/components/schemas/{model}"

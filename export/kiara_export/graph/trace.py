@@ -1,0 +1,186 @@
+"""The ONNX graph of a model, traced from the training module itself.
+
+`kiara.model.ops` puts the fused operators of ONNX Runtime in the place of its eager bodies while the exporter
+traces, so this module only wraps the model in the names and shapes that every runtime expects:
+
+inputs   input_ids, attention_mask (int64, `[batch_size, ...]`), past_key_values.{i}.key|value
+outputs  logits (float32), present.{i}.key|value
+
+The graph gives logits for every new token, as onnxruntime-genai demands. A 2 in the attention mask asks for those of
+the last column alone, which spares a prompt most of the LM head's work; with a 0 beside it, no sum changes.
+
+The cache is `[batch_size, kv_heads, past, head_size]` with static heads and head size: transformers.js
+reads them off the graph. Lengths are computed in the graph, so there are no further inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kiara.config.model import ModelConfig
+from kiara.model.gpt import GPT
+from kiara.model.ops import Lengths
+from kiara_runtime.bundle.manifest import io_names
+
+OPSET = 21
+ROPE, FINE = "rope.", 64  # begins the names of what computes the rotary tables; positions of the fine one
+
+
+class _Traced(nn.Module):
+    """The model with flat inputs and outputs, and the lengths read off the attention mask."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, *flat_past: Tensor) -> tuple[Tensor, ...]:
+        lengths = Lengths(
+            last=(attention_mask.sum(dim=1) - 1).to(torch.int32),
+            total=torch.scalar_tensor(attention_mask.shape[1], dtype=torch.int32),
+            wanted=1 - attention_mask.amax(dim=(0, 1), keepdim=True).reshape(1),
+        )
+        past = list(zip(flat_past[::2], flat_past[1::2], strict=True))
+        logits, present = self.model(input_ids, past, lengths)
+        return (logits.float(), *(tensor for pair in present for tensor in pair))
+
+
+def trace(model: GPT) -> ir.Model:
+    """The float32 graph of `model`, its weights inside."""
+    config = model.config
+    inputs, outputs = io_names(config.num_hidden_layers)
+    batch, new, past = 2, 3, 5  # any sizes above 1 will do: the axes are named below
+    cache = (batch, config.num_key_value_heads, past, config.head_dim)
+    arguments = (
+        torch.zeros(batch, new, dtype=torch.int64),
+        torch.ones(batch, past + new, dtype=torch.int64),
+        *(torch.zeros(cache) for _ in inputs[2:]),
+    )
+    axes = (
+        {0: "batch_size", 1: "sequence_length"},
+        {0: "batch_size", 1: "total_sequence_length"},
+        tuple({0: "batch_size", 2: "past_sequence_length"} for _ in inputs[2:]),
+    )
+    with _quiet():
+        program = torch.onnx.export(
+            _Traced(model).eval(),
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=axes,
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model.clone()
+    for value in program.model.graph.initializers.values():
+        value.const_value = None  # the exporter's optimiser holds on to the last graph it saw: not to the weights, too
+    _tidy(graph)
+    if model.embed_positions is None:
+        _compute_rope(graph, model.config)
+    return graph
+
+
+def _compute_rope(model: ir.Model, config: ModelConfig) -> None:
+    """Put the computation of the rotary tables where the tables are: ONNX Runtime folds it when it loads the graph.
+
+    A long context's tables would be megabytes. Angles add up, so two small tables make all others in a product:
+    cos(a + b) = cos a cos b - sin a sin b, a the position's multiple of FINE and b its rest. Everything in float32,
+    which is all that ONNX Runtime's build for browsers can add and multiply.
+    """
+    coarse = -(-config.context_length // FINE)
+    frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    angles = {
+        "coarse": np.arange(coarse)[:, None, None] * FINE * frequencies,  # (C / FINE, 1, E / 2)
+        "fine": np.arange(FINE)[None, :, None] * frequencies,  # (1, FINE, E / 2)
+    }
+    waves = {
+        f"{wave}.{part}": constant(model, f"{ROPE}{wave}.{part}", getattr(np, wave)(angle).astype(np.float32))
+        for wave in ("cos", "sin")
+        for part, angle in angles.items()
+    }
+    shape = constant(model, f"{ROPE}shape", np.array([coarse * FINE, config.head_dim // 2]))
+    nodes: list[ir.Node] = []
+
+    def node(kind: str, *inputs: ir.Value, **attributes: ir.DataType) -> ir.Value:
+        nodes.append(ir.node(kind, inputs, attributes, name=f"{ROPE}{len(nodes)}"))
+        return nodes[-1].outputs[0]
+
+    for table, combine, first, second in (
+        ("cos", "Sub", ("cos", "cos"), ("sin", "sin")),
+        ("sin", "Add", ("sin", "cos"), ("cos", "sin")),
+    ):
+        products = [node("Mul", waves[f"{a}.coarse"], waves[f"{b}.fine"]) for a, b in (first, second)]
+        whole = node("Reshape", node(combine, *products), shape)
+        ir.convenience.replace_all_uses_with(
+            model.graph.initializers[f"model.{table}"], node("Cast", whole, to=ir.DataType.FLOAT)
+        )
+        del model.graph.initializers[f"model.{table}"]
+    model.graph.insert_before(model.graph[0], nodes)
+
+
+def constant(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """A new tensor of the graph."""
+    return register(model, ir.tensor(array, name=name))
+
+
+def register(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
+    """Make a tensor, which may be a lazy one, the graph's."""
+    value = ir.Value(
+        name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    model.graph.register_initializer(value)
+    return value
+
+
+def _tidy(model: ir.Model) -> None:
+    """What the exporter cannot know of ONNX Runtime's operators, and what a bundle need not carry."""
+    for node in model.graph:
+        node.metadata_props.clear()  # stack traces, with the paths of the machine that exported
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.domain = ""  # an operator of ONNX Runtime's that lives in the default domain
+        if node.op_type in ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization"):
+            for output in node.outputs[1:]:
+                if not output.uses() and not output.is_graph_output():
+                    output.name = ""  # an output that is not asked for, and so not computed
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    _name_axes(model)
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name, model.producer_version, model.graph.name = "kiara", None, "kiara"
+
+
+def _name_axes(model: ir.Model) -> None:
+    """Give the outputs their own axes: the exporter leaves sums, and takes the logits for as many as the inputs."""
+    cache, logits = model.graph.inputs[2].shape, model.graph.outputs[0]
+    assert cache is not None and logits.shape is not None
+    for value in model.graph.outputs[1:]:
+        value.shape = ir.Shape(["batch_size", cache[1], "total_sequence_length", cache[3]])
+    for node in model.graph:
+        for value in node.outputs if node.op_type == "Slice" else ():
+            value.shape = None
+    logits.shape = ir.Shape(["batch_size", "logits_length", logits.shape[2]])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's remarks are for those who write exporters."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

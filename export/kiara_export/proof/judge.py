@@ -1,0 +1,206 @@
+"""What rounding costs: each variant against float32, token by token, on held-out text.
+
+A quantised graph cannot be compared bit by bit (its activations are rounded to 8 bits, which amplifies the last
+bit that differs between a step and a chunk), so it is judged by bits per byte, by the Kullback-Leibler divergence
+of its next-token distribution from float32's, and by how often both find the same token likeliest. What it can
+promise bit by bit, that company in a batch changes nothing, is tried as such.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kiara.data.dataset import Split
+from kiara.evaluation.evaluate import Metrics, Tally, rows_at_once, window_length, windows
+from kiara.model.gpt import GPT
+from kiara_export.proof.reference import Reference
+from kiara_export.proof.verify import departing_layer
+from kiara_runtime.bundle.manifest import Architecture
+from kiara_runtime.engine.session import Session
+from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.verify.agreement import PathAgreement, cached
+from kiara_runtime.verify.kernels import MIN_END_AGREEMENT, MIN_PATH_AGREEMENT
+
+MAX_TOKENS, MIN_TOKENS = 1 << 16, 1 << 13  # of held-out text that the variants are judged on
+MAX_WORK = 1e12  # tokens times parameters: a dozen seconds a variant on two cores
+PASS = 128  # tokens of a pass through a window, whose logits are large
+CELLS = 1 << 19  # logits that are compared at once, so that they stay in the processor's cache
+MANY = {"session.intra_op.allow_spinning": "0"}  # several sessions: threads that wait in a loop take the others' cores
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+LEAST_BITS = 0.5  # a byte: on text that says less, such as a line over and over, next to nothing is a large part
+RUN, LEAST_RUNS = 64, 16  # tokens of a run in a standard error, and how many runs there are at least
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a variant may cost. bits_per_byte_loss: relative to float32, or to LEAST_BITS where that has fewer; the
+    others: at least this part agrees.
+
+    All of them are meant for text without end. Of what some text shows two standard errors are taken off.
+    """
+
+    bits_per_byte_loss: float
+    top1_agreement: float
+    path_agreement: float
+    other_paths: float  # prompts' last logits and padded batches, of which few positions are tried
+    end_of_context: float = MIN_END_AGREEMENT
+
+
+LIMITS = {
+    "int8": Limits(0.003, 0.9, 0.95, MIN_PATH_AGREEMENT["int8"]),
+    "int4": Limits(0.02, 0.75, MIN_PATH_AGREEMENT["int4"], MIN_PATH_AGREEMENT["int4"]),
+    "fp16": Limits(0.001, 0.97, MIN_PATH_AGREEMENT["fp16"], MIN_PATH_AGREEMENT["fp16"]),
+    "int8-dynamic": Limits(0.003, 0.9, 0.92, MIN_PATH_AGREEMENT["int8-dynamic"]),
+}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of a variant on held-out text.
+
+    bits_per_byte_loss_error: its standard error, as this text tells it. kl: mean divergence of the next-token
+    distribution from float32's, in nats a token; kl_quantiles: at QUANTILES. top1_agreement: part of the positions
+    whose likeliest token is float32's. paths: the same of every path with the variant's own prefill; path_agreement:
+    the lower of single steps and chunks.
+    """
+
+    metrics: Metrics
+    bits_per_byte_loss: float
+    bits_per_byte_loss_error: float
+    kl: float
+    kl_quantiles: tuple[float, ...]
+    top1_agreement: float
+    path_agreement: float
+    paths: PathAgreement
+
+
+class Judge:
+    """Compares any number of variants with float32 in one reading of the text, a window at a time.
+
+    All of the text where that is affordable, as `kiara evaluate` and `kiara-run evaluate` read it.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, split: Split) -> None:
+        self._tokenizer, self._split = tokenizer, split
+        self._length, self._rows = window_length(model), rows_at_once(model)
+        affordable = max(MIN_TOKENS, int(MAX_WORK / sum(parameter.numel() for parameter in model.parameters())))
+        affordable = min(MAX_TOKENS, affordable)
+        self._part = affordable if affordable < split.targets else None
+        self._text_bytes = split.text_bytes if self._part is None else None
+        self._float32: Metrics | None = None
+        self.tokens = min(affordable, split.targets)
+
+    def measure(
+        self, float32: Session, variants: Mapping[str, Session], advance: Callable[[int], None] = lambda tokens: None
+    ) -> tuple[Metrics, dict[str, Comparison]]:
+        """Metrics of float32, and of each variant what tells its quality."""
+        tally = Tally(self._tokenizer)
+        seen = {name: Comparison(self._tokenizer, self._text_bytes) for name in variants}
+        for batch in windows(self._split, self._length, self._part, self._rows):
+            for window in batch:
+                base, decoders = float32.decoder(), {name: session.decoder() for name, session in variants.items()}
+                for ids, targets in zip(window[:-1].split(PASS), window[1:].split(PASS), strict=True):
+                    expected = torch.from_numpy(base.append(ids.numpy()))
+                    tally.add(expected, targets)
+                    for name, decoder in decoders.items():
+                        seen[name].add(torch.from_numpy(decoder.append(ids.numpy())), expected, targets)
+                    advance(len(ids))
+        return tally.metrics(self._text_bytes), seen
+
+    def loss_of_files(self, shape: Architecture, float32: Path, variant: Path) -> float:
+        """Relative loss of bits per byte of the second graph against the first, which is measured only once."""
+        if self._float32 is None:
+            self._float32, _ = self.measure(Session(float32, shape, settings=MANY), {})
+        loss = self.measure(Session(variant, shape, settings=MANY), {})[0].bits_per_byte
+        return loss / self._float32.bits_per_byte - 1
+
+
+class Comparison:
+    """A variant beside float32, as the text goes by."""
+
+    def __init__(self, tokenizer: Tokenizer, text_bytes: int | None = None) -> None:
+        self._tally, self._text_bytes, self._agreeing = Tally(tokenizer), text_bytes, 0
+        self._divergences, self._losses = list[float](), list[float]()  # of each token, in nats
+
+    def add(self, found: Tensor, expected: Tensor, targets: Tensor) -> None:
+        """Logits (S, V) of the variant and of float32, and the tokens that came (S,)."""
+        self._tally.add(found, targets)
+        self._agreeing += int((found.argmax(-1) == expected.argmax(-1)).sum())
+        rows = max(1, CELLS // found.shape[-1])
+        parts = zip(found.split(rows), expected.split(rows), targets.split(rows), strict=True)
+        for ours, theirs, came in parts:
+            ahead = ours.logsumexp(-1) - theirs.logsumexp(-1)
+            self._losses += (ahead - (ours - theirs).gather(-1, came[:, None])[:, 0]).tolist()
+            inner = torch.linalg.vecdot(theirs.softmax(-1), theirs - ours)
+            self._divergences += (inner + ahead).tolist()
+
+    def quality(self, float32: Metrics, paths: PathAgreement) -> Quality:
+        metrics, divergences = self._tally.metrics(self._text_bytes), torch.tensor(self._divergences).clamp(min=0)
+        return Quality(
+            metrics=metrics,
+            bits_per_byte_loss=metrics.bits_per_byte / float32.bits_per_byte - 1,
+            bits_per_byte_loss_error=standard_error(self._losses) / (float32.loss * float32.tokens),
+            kl=divergences.mean().item(),
+            kl_quantiles=tuple(torch.quantile(divergences, torch.tensor(QUANTILES)).tolist()),
+            top1_agreement=self._agreeing / metrics.tokens,
+            path_agreement=min(paths.single_steps, paths.chunked_prefill),
+            paths=paths,
+        )
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """Where a variant costs more than it may. field: of Limits. what: the same for a person."""
+
+    field: str
+    what: str
+
+
+def shortfall(quality: Quality, limits: Limits) -> Shortfall | None:
+    """Where a variant costs more than it may, beyond what chance does on this much text; None where nowhere."""
+    loss, error = quality.bits_per_byte_loss, quality.bits_per_byte_loss_error
+    allowed = limits.bits_per_byte_loss * max(1.0, LEAST_BITS / max(quality.metrics.bits_per_byte, 1e-9))
+    if not loss - 2 * error <= allowed:  # also where it is not a number
+        what = f"loses {loss:.2%} ± {error:.2%} of its bits per byte, where {allowed:.2%} is allowed"
+        return Shortfall("bits_per_byte_loss", what)
+    paths = quality.paths
+    for field, part, positions in (
+        ("top1_agreement", quality.top1_agreement, quality.metrics.tokens),
+        ("path_agreement", quality.path_agreement, paths.positions),
+        ("other_paths", paths.lowest(), paths.prompts),
+        ("end_of_context", paths.end_of_context, paths.prompts),
+    ):
+        if not part >= _surely(getattr(limits, field), positions):
+            return Shortfall(field, f"has {field} {part:.2%}, where {getattr(limits, field):.2%} is needed")
+    return None
+
+
+def _surely(part: float, positions: int) -> float:
+    """Two standard errors below the limit: what a variant that just keeps it hardly ever falls short of."""
+    return part - 2 * math.sqrt(part * (1 - part) / max(1, positions))
+
+
+def standard_error(losses: list[float]) -> float:
+    """Of the sum of what each token loses. Neighbours go together, so the spread is taken between runs of tokens."""
+    size = max(1, min(RUN, len(losses) // LEAST_RUNS))
+    sums = [math.fsum(losses[i : i + size]) for i in range(0, len(losses) - size + 1, size)]
+    if len(sums) < 2:
+        return 0.0
+    return statistics.stdev(sums) * math.sqrt(len(sums)) * len(losses) / (len(sums) * size)
+
+
+def worst_layer(float32: Session, session: Session, reference: Reference) -> str:
+    """Where a variant leaves float32: the first layer whose cache departs half as far as any does."""
+    ids = reference.windows[0]
+    expected, found = cached(float32, ids), cached(session, ids)
+    errors = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(expected, found, strict=True)]
+    layer = departing_layer(expected, found, max(errors) / 2)
+    return f"keys and values depart most from layer {layer} on, by up to {max(errors):.1%}"

@@ -1,0 +1,93 @@
+"""What PyTorch says, computed once while the model is in memory; the graphs are judged without it.
+
+Shape letters as in `kiara_runtime.verify.agreement`; R held-out windows.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kiara.data.dataset import Split
+from kiara.evaluation.evaluate import rows_at_once, windows
+from kiara.model.gpt import GPT
+from kiara.model.ops import KeyValue
+from kiara_runtime.verify.agreement import END, Cached, Ids, Logits, batch_of
+
+WINDOWS = 4  # held-out windows that the paths are compared on
+MAX_LENGTH = 512  # tokens of a window; a longer one would only take longer to say the same
+LARGE_LENGTH = 128  # of the one window that PyTorch reads, of a model whose logits are large
+
+
+@dataclass(frozen=True)
+class Reference:
+    """texts: int64 (R, T), for a graph's paths against each other; windows: their beginnings, int64 (R, S), that
+    PyTorch has read. logits: of each, (R, S, V). past: keys and values (K, S, E) of the first, 2 L of them.
+
+    rows: the sequences of the padded batch, and what each alone gives. end: the ids of the context's last
+    positions behind the tiled `past`, and their logits; end_rounding: how far at most these are from float64's.
+    """
+
+    texts: Ids
+    windows: Ids
+    logits: Logits
+    past: Cached
+    rows: list[Ids]
+    row_logits: list[Logits]
+    end: Ids
+    end_logits: Logits
+    end_rounding: float
+
+
+@torch.inference_mode()
+def reference_of(model: GPT, split: Split) -> Reference:
+    """Run the model eagerly over a little held-out text, along every path that a graph must reproduce."""
+    large = rows_at_once(model) < WINDOWS
+    length = min(model.config.context_length, MAX_LENGTH)
+    count = 1 if large else WINDOWS
+    texts = next(windows(split, length, count * length, count))[:, :-1]
+    batch = texts[:, :LARGE_LENGTH] if large else texts
+    logits, present = model(batch)
+    past = [part[0].numpy().copy() for pair in present for part in pair]
+    del present
+    first = batch[0].numpy()
+    rows = batch_of(first)
+    end = first[:END]
+    end_logits = _logits_behind(model, past, torch.from_numpy(end)[None], torch.float32)
+    exact = _logits_behind(model, past, torch.from_numpy(end)[None], torch.float64)
+    return Reference(
+        texts=texts.numpy(),
+        windows=batch.numpy(),
+        logits=logits.numpy(),
+        past=past,
+        rows=rows,
+        row_logits=[logits[0, : len(row)].numpy() for row in rows],
+        end=end,
+        end_logits=end_logits,
+        end_rounding=float(np.abs(end_logits - exact).max()),
+    )
+
+
+def _logits_behind(model: GPT, past: Cached, ids: Tensor, dtype: torch.dtype) -> Logits:
+    """Logits (S, V) of the context's last positions: GPT.forward, but with one layer's cache in memory at a time.
+
+    dtype: of what the layers compute. The embedding rounds nothing and the head little, so both stay float32.
+    """
+    positions = np.arange(model.config.context_length - ids.shape[1]) % past[0].shape[1]
+
+    def cache(layer: int) -> KeyValue:
+        parts = past[2 * layer : 2 * layer + 2]
+        keys, values = (torch.from_numpy(part[:, positions])[None].to(dtype) for part in parts)
+        return keys, values
+
+    (x, rope), delta = model.embed(ids, [cache(0)]), None
+    x = x.to(dtype)
+    rope = None if rope is None else (rope[0].to(dtype), rope[1].to(dtype))
+    for i, layer in enumerate(model.layers):
+        computes = layer if dtype == torch.float32 else copy.deepcopy(layer).to(dtype)
+        x, delta, _ = computes(x, delta, rope, cache(i), None)
+    return model.head(x.float(), None if delta is None else delta.float())[0].numpy()

@@ -1,0 +1,162 @@
+"""Four bits by GPTQ (Frantar et al. 2023): each column's rounding error is paid back by the columns after it.
+
+The error that counts is that of a projection's outputs on real text, tr(E H E^T) with H the second moments of
+its inputs. Layers are rounded in order and each sees what the rounded ones before it produce. The grid of a block
+is searched, weighted by H's diagonal, before its columns are rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kiara.data.dataset import Split
+from kiara.evaluation.evaluate import windows
+from kiara.model.gpt import GPT, Linear
+from kiara_export.quantize.blocks import SMALLEST_SCALE, Blocks, block_size, round_int8
+from kiara_export.quantize.mixed import Choice
+
+CALIBRATION_TOKENS = 1 << 14
+SLOPE_TOKENS, SLOPE_LENGTH = 1 << 11, 256  # a backward pass holds the activations of one window
+MAX_LENGTH, ROWS = 512, 8  # of a window, and windows a pass
+INT4_BLOCKS = (32, 16)
+DAMPING = 0.01  # of H's mean diagonal, added to it (the paper's)
+SHRINKS = torch.linspace(0.7, 1.0, 13)  # of a block's range: cutting its extremes off can fit the rest better
+TOP = 15  # the largest value of 4 bits
+
+
+def calibrate_int4(
+    model: GPT, split: Split, costs: bool, advance: Callable[[int], None] = lambda layers: None
+) -> dict[str, Choice]:
+    """Each matrix of the layers at 4 and at 8 bits, by its name in the traced graph.
+
+    The weights of `model` are rounded as it goes. costs: estimate what each loses, which takes a backward pass.
+    advance: told of each finished layer.
+    """
+    slopes = output_slopes(model, split) if costs else {}
+    with torch.inference_mode():
+        return dict(_layer_by_layer(model, split, slopes, advance))
+
+
+def _layer_by_layer(
+    model: GPT, split: Split, slopes: dict[str, Tensor], advance: Callable[[int], None]
+) -> Iterator[tuple[str, Choice]]:
+    length = min(model.config.context_length, MAX_LENGTH)
+    batches = list(windows(split, length, CALIBRATION_TOKENS, ROWS))
+    streams = [model.embed(batch[:, :-1])[0] for batch in batches]
+    deltas: list[Tensor | None] = [None for _ in batches]
+    rope = model.embed(batches[0][:, :-1])[1]
+    tokens = sum(stream.shape[0] * stream.shape[1] for stream in streams)
+    for i, layer in enumerate(model.layers):
+        linears = {name: part for name, part in layer.named_modules() if isinstance(part, Linear)}
+        moments = {name: torch.zeros(part.in_features, part.in_features) for name, part in linears.items()}
+        hooks = [part.register_forward_pre_hook(_adding(moments[name])) for name, part in linears.items()]
+        for stream, delta in zip(streams, deltas, strict=True):
+            layer(stream, delta, rope, None, None)
+        for hook in hooks:
+            hook.remove()
+        for name, part in linears.items():
+            four, eight = gptq(part.weight, moments[name] / tokens), round_int8(part.weight.numpy())
+            error = part.weight - torch.from_numpy(four.weight())
+            full = f"model.layers.{i}.{name}.weight"
+            slope = slopes.get(full, torch.zeros(error.shape[0]))
+            cost = 0.5 * (slope * ((error @ moments[name]) * error).sum(1)).sum().item() / tokens
+            part.weight.copy_(torch.from_numpy(four.weight()))
+            yield full, Choice(four, eight, cost)
+        for j, (stream, delta) in enumerate(zip(streams, deltas, strict=True)):
+            streams[j], deltas[j], _ = layer(stream, delta, rope, None, None)
+        advance(1)
+
+
+def output_slopes(model: GPT, split: Split) -> dict[str, Tensor]:
+    """Mean square of the gradient of a token's loss at each output of each matrix of the layers, (out,) each."""
+    slopes: dict[str, Tensor] = {}
+    hooks = []
+    for name, part in model.named_modules():
+        if isinstance(part, Linear) and part is not model.lm_head:
+            hooks.append(part.register_forward_hook(_watching(slopes, f"model.{name}.weight")))
+    length = min(model.config.context_length, SLOPE_LENGTH)
+    for batch in windows(split, length, SLOPE_TOKENS, 1):
+        model.loss(batch[:, :-1], batch[:, 1:]).backward()
+        model.zero_grad(set_to_none=True)
+    for hook in hooks:
+        hook.remove()
+    return slopes
+
+
+def _watching(slopes: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
+    def note(gradient: Tensor) -> None:
+        slopes[name] = slopes.get(name, 0) + gradient.flatten(0, 1).square().mean(0)
+
+    def watch(module: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(note)
+
+    return watch
+
+
+def _adding(moments: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        flat = inputs[0].reshape(-1, moments.shape[0])
+        moments.addmm_(flat.T, flat)
+
+    return add
+
+
+@torch.inference_mode()
+def gptq(weight: Tensor, moments: Tensor) -> Blocks:
+    """4-bit blocks of weight (out, in) for inputs with second moments (in, in).
+
+    Columns go by falling importance, each on the grid of the block where it lies: the errors of the important
+    ones can be paid back by all the others.
+    """
+    rows, columns = weight.shape
+    size = block_size(columns, INT4_BLOCKS)
+    importance = moments.diagonal()
+    grouped = weight.view(rows, -1, size)
+    scales, zeros = search_grid(grouped, importance.view(-1, size))
+    mean = importance.mean().clamp(min=1e-12)
+    order = importance.argsort(descending=True)
+    damped = (moments + torch.diag((importance == 0) * mean + DAMPING * mean))[order][:, order]
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    left, values = weight[:, order].contiguous(), torch.empty_like(weight)
+    for start in range(0, columns, size):  # the far columns are paid a run of columns at a time
+        end = start + size
+        run, inner = left[:, start:end], factor[start:end, start:end]
+        errors = torch.empty(rows, size)
+        for j, column in enumerate(order[start:end].tolist()):
+            scale, zero = scales[:, column // size], zeros[:, column // size]
+            steps = (torch.round(run[:, j] / scale) + zero).clamp(0, TOP)
+            values[:, column] = steps
+            errors[:, j] = (run[:, j] - (steps - zero) * scale) / inner[j, j]
+            run[:, j + 1 :] -= errors[:, j, None] * inner[j, j + 1 :]
+        left[:, end:] -= errors @ factor[start:end, end:]
+    return Blocks(
+        bits=4,
+        values=values.to(torch.uint8).view(rows, -1, size).numpy(),
+        scales=scales.numpy().astype(np.float16),
+        zeros=zeros.numpy().astype(np.uint8),
+    )
+
+
+def search_grid(grouped: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales, exact in float16, and whole zero points of each block, (out, blocks) each.
+
+    The range, of some shrunken ones, whose rounding errors weigh least. grouped: (out, blocks, size); importance:
+    (blocks, size).
+    """
+    low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+    best = torch.full_like(low, torch.inf)
+    scales, zeros = torch.ones_like(low), torch.zeros_like(low)
+    for shrink in SHRINKS:
+        step = ((high - low) * shrink / TOP).clamp(min=float(SMALLEST_SCALE)).half().float()
+        zero = torch.round(-low * shrink / step).clamp(0, TOP)
+        wide, middle = step[..., None], zero[..., None]
+        rounded = ((torch.round(grouped / wide) + middle).clamp(0, TOP) - middle) * wide
+        error = ((rounded - grouped).square() * importance).sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        scales, zeros = torch.where(better, step, scales), torch.where(better, zero, zeros)
+    return scales, zeros

@@ -1,0 +1,88 @@
+"""Which matrices of the int4 variant keep 8 bits: as many as a budget allows, or as few as a loss needs.
+
+What a matrix costs at 4 bits is estimated once, to second order: half the error of each of its outputs,
+(E H E^T)_nn, times the mean square of the loss's gradient there (the diagonal of K-FAC's factorisation, Martens
+and Grosse 2015). The costliest a byte are promoted first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiara_export.quantize.blocks import Blocks, round_int8
+from kiara_runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A matrix at both widths. cost: estimated loss of the 4-bit one, in any unit common to all."""
+
+    four: Blocks
+    eight: Blocks
+    cost: float
+
+    @property
+    def extra_bytes(self) -> int:
+        return self.eight.nbytes - self.four.nbytes
+
+
+class Mixed:
+    """The matrices of the layers in the order of their promotion; every other matrix has 8 bits anyway."""
+
+    def __init__(self, choices: dict[str, Choice]) -> None:
+        self._choices = choices
+        self._order = sorted(choices, key=lambda name: choices[name].cost / choices[name].extra_bytes, reverse=True)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def eight(self, promoted: int) -> list[str]:
+        """Names of the matrices that keep 8 bits."""
+        return sorted(self._order[:promoted])
+
+    def rounded(self, promoted: int) -> Callable[[str, NDArray[np.float32]], Blocks]:
+        """For `lower.blocks`: the first `promoted` matrices at 8 bits."""
+        eight = set(self.eight(promoted))
+
+        def choose(name: str, weight: NDArray[np.float32]) -> Blocks:
+            if name not in self._choices:
+                return round_int8(weight)
+            return self._choices[name].eight if name in eight else self._choices[name].four
+
+        return choose
+
+    def within(self, plain_bytes: int, budget: int) -> int:
+        """How many promotions fit where the graph with none takes `plain_bytes`."""
+        if plain_bytes > budget:
+            raise over_budget(plain_bytes, budget)
+        sizes = plain_bytes + np.cumsum([self._choices[name].extra_bytes for name in self._order])
+        return int((sizes <= budget).sum())
+
+
+def over_budget(least: int, budget: int) -> UserError:
+    """least: bytes of the smallest graph."""
+    return UserError(
+        f"--budget {budget / 1e6:.2f}MB: the smallest graph takes {least / 1e6:.2f}MB; allow that, or "
+        "take a smaller model"
+    )
+
+
+def fewest(count: int, loss_of: Callable[[int], float], limit: float) -> int:
+    """The fewest promotions, of at most `count`, whose measured loss is within `limit`, by bisection.
+
+    Where not even all of them are enough it is all.
+    """
+    low, high = 0, count
+    if loss_of(high) > limit:
+        return count
+    while low < high:
+        middle = (low + high) // 2
+        if loss_of(middle) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return high

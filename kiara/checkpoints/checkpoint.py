@@ -1,0 +1,290 @@
+"""Checkpoints on disk: safetensors and JSON, nothing pickled, each folder whole or not there.
+
+    RUN/checkpoints/epoch-0001-step-000400/
+        config.json, generation_config.json, model.safetensors, tokenizer.json ...   a Hugging Face folder
+        optimizer.safetensors, trainer_state.json                                    what --resume needs besides
+
+Configuration and weights carry the names of a Hugging Face family (`kiara.families.registry`), so `transformers` opens
+the folder as it is; q, k and v, packed in one matrix here, are stored as the three that it expects.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kiara.console import logger
+from kiara.data.dataset import Dataset
+from kiara.families.registry import Family, family_of, is_transposed, part_rows, read_config, tensor_names, write_config
+from kiara.files import MAX_JSON_BYTES, STATE_FILE, new_folder
+from kiara.model.gpt import GPT
+from kiara.model.ops import rope_tables
+from kiara_runtime.errors import UserError
+from kiara_runtime.system.files import hash_file, read_bounded_json
+from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT
+
+WEIGHTS_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
+_FOLDER_NAME = re.compile(r"epoch-(\d+)-step-(\d+)\Z")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint folder; epoch counts from 1, as in its name."""
+
+    folder: Path
+    epoch: int
+    step: int
+
+    def state(self) -> dict[str, Any]:
+        return read_state(self.folder)
+
+    def val_loss(self) -> float:
+        """Validation loss in nats a token; infinite where there is none."""
+        try:
+            loss = self.state().get("val_loss")
+        except UserError:  # of a damaged one
+            return math.inf
+        return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """What begins and ends a text, as generation_config.json has it."""
+
+    bos: int
+    eos: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenIds:
+        """Those of a tokenizer of our own."""
+        end = tokenizer.special_tokens[END_OF_TEXT]
+        return cls(end, frozenset({end}))
+
+    @classmethod
+    def read(cls, folder: Path) -> TokenIds:
+        values = read_json(folder / "generation_config.json")
+        eos: Any = values.get("eos_token_id")
+        ends: list[Any] = eos if isinstance(eos, list) else [eos]
+        bos: Any = values.get("bos_token_id", ends[0] if ends else None)
+        if not ends or not all(type(i) is int and i >= 0 for i in (*ends, bos)):
+            raise UserError(f"{folder}/generation_config.json: eos_token_id {eos!r} or bos_token_id is no token id")
+        return cls(bos, frozenset(ends))
+
+    def json(self) -> dict[str, Any]:
+        """As generation_config.json and config.json spell it."""
+        ends = sorted(self.eos)
+        return {"bos_token_id": self.bos, "eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": ends[0]}
+
+
+def save_checkpoint(
+    run: Path, model: GPT, tokenizer: Tokenizer, optimizer_state: dict[str, Tensor], state: dict[str, Any]
+) -> Checkpoint:
+    """Write one checkpoint of a run. state: JSON values, `epoch` (from 0) and `step` among them."""
+    epoch, step = state["epoch"] + 1, state["step"]
+    folder = run / "checkpoints" / f"epoch-{epoch:04}-step-{step:06}"
+    with new_folder(folder, "checkpoint") as new:
+        try:
+            save_file(to_hugging_face(model), new / WEIGHTS_FILE, {"format": "pt"})
+            save_file(optimizer_state, new / OPTIMIZER_FILE)
+        except SafetensorError as error:  # its own class for a full disk, too
+            raise UserError(f"{folder}: the weights cannot be written ({error}); free some space") from None
+        tokenizer.save(new)
+        ids = TokenIds.of(tokenizer).json()
+        write_json(new / "config.json", write_config(model.config, model.vocab_size, ids))
+        write_json(new / "generation_config.json", ids)
+        hashes = {path.name: hash_file(path) for path in sorted(new.iterdir())}
+        write_json(new / STATE_FILE, {**state, "sha256": hashes})
+    return Checkpoint(folder, epoch, step)
+
+
+def list_checkpoints(run: Path) -> list[Checkpoint]:
+    """The checkpoints of a run, oldest first."""
+    named = [(path, _FOLDER_NAME.match(path.name)) for path in (run / "checkpoints").glob("epoch-*")]
+    found = [Checkpoint(path, int(name[1]), int(name[2])) for path, name in named if name]
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
+    """The one with the lowest validation loss, the latest of equals."""
+    return min(reversed(checkpoints), key=Checkpoint.val_loss)
+
+
+def prune_checkpoints(run: Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` and the best."""
+    found = list_checkpoints(run)
+    best = best_checkpoint(found)
+    for checkpoint in found[:-keep_last]:
+        if checkpoint != best:  # hidden first, so that none is ever seen half deleted
+            shutil.rmtree(checkpoint.folder.rename(checkpoint.folder.with_name(f".{checkpoint.folder.name}")))
+
+
+def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The first that is not damaged, telling of those before it; None where there is none at all.
+
+    Raises UserError where all of them are damaged.
+    """
+    fault: UserError | None = None
+    for checkpoint in checkpoints:
+        try:
+            read_state(checkpoint.folder)
+            check_files(checkpoint.folder)
+        except UserError as error:
+            fault = fault or error
+            logger.warning("%s: passed over (%s)", checkpoint.folder, error)
+            continue
+        return checkpoint
+    if fault is not None:
+        raise UserError(f"{fault}; no other checkpoint of the run is whole")
+    return None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint folder: `path` itself, or of the run at `path` the best one that is not damaged."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder; name a run or a checkpoint")
+    if (path / WEIGHTS_FILE).is_file():
+        return path
+    if found := first_whole(sorted(list_checkpoints(path), key=lambda one: (one.val_loss(), -one.step))):
+        return found.folder
+    if (path / "kiara.json").is_file():
+        raise UserError(f"{path}: a bundle, which kiara-run runs; name the run or checkpoint that it was made from")
+    raise UserError(f"{path}: neither a run with checkpoints nor a checkpoint; name one that `kiara train` wrote")
+
+
+def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
+    """The model, float32 and ready to evaluate, and its tokenizer.
+
+    A Hugging Face folder without `trainer_state.json` is read as well, where its names are ours.
+    """
+    check_files(folder)
+    values = read_json(folder / "config.json")
+    try:
+        config, vocab_size = read_config(values)
+    except UserError as error:
+        raise UserError(f"{folder}/{error}") from None
+    tokenizer = Tokenizer.load(folder)
+    with torch.device("meta"):
+        model = GPT(config, vocab_size)
+    if tokenizer.vocab_size > model.vocab_size:  # a smaller one is usual: tables are padded
+        raise UserError(
+            f"{folder}: config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}; "
+            "its files do not belong together, copy the whole folder again"
+        )
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    try:
+        state = _from_hugging_face(model, family_of(values), tensors)
+    except UserError as error:
+        raise UserError(f"{folder}/{error}") from None
+    model.load_state_dict(state, assign=True)
+    model.cos, model.sin = rope_tables(model.config.context_length, model.config.head_dim, model.config.rope_theta)
+    return model.eval(), tokenizer
+
+
+def to_hugging_face(model: GPT) -> dict[str, Tensor]:
+    """The weights under the names of the family that `write_config` chooses; most share the model's memory."""
+    family = family_of(write_config(model.config, model.vocab_size, {}))
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        names = tensor_names(family, name)
+        parts = tensor.split(part_rows(model.config, name)) if len(names) > 1 else [tensor]
+        turned = [part.T if is_transposed(family, name) else part for part in parts]
+        tensors.update(zip(names, turned, strict=True))
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}  # all copies, so that nothing keeps the file mapped
+    for name, like in model.state_dict().items():
+        names = tensor_names(family, name)
+        missing = [part for part in names if part not in tensors]
+        if missing:
+            raise UserError(f"{WEIGHTS_FILE}: the weight {missing[0]} is missing")
+        parts = [tensors[part].T if is_transposed(family, name) else tensors[part] for part in names]
+        packed = torch.cat(parts) if len(parts) > 1 else parts[0].clone(memory_format=torch.contiguous_format)
+        if packed.shape != like.shape:
+            raise UserError(
+                f"{WEIGHTS_FILE}: {names[0]} makes {list(packed.shape)} where config.json asks for {list(like.shape)}"
+            )
+        state[name] = packed.float()
+        check_finite(f"{WEIGHTS_FILE}: {names[0]}", state[name])
+    return state
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse weights that are not numbers: whatever is computed with them is none either."""
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise UserError(f"{name}: {bad:,} of its {values.numel():,} weights are no finite numbers; take another file")
+
+
+def check_files(folder: Path) -> None:
+    """Compare every file of a checkpoint with the hash that was recorded when it was written."""
+    if not (folder / STATE_FILE).is_file():
+        return
+    recorded = read_json(folder / STATE_FILE).get("sha256", {})
+    for name, digest in recorded.items() if isinstance(recorded, dict) else ():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file; name the run, or another of its checkpoints")
+        if hash_file(path) != digest:
+            raise UserError(
+                f"{path}: damaged, its SHA-256 is not the recorded one; name the run, or another of its checkpoints"
+            )
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """trainer_state.json of a checkpoint, its fields of provenance there."""
+    state = read_json(folder / STATE_FILE)
+    for name in ("step", "seed", "data_sha256"):
+        if name not in state:
+            raise UserError(f"{folder / STATE_FILE}: the field {name} is missing")
+    return state
+
+
+def trained_on(folder: Path, option: str | None = None) -> Dataset:
+    """The prepared folder that a checkpoint was trained on, just as it was then.
+
+    option: of the command, where other text can be named instead.
+    """
+    instead = f"name other text with {option}" if option else "begin a new run"
+    state = read_state(folder)
+    if state.get("dataset") is None:
+        raise UserError(f"{folder}: imported, so without text of its own; {instead}")
+    data = (folder / str(state["dataset"])).resolve()
+    if not data.is_dir():
+        raise UserError(f"{folder}: its data, {data}, is gone; restore it, or {instead}")
+    dataset = Dataset.open(data)
+    if dataset.sha256 != state["data_sha256"]:
+        raise UserError(f"{data}: prepared anew from other text since; restore it, or {instead}")
+    return dataset
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object out of a checkpoint or a folder to import."""
+    return read_bounded_json(path, MAX_JSON_BYTES)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object as people like to read it."""
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; copy the whole folder again, or name another")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); copy it again, or name another checkpoint") from None

@@ -1,0 +1,215 @@
+"""The configuration of training: one documented field is schema, YAML key and help text at once.
+
+Values flow defaults -> `.env` -> environment -> YAML file -> `--set`, the later one wins. A value is
+never guessed at: an unknown key, a wrong type or an impossible shape raises `UserError` with the key's
+path, the value and what would do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dotenv.parser import parse_stream
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from kiara.config.model import Section
+from kiara.config.sections import Config
+from kiara_runtime.errors import UserError
+
+ENV_PREFIX = "KIARA_"
+MAX_CONFIG_BYTES = 1 << 20
+OTHER_VARIABLES = frozenset(("KIARA_API_KEY", "KIARA_BUNDLES"))  # of the examples' programs
+
+_SETTINGS = {
+    f"{ENV_PREFIX}{section}__{name}".upper(): f"{section}.{name}"
+    for section, values in Config()
+    for name in type(values).model_fields
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 3e-3 as a number, as YAML 1.2 does, and takes no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load_config(
+    path: Path | None = None, assignments: Iterable[str] = (), environ: Mapping[str, str] | None = None
+) -> Config:
+    """Merge every layer and validate the result; `model_fields_set` of a section tells what any of them gave.
+
+    assignments: `section.key=value`, the value read as YAML. environ: defaults to `.env` in the working
+    folder below the process environment; its keys are `KIARA_SECTION__KEY`.
+    """
+    merged: dict[str, Any] = {}
+    for dotted, value in _environment(environ if environ is not None else _ambient()):
+        _assign(merged, dotted, value)
+    if path is not None:
+        _merge(merged, _read_yaml(path))
+    for assignment in assignments:
+        dotted, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment!r}: write section.key=value, such as training.max_steps=200")
+        _assign(merged, dotted.strip(), _scalar(dotted, text))
+    return parse_config(merged)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def is_default(section: Section, name: str) -> bool:
+    return getattr(section, name) == type(section).model_fields[name].default
+
+
+def config_yaml(config: Config) -> str:
+    """The configuration as YAML, each key under its documentation."""
+    lines: list[str] = []
+    for section_name in type(config).model_fields:
+        section: Section = getattr(config, section_name)
+        lines += [f"# {(type(section).__doc__ or '').strip()}", f"{section_name}:"]
+        for name, field in type(section).model_fields.items():
+            value = yaml.safe_dump(getattr(section, name), width=1000).removesuffix("...\n").strip()
+            lines += [f"  # {field.description}{_bounds(field)}", f"  {name}: {value}"]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _bounds(field: FieldInfo) -> str:
+    """The range of a number, in words."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+    found = [
+        f"{text} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, text in words.items()
+        if hasattr(rule, name)
+    ]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _ambient() -> dict[str, str]:
+    return {**_dotenv(Path(".env")), **os.environ}
+
+
+def _dotenv(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        bindings = list(parse_stream(io.StringIO(path.read_text("utf-8"))))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it (iconv)") from None
+    for binding in bindings:
+        if binding.error:
+            raise UserError(f"{path}:{binding.original.line}: not a line KEY=value; mend it or put a # before it")
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}
+
+
+def _environment(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
+    for key, text in sorted(environ.items()):
+        if key.startswith(ENV_PREFIX) and key not in OTHER_VARIABLES:
+            dotted = _SETTINGS.get(key.upper())
+            if dotted is None:
+                raise UserError(f"{key}: names no setting, in the environment or .env; {_nearest_variable(key)}")
+            yield dotted, _scalar(key, text)
+
+
+def _nearest_variable(key: str) -> str:
+    close = difflib.get_close_matches(key.upper(), _SETTINGS, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else "take it away; `kiara config` lists every setting"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"--config {path}: there is no such file")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise UserError(f"--config {path}: larger than 1 MiB, which no configuration is")
+    try:
+        values = _yaml(path.read_text("utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected sections such as `training:` at the top, found {values!r:.60}")
+    return values or {}
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def _scalar(where: str, text: str) -> Any:
+    try:
+        return _yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(
+            f"{where}: {text!r:.60} is not a value that YAML can read; put text with signs in quotes"
+        ) from None
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    section, _, name = dotted.partition(".")
+    if not name:
+        raise UserError(f"{dotted}: name a section and a key; {_nearest([dotted])}")
+    inner = values.setdefault(section, {})
+    if isinstance(inner, dict):
+        inner[name] = value
+
+
+def _merge(values: dict[str, Any], over: Mapping[Any, Any]) -> None:
+    for section, inner in over.items():
+        if isinstance(inner, dict) and isinstance(values.get(section), dict):
+            values[section].update(inner)
+        elif inner is not None:  # an empty section (`training:`) changes nothing
+            values[section] = inner
+
+
+def _explain(error: ValidationError) -> str:
+    """Every fault in one line: the key's path, what is wrong with it, the remedy."""
+    return "; ".join(_explain_one(detail) for detail in error.errors())
+
+
+def _explain_one(detail: Any) -> str:
+    where = [str(part) for part in detail["loc"]]
+    path, value, message = ".".join(where), detail["input"], detail["msg"]
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: there is no such key; {_nearest(where)}"
+    if detail["type"] == "value_error":
+        return str(message).removeprefix("Value error, ")
+    expected = message[0].lower() + message[1:]
+    if detail["type"] in ("model_type", "dict_type"):
+        expected = f"give keys below it; `kiara config` lists those of {path}"
+    return f"{path}: {value!r} will not do: {expected}"
+
+
+def _nearest(where: list[str]) -> str:
+    sections = list(Config.model_fields)
+    if len(where) == 1:
+        owner = [f"{s}.{where[0]}" for s in sections if where[0] in _section_fields(s)]
+        close = owner or difflib.get_close_matches(where[0], sections, n=1, cutoff=0.5)
+        return f"did you mean {close[0]}?" if close else f"the sections are {', '.join(sections)}"
+    close = difflib.get_close_matches(where[1], _section_fields(where[0]), n=1, cutoff=0.5)
+    return f"did you mean {where[0]}.{close[0]}?" if close else f"`kiara config` lists all of {where[0]}"
+
+
+def _section_fields(section: str) -> list[str]:
+    return list(type(getattr(Config(), section)).model_fields)

@@ -1,0 +1,91 @@
+"""What a training run is configured by: a documented field is schema, YAML key and help text at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from kiara.config.model import ModelConfig, Section
+
+
+class TokenizerConfig(Section):
+    """The byte-level BPE that `kiara prepare` trains."""
+
+    vocab_size: int = Field(default=4096, ge=320, le=1 << 20, multiple_of=64)
+    """Entries of the vocabulary: 256 bytes, merges, special tokens."""
+
+
+class DataConfig(Section):
+    """What is trained on and what is held out."""
+
+    train: str = "stdlib"
+    """A prepared folder, or a source as `kiara prepare` takes it: a file, a folder, a glob, JSON lines or `stdlib`."""
+    val: str | None = None
+    """Source of the validation text; null holds out whole documents of the training source."""
+    val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
+    """Part of the bytes to hold out where `val` is null."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the choice of those documents, apart from `training.seed` so that runs share their validation."""
+    text_field: str = "text"
+    """Field of a JSON line that holds its text."""
+    prepared_dir: str = "data"
+    """Folder below which `kiara train` keeps what it prepares by itself."""
+
+
+class TrainingConfig(Section):
+    """The recipe: Muon for the matrices inside the blocks, AdamW for the rest, a long linear decay."""
+
+    max_steps: int = Field(default=800, ge=1)
+    """Optimizer steps in all."""
+    batch_size: int = Field(default=8, ge=1, le=1 << 16)
+    """Sequences a step."""
+    learning_rate: float = Field(default=0.008, gt=0, lt=1)
+    """Peak learning rate of Muon, for the matrices inside the blocks."""
+    embedding_learning_rate: float = Field(default=0.06, gt=0, lt=1)
+    """Peak learning rate of AdamW, for the embedding and the norms."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.1, ge=0, lt=1)
+    """Decoupled weight decay of the matrices inside the blocks."""
+    grad_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    eval_every: int = Field(default=100, ge=1)
+    """Steps between two validations."""
+    eval_tokens: int = Field(default=32768, ge=1)
+    """Validation tokens looked at each time; the end of a run looks at all of them."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between two checkpoints."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints kept; the best one is kept besides."""
+    sample_prompt: str = "def "
+    """Prompt of the sample that each validation writes."""
+    sample_tokens: int = Field(default=64, ge=0)
+    """Tokens of that sample; 0 writes none."""
+    seed: int = Field(default=1337, ge=0, lt=1 << 63)
+    """Seed of the initial weights, the order of the data and the samples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic inside the model; auto takes bfloat16 where the processor has it. Weights stay float32."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """torch.compile; auto takes it where a compiler is found and the run is long enough to win its time back."""
+
+
+class Config(Section):
+    """All of it; each section is a key of the YAML file."""
+
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _shape_suits_the_kernels(self) -> Config:
+        for name, multiple in (("hidden_size", 64), ("intermediate_size", 64), ("head_dim", 16)):
+            if (value := getattr(self.model, name)) % multiple:
+                raise ValueError(f"model.{name}: {value} will not do: give a multiple of {multiple}")
+        width = self.model.num_attention_heads * self.model.head_dim
+        if width % 64:
+            raise ValueError(f"model.head_dim: num_attention_heads * head_dim is {width}; make it a multiple of 64")
+        return self

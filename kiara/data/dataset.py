@@ -1,0 +1,164 @@
+"""Token shards on disk, and batches of them.
+
+A prepared folder holds `dataset.json`, the tokenizer, and for each split memory-mapped token files
+(`train-00000.bin`, little-endian uint16 or uint32) with the offsets at which documents start
+(`train-documents.npy`, int64). Writing it is `kiara.data.prepare`'s.
+
+A batch is a pure function of (seed, step, row): an interrupted run goes on with the same data, and so
+would any number of processes that share the rows among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kiara.files import DATASET_FILE as MANIFEST
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokens.tokenizer import Tokenizer
+
+GIVEN = "given"  # the name of text that a command was given, apart from any training
+SHARD_TOKENS = 1 << 27
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a prepared folder. shards: memory-mapped token arrays.
+
+    text_bytes: of the UTF-8 text that all of them stand for, where it is known. A tokenizer that normalises makes
+    tokens of more or fewer.
+    """
+
+    name: str
+    shards: list[np.ndarray]
+    text_bytes: int | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the split's tokens, in hexadecimal."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(shard.tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def tokens(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+    def parted(self, part: float) -> tuple[Split, Split]:
+        """The first `part` of the tokens, and the rest."""
+        tokens = np.concatenate(self.shards)
+        cut = int(len(tokens) * part)
+        return Split(self.name, [tokens[:cut]]), Split(self.name, [tokens[cut:]])
+
+    def windows(self, length: int) -> int:
+        """How many whole windows of `length` inputs, each with its targets, an epoch has."""
+        count = self.whole_windows(length)
+        if not count:
+            shorter = "" if self.name == GIVEN else " or set a shorter model.context_length"
+            raise UserError(
+                f"the {self.name} split has {self.tokens} tokens, too few for one window of model.context_length "
+                f"({length}) and its target; give more text{shorter}"
+            )
+        return count
+
+    def whole_windows(self, length: int) -> int:
+        """As `windows`, but 0 where there is none."""
+        return sum(max(0, (len(shard) - 1) // length) for shard in self.shards)
+
+    @cached_property
+    def targets(self) -> int:
+        """How many tokens there are to predict: all but the first of each shard."""
+        return sum(max(0, len(shard) - 1) for shard in self.shards)
+
+    def rests(self, length: int) -> Iterator[np.ndarray]:
+        """What whole windows leave of each shard: some inputs and one more target, int64 (2 to length,)."""
+        for shard in self.shards:
+            rest = shard[max(0, (len(shard) - 1) // length) * length :]
+            if len(rest) > 1:
+                yield rest.astype(np.int64)
+
+    def window(self, index: int, length: int) -> np.ndarray:
+        """Window `index` in reading order: `length` inputs and one more target, int64 (length + 1,)."""
+        for shard in self.shards:
+            here = max(0, (len(shard) - 1) // length)
+            if index < here:
+                return shard[index * length : (index + 1) * length + 1].astype(np.int64)
+            index -= here
+        raise IndexError(index)
+
+    def batch(self, seed: int, step: int, rows: int, length: int) -> np.ndarray:
+        """Windows `step * rows` onward of the shuffled epochs, int64 (rows, length + 1)."""
+        count = self.windows(length)
+        picked: list[np.ndarray] = []
+        for position in range(step * rows, (step + 1) * rows):
+            epoch, index = divmod(position, count)
+            picked.append(self.window(int(_order(seed, epoch, count)[index]), length))
+        return np.stack(picked)
+
+    def epoch(self, step: int, rows: int, length: int) -> int:
+        """The epoch, from 0, in which `step` begins."""
+        return step * rows // self.windows(length)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class Dataset:
+    """A prepared folder, opened."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> None:
+        self.folder, self.manifest, self.tokenizer = folder, manifest, tokenizer
+        self.train, self.val = (self._open(name) for name in ("train", "val"))
+
+    @classmethod
+    def open(cls, folder: Path) -> Dataset:
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise UserError(f"{folder}: no prepared folder ({MANIFEST} is missing); make one with `kiara prepare`")
+        tokenizer = Tokenizer.load(folder)
+        if tokenizer.vocab_size != manifest["vocab_size"]:
+            raise UserError(f"{folder}: the tokenizer is not the one of the token files; prepare the folder again")
+        return cls(folder, manifest, tokenizer)
+
+    @property
+    def sha256(self) -> str:
+        """Of all tokens of both splits, in hexadecimal: the data that a run was trained on."""
+        shards = [shard["sha256"] for split in self.manifest["splits"].values() for shard in split["shards"]]
+        return hashlib.sha256(" ".join(shards).encode()).hexdigest()
+
+    def _open(self, name: str) -> Split:
+        return Split(name, [self._map(shard) for shard in self.manifest["splits"][name]["shards"]])
+
+    def _map(self, shard: dict[str, Any]) -> np.ndarray:
+        path, dtype = self.folder / Path(shard["file"]).name, np.dtype(self.manifest["dtype"])
+        if not path.is_file() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
+            raise UserError(f"{path}: missing or not of {shard['tokens']} tokens; prepare the folder again")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; prepare the folder again")
+        return np.memmap(path, dtype, mode="r")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """`dataset.json` of a prepared folder, None where there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        _ = manifest["fingerprint"], manifest["source"], manifest["vocab_size"], np.dtype(manifest["dtype"])
+        for split in ("train", "val"):
+            _ = [(shard["file"], shard["sha256"], shard["tokens"] + 0) for shard in manifest["splits"][split]["shards"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{path}: damaged; delete the folder and prepare it again") from None
+    return manifest

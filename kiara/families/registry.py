@@ -1,0 +1,285 @@
+"""Other people's names: how the Hugging Face families spell the one model of `kiara.model.gpt`.
+
+A family is a row of FAMILIES: what it fixes of ModelConfig, how its config.json calls the rest, which values
+of its other switches this model can honour, and how its tensors are named. Reading and writing go through
+the same row, so a checkpoint that was imported opens in `transformers` again. Whatever a row does not
+provide for is refused by name rather than read past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from kiara.config.model import ModelConfig
+from kiara.families.known_keys import CONFIG, CONFIG_FIXED, check_keys
+from kiara_runtime.errors import UserError
+
+ABSENT = object()
+# Keys of config.json that are looked at by a function of their own.
+_ELSEWHERE = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "sliding_window", "layer_types")
+_ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+
+
+@dataclass(frozen=True)
+class Family:
+    """features: fields of ModelConfig that it fixes. keys: config.json's name of each other field that it has.
+
+    defaults: values of keys that config.json may leave out. switches: further keys with the values that are
+    supported, the first of which is written out; ABSENT stands for a key that is not there. window: how far its
+    attention reaches where config.json has no `sliding_window`.
+    """
+
+    architecture: str
+    features: Mapping[str, Any]
+    keys: Mapping[str, str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    switches: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    gpt2_names: bool = False
+    window: int | None = None
+
+
+_LLAMA_KEYS = {
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "intermediate_size",
+    "context_length": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+_BIASES = {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
+_LLAMA_DEFAULTS = {"rope_theta": 10000.0, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}
+_LLAMA = {"norm": "rms", "position": "rope", "qk_norm": False}
+_SILU = {"hidden_act": ("silu", ABSENT)}
+_QWEN_WINDOW = {"use_sliding_window": (False, ABSENT)}
+
+# Where several fit a configuration, the first is written: Arcee before all, Llama before its likes.
+FAMILIES: dict[str, Family] = {
+    "arcee": Family(
+        "ArceeForCausalLM",
+        {**_LLAMA, "mlp": "relu2"},
+        {**_LLAMA_KEYS, **_BIASES},
+        _LLAMA_DEFAULTS,
+        {"hidden_act": ("relu2", ABSENT)},
+    ),
+    "llama": Family(
+        "LlamaForCausalLM", {**_LLAMA, "mlp": "swiglu"}, {**_LLAMA_KEYS, **_BIASES}, _LLAMA_DEFAULTS, _SILU
+    ),
+    "mistral": Family(
+        "MistralForCausalLM",
+        {**_LLAMA, "mlp": "swiglu", "attention_bias": False, "mlp_bias": False},
+        _LLAMA_KEYS,
+        _LLAMA_DEFAULTS,
+        _SILU,
+        window=4096,
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        {**_LLAMA, "mlp": "swiglu", "attention_bias": True, "attention_out_bias": False, "mlp_bias": False},
+        _LLAMA_KEYS,
+        _LLAMA_DEFAULTS,
+        {**_SILU, **_QWEN_WINDOW},
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        {**_LLAMA, "mlp": "swiglu", "mlp_bias": False, "qk_norm": True},
+        {**_LLAMA_KEYS, "attention_bias": "attention_bias"},
+        {**_LLAMA_DEFAULTS, "head_dim": 128},
+        {**_SILU, **_QWEN_WINDOW},
+    ),
+    "gpt2": Family(
+        "GPT2LMHeadModel",
+        {
+            "norm": "layer",
+            "position": "learned",
+            "mlp": "gelu",
+            "attention_bias": True,
+            "attention_out_bias": True,
+            "mlp_bias": True,
+            "qk_norm": False,
+        },
+        {
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "intermediate_size": "n_inner",
+            "context_length": "n_positions",
+            "norm_eps": "layer_norm_epsilon",
+            "tie_word_embeddings": "tie_word_embeddings",
+        },
+        {"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+        {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh", ABSENT),
+            "scale_attn_weights": (True, ABSENT),
+            "scale_attn_by_inverse_layer_idx": (False, ABSENT),
+            "add_cross_attention": (False, ABSENT),
+        },
+        gpt2_names=True,
+    ),
+}
+
+_GPT2_PARTS = {
+    "embed_tokens": "wte",
+    "embed_positions": "wpe",
+    "layers": "h",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "self_attn.qkv_proj": "attn.c_attn",
+    "self_attn.o_proj": "attn.c_proj",
+    "mlp.up_proj": "mlp.c_fc",
+    "mlp.down_proj": "mlp.c_proj",
+}
+
+
+def family_of(values: Mapping[str, Any]) -> Family:
+    """The family that a config.json names; raises UserError for one that is not known."""
+    name = values.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"config.json: model_type {name!r} is not one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
+    """ModelConfig and vocabulary size of a config.json; raises UserError with the key that does not fit."""
+    family = family_of(values)
+    known = {*family.keys.values(), *family.switches, *CONFIG, *_ELSEWHERE}
+    check_keys("config.json", values, known, CONFIG_FIXED)
+    values = {**family.defaults, **_with_plain_rope(values)}
+    for key, supported in family.switches.items():
+        if values.get(key, ABSENT) not in supported:
+            raise UserError(f"config.json: {key} {values.get(key)!r} is not supported, only {supported[0]!r} is")
+    found = {name: values[key] for name, key in family.keys.items() if values.get(key) is not None}
+    fields = {**_derived(family, found), **found, **family.features}
+    missing = [key for name, key in family.keys.items() if name not in fields]
+    if missing:
+        raise UserError(f"config.json: the field {missing[0]} is missing")
+    fields.setdefault("attention_out_bias", fields["attention_bias"])
+    vocab_size = values.get("vocab_size")
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 1 <= vocab_size <= 1 << 24:
+        raise UserError(f"config.json: vocab_size {vocab_size!r} is no size of a vocabulary")
+    _check_window(family, values)
+    try:
+        return ModelConfig(**fields), vocab_size
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"config.json: {family.keys.get(name, name)} {fields.get(name)!r}: {message}") from None
+
+
+def _check_window(family: Family, values: Mapping[str, Any]) -> None:
+    """Refuse attention that does not reach over the whole context."""
+    layers = values.get("layer_types")
+    if layers is not None and set(layers if isinstance(layers, list) else [layers]) - {"full_attention"}:
+        raise UserError(f"config.json: layer_types {layers!r:.60} is not supported, only 'full_attention' is")
+    if family.window is None:  # those that have one at all say so by use_sliding_window
+        return
+    window, context = values.get("sliding_window", family.window), values.get(family.keys["context_length"])
+    if window is not None and not (isinstance(window, int) and isinstance(context, int) and window >= context):
+        raise UserError(
+            f"config.json: sliding_window {window!r} is not supported, being shorter than the context of {context!r}; "
+            f"set max_position_embeddings to {window!r} to import the model with a shorter context"
+        )
+
+
+def write_config(config: ModelConfig, vocab_size: int, token_ids: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the first family that has this model; token_ids: bos, eos and pad, as there."""
+    name, family = _family_for(config)
+    return {
+        "architectures": [family.architecture],
+        "model_type": name,
+        **{key: supported[0] for key, supported in family.switches.items() if supported[0] is not None},
+        **{key: getattr(config, field) for field, key in family.keys.items()},
+        **({"rope_parameters": _rope(config)} if config.position == "rope" else {}),
+        "vocab_size": vocab_size,
+        **token_ids,
+        "dtype": "float32",
+    }
+
+
+def tensor_names(family: Family, name: str) -> list[str]:
+    """Their names of our tensor `name`: one, or those that are packed into ours, in order of its rows."""
+    if family.gpt2_names:
+        for ours, theirs in _GPT2_PARTS.items():
+            name = name.replace(ours, theirs)
+        return ["lm_head.weight"] if name == "lm_head.weight" else ["transformer." + name.replace("norm.", "ln_f.")]
+    if name == "lm_head.weight":
+        return [name]
+    for packed, parts in (("qkv_proj", ("q_proj", "k_proj", "v_proj")), ("gate_up_proj", ("gate_proj", "up_proj"))):
+        if packed in name:
+            return ["model." + name.replace(packed, part) for part in parts]
+    return ["model." + name]
+
+
+def is_transposed(family: Family, name: str) -> bool:
+    """Whether their matrix is stored as inputs by outputs, as GPT-2's are."""
+    return family.gpt2_names and name.endswith("_proj.weight")
+
+
+def part_rows(config: ModelConfig, name: str) -> list[int]:
+    """Rows of each tensor that is packed into ours, in the order of `tensor_names`."""
+    if "qkv_proj" in name:
+        return [heads * config.head_dim for heads in (config.num_attention_heads, *[config.num_key_value_heads] * 2)]
+    return [config.intermediate_size] * 2
+
+
+def expected_tensors(family: Family, config: ModelConfig, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Their names, with shapes, of our tensors of the given shapes."""
+    expected: dict[str, list[int]] = {}
+    for name, shape in shapes.items():
+        names = tensor_names(family, name)
+        rows = part_rows(config, name) if len(names) > 1 else [shape[0]]
+        for part, count in zip(names, rows, strict=True):
+            stored = [count, *shape[1:]]
+            expected[part] = stored[::-1] if is_transposed(family, name) else stored
+    return expected
+
+
+def _family_for(config: ModelConfig) -> tuple[str, Family]:
+    for name, family in FAMILIES.items():
+        fields = config.model_dump(exclude=set(family.keys))
+        follows_bias = "attention_out_bias" in family.features or config.attention_out_bias == config.attention_bias
+        expected = {
+            **family.features,
+            "attention_out_bias": family.features.get("attention_out_bias", config.attention_bias),
+        }
+        if follows_bias and all(expected.get(field, value) == value for field, value in fields.items()):
+            return name, family
+    raise UserError("model: no Hugging Face family has this combination of norm, position, mlp and biases")
+
+
+def _derived(family: Family, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that a config.json may leave to others of its fields."""
+    heads, width = found.get("num_attention_heads"), found.get("hidden_size")
+    if not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
+        return {}
+    derived = {"num_key_value_heads": heads, "head_dim": width // heads}
+    return {**derived, "intermediate_size": 4 * width} if family.gpt2_names else derived
+
+
+def _rope(config: ModelConfig) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": config.rope_theta}
+
+
+def _with_plain_rope(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_theta` at the top, where older files have it; refuses positions that are scaled."""
+    merged = dict(values)
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = merged.pop(key, None) or {}
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+        if kind != "default":
+            raise UserError(f"config.json: {key} {kind!r} is not supported; only plain rotary positions are")
+        check_keys(f"config.json: {key}", rope, _ROPE_KEYS, {})
+        merged.update({name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope})
+    if merged.get("partial_rotary_factor", 1.0) not in (1, None):
+        raise UserError(f"config.json: partial_rotary_factor {merged['partial_rotary_factor']!r} is not supported")
+    if isinstance(merged.get("rope_theta"), int) and not isinstance(merged["rope_theta"], bool):
+        merged["rope_theta"] = float(merged["rope_theta"])
+    return merged

@@ -1,0 +1,210 @@
+"""`kiara import`: a Hugging Face folder or a GGUF file to an ordinary checkpoint that says what it said before.
+
+The source is untrusted: plain files inside the folder only, safetensors only, every shape held against the
+configuration before anything is written. Tensors go through one at a time, so that the peak of memory is one
+tensor above the program itself.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kiara.checkpoints.checkpoint import STATE_FILE, WEIGHTS_FILE, TokenIds, check_finite, read_json, write_json
+from kiara.config.model import ModelConfig
+from kiara.console import logger, progress
+from kiara.families.known_keys import GENERATION, GENERATION_FIXED, RECOMMENDED, check_keys
+from kiara.families.registry import Family, expected_tensors, family_of, read_config, tensor_names, write_config
+from kiara.files import claim, new_folder
+from kiara.importing.gguf import GGUFFile
+from kiara.importing.tokenizers import read_tokenizer, settle_tokenizer
+from kiara.importing.weights import Source
+from kiara.model.gpt import GPT
+from kiara_runtime.errors import UserError
+from kiara_runtime.system.files import hash_file
+from kiara_runtime.tokens.tokenizer import Tokenizer
+
+INDEX_FILE = "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Buffers that older files carry along; they follow from the configuration.
+IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+PREFIX = "transformer."  # that GPT-2's first files lack
+
+
+def import_model(source: Path, out: Path) -> None:
+    """Write the checkpoint `out` from a Hugging Face folder or a GGUF file.
+
+    Raises UserError, and writes nothing, for what does not fit.
+    """
+    claim(out, "imported model", [source])
+    if source.suffix.lower() == ".gguf" and source.is_file():
+        file = GGUFFile(source)
+        values, generation, found = file.config, {}, file.tensors
+        tokenizer = settle_tokenizer(source, file.definition, file.tokenizer_config)
+    elif source.is_dir():
+        values = read_json(_inside(source, "config.json"))
+        path = source / "generation_config.json"
+        generation = read_json(_inside(source, path.name)) if path.exists() else {}
+        _check_generation(source, generation)
+        found = {tensor.name: tensor for path in _weight_files(source) for tensor in _tensors_of(path)}
+        tokenizer = read_tokenizer(source)
+    elif not source.exists():
+        raise UserError(f"{source}: there is no such file or folder; check the path")
+    elif source.is_file() and any(source.match(pattern) for pattern in PICKLED):
+        raise UserError(f"{source}: pickled weights, which can run code, are not read; convert them to {WEIGHTS_FILE}")
+    else:
+        raise UserError(f"{source}: neither a folder with config.json, safetensors and tokenizer.json nor a .gguf file")
+    try:
+        values = _with_own_head(values, found)
+        config, vocab_size = read_config(values)
+        tensors = _match(found, family_of(values), config, vocab_size)
+        if tokenizer.vocab_size > vocab_size:
+            raise UserError(
+                f"config.json says vocab_size {vocab_size}, tokenizer.json has {tokenizer.vocab_size}; take both from "
+                "the same model"
+            )
+        ids = _token_ids((generation, values), tokenizer, vocab_size)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    with new_folder(out, "imported model", [source]) as new:
+        _write_tensors(new / WEIGHTS_FILE, tensors)
+        tokenizer.save(new)
+        write_json(new / "config.json", write_config(config, vocab_size, ids.json()))
+        write_json(new / "generation_config.json", ids.json())
+        hashes = {path.name: hash_file(path) for path in sorted(new.iterdir())}
+        origin = {"imported": values["model_type"], "step": 0, "epoch": 0, "seed": None, "data_sha256": None}
+        write_json(new / STATE_FILE, {**origin, "sha256": hashes})
+    millions = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values()) / 1e6
+    logger.info(
+        "Imported %s: %s, %.1fM weights, text through %s", out, values["model_type"], millions, tokenizer.engine
+    )
+
+
+def _check_generation(source: Path, values: dict[str, Any]) -> None:
+    """Refuse what would change the likeliest text; what is only recommended is told."""
+    check_keys(f"{source / 'generation_config.json'}", values, GENERATION, GENERATION_FIXED)
+    recommended = {key: values[key] for key in RECOMMENDED if values.get(key) is not None}
+    if recommended:
+        options = ", ".join(f"{key} {value}" for key, value in recommended.items())
+        logger.info("Its makers recommend %s; give that when you generate.", options)
+
+
+def _with_own_head(values: dict[str, Any], found: Mapping[str, Source]) -> dict[str, Any]:
+    """A configuration that ties the head to the embeddings, corrected where the file has a head that differs.
+
+    `transformers` keeps such a head, too.
+    """
+    family = family_of(values)
+    head = found.get("lm_head.weight")
+    [name] = tensor_names(family, "embed_tokens.weight")
+    embedding = found.get(name) or found.get(name.removeprefix(PREFIX))
+    tied = values.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])
+    if not tied or head is None or embedding is None or head.shape != embedding.shape:
+        return values
+    return values if torch.equal(head.read(), embedding.read()) else {**values, "tie_word_embeddings": False}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder by its base name, not reached through a link that leaves the folder."""
+    path = folder / name
+    if name != Path(name).name or not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: leaves the folder; copy the file itself into it")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; the folder is not complete")
+    return path
+
+
+def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Source]:
+    """Each tensor that the checkpoint will hold, with where it lies; refuses missing, misshapen and unknown ones."""
+    with torch.device("meta"):
+        shapes = {name: list(tensor.shape) for name, tensor in GPT(config, vocab_size).state_dict().items()}
+    bare = family.gpt2_names and not any(name.startswith(PREFIX) for name in found)
+    rest, matched = dict(found), {}
+    for name, shape in expected_tensors(family, config, shapes).items():
+        tensor = rest.pop(name.removeprefix(PREFIX) if bare else name, None)
+        if tensor is None:
+            raise UserError(f"the weight {name} is missing; the files are not complete, or of another model")
+        if tensor.shape != shape:
+            raise UserError(f"{tensor.file.name}: {tensor.name} is {tensor.shape} where config.json asks for {shape}")
+        matched[name] = tensor
+    unknown = [name for name in rest if not name.endswith(IGNORED) and not _is_tied_head(name, config)]
+    if unknown:
+        raise UserError(f"the weight {unknown[0]} has no place in this model; its config.json is another model's")
+    return matched
+
+
+def _is_tied_head(name: str, config: ModelConfig) -> bool:
+    return name == "lm_head.weight" and config.tie_word_embeddings
+
+
+def _weight_files(source: Path) -> list[Path]:
+    if (source / WEIGHTS_FILE).exists():
+        return [_inside(source, WEIGHTS_FILE)]
+    if (source / INDEX_FILE).exists():
+        names = read_json(_inside(source, INDEX_FILE)).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise UserError(f"{source / INDEX_FILE}: weight_map is no map of weights to files")
+        return [_inside(source, name) for name in sorted(set(names.values()))]
+    if any(path for pattern in PICKLED for path in source.glob(pattern)):
+        raise UserError(f"{source}: pickled weights, which can run code, are not read; convert them to {WEIGHTS_FILE}")
+    raise UserError(f"{source / WEIGHTS_FILE}: there is no such file, and no {INDEX_FILE}")
+
+
+def _tensors_of(file: Path) -> Iterable[Source]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: damaged or cut short ({error}); fetch it again") from None
+    return [Source(file, name, shape, partial(_read_tensor, file, name)) for name, shape in shapes.items()]
+
+
+def _read_tensor(file: Path, name: str) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        return opened.get_tensor(name)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Source]) -> None:
+    """A safetensors file in float32, written tensor by tensor: 8 bytes of length, a JSON header, the data."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + 4 * torch.Size(tensor.shape).numel()
+        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file, progress("Importing weights", len(tensors)) as advance:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            values = tensor.read()
+            if not values.is_floating_point():
+                raise UserError(f"{tensor.file}: {tensor.name} holds {values.dtype}, not floating-point weights")
+            values = values.float()
+            check_finite(f"{tensor.file}: {tensor.name}", values)
+            file.write(values.contiguous().numpy().data)
+            advance(1)
+
+
+def _token_ids(given: tuple[dict[str, Any], ...], tokenizer: Tokenizer, vocab_size: int) -> TokenIds:
+    """What begins and ends a text: from generation_config.json, else config.json, else the tokenizer's names."""
+
+    def pick(kind: str) -> Any:
+        named = tokenizer.special_tokens.get(str(tokenizer.config.get(f"{kind}_token")))
+        ids = (values.get(f"{kind}_token_id") for values in given)
+        return next((i for i in ids if i is not None), named)
+
+    eos = pick("eos")
+    ends = eos if isinstance(eos, list) else [eos]
+    start: Any = pick("bos")
+    bos: Any = ends[0] if start is None and ends else start
+    if not ends or not all(type(i) is int and 0 <= i < vocab_size for i in (*ends, bos)):
+        raise UserError(f"eos_token_id {eos!r} or bos_token_id {bos!r} is no id below {vocab_size}")
+    return TokenIds(bos, frozenset(ends))

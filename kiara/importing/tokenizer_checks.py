@@ -1,0 +1,96 @@
+"""What a tokenizer's files say besides tokens and merges: held against what this runtime does with text.
+
+Not done here: whether the ids of a text are the library's, which is tried (`kiara.importing.tokenizers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kiara.families.known_keys import BPE, BPE_FIXED, SPECIAL_TOKENS, TOKENIZER, check_keys
+from kiara_runtime.errors import UserError
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# A special token's id is put where the token stands, so what it does to the text beside it is not done.
+_UNSUPPORTED = ("single_word", "lstrip", "rstrip")
+_ADDED_KEYS = frozenset(("id", "content", "__type", *_FLAGS))
+
+
+def check_definition(definition: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer.json with keys or values that change the ids or the text of tokens in ways not known here."""
+    check_keys("tokenizer.json", definition, TOKENIZER, {})
+    model, decoder = definition.get("model"), definition.get("decoder")
+    if isinstance(model, dict):
+        check_keys("tokenizer.json: model", model, BPE, BPE_FIXED)
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        kind = decoder.get("type") if isinstance(decoder, dict) else decoder
+        raise UserError(f"tokenizer.json: decoder {kind!r:.40} is not supported, only ByteLevel is")
+    for i, token in enumerate(_listed(definition)):
+        check_keys(f"tokenizer.json: added_tokens[{i}]", token, _ADDED_KEYS, {})
+        for flag in _UNSUPPORTED:
+            if token.get("special") and token.get(flag):
+                raise UserError(
+                    f"tokenizer.json: added_tokens[{i}]: {flag} of the special token {token.get('content')!r:.40} "
+                    "is not supported, only false is"
+                )
+
+
+def check_added_tokens(
+    definition: Mapping[str, Any], config: Mapping[str, Any], named: Mapping[str, Any], added: Mapping[str, Any]
+) -> None:
+    """Refuse tokens that the other files add to tokenizer.json or describe otherwise; `transformers` goes by those.
+
+    config, named, added: tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+    """
+    listed = {token["content"]: token for token in _listed(definition) if isinstance(token.get("content"), str)}
+    model = definition.get("model")
+    vocab = model.get("vocab", {}) if isinstance(model, dict) else {}
+    ids = {**(vocab if isinstance(vocab, dict) else {}), **{name: token.get("id") for name, token in listed.items()}}
+    for name, i in added.items():
+        if ids.get(name) != i:
+            raise UserError(
+                f"added_tokens.json: {name!r:.40} is {i!r}, in tokenizer.json {ids.get(name)}; make them agree"
+            )
+    described = config.get("added_tokens_decoder") or {}
+    for i, token in described.items() if isinstance(described, dict) else ():
+        _check_described(i, token, listed)
+    for file, values in (("tokenizer_config.json", config), ("special_tokens_map.json", named)):
+        for key, name in _names(values):
+            if name not in listed:
+                raise UserError(
+                    f"{file}: {key} {name!r:.40} is no added token of tokenizer.json; add it there, or delete it here"
+                )
+
+
+def _check_described(i: str, token: Any, listed: Mapping[str, Mapping[str, Any]]) -> None:
+    where = f"tokenizer_config.json: added_tokens_decoder[{i}]"
+    content = token.get("content") if isinstance(token, dict) else None
+    known = listed.get(content) if isinstance(content, str) else None
+    if known is None or str(known.get("id")) != str(i):
+        raise UserError(f"{where}: {content!r:.40} is no added token of tokenizer.json with this id; make them agree")
+    for flag in _FLAGS:
+        if flag in token and bool(token[flag]) != bool(known.get(flag)):
+            raise UserError(f"{where}: {flag} is {token[flag]}, in tokenizer.json {known.get(flag)}; make them agree")
+
+
+def _names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every token that a file gives a part, with the key."""
+    for key in SPECIAL_TOKENS:
+        yield from ((key, name) for name in _contents(values.get(key)))
+    for key in ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"):
+        given = values.get(key) or ()
+        for value in given.values() if isinstance(given, dict) else given if isinstance(given, list) else ():
+            yield from ((key, name) for name in _contents(value))
+
+
+def _contents(value: Any) -> Iterator[str]:
+    """A token is given as its text or as an object around it."""
+    text = value.get("content") if isinstance(value, dict) else value
+    if isinstance(text, str):
+        yield text
+
+
+def _listed(definition: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = definition.get("added_tokens")
+    return [token for token in found if isinstance(token, dict)] if isinstance(found, list) else []

@@ -1,0 +1,124 @@
+"""Other people's tokenizers: which engine is exactly right, and what comes along with them.
+
+tiktoken is preferred, being the runtime's own. Whether it gives the very ids of the `tokenizers` library is
+not argued but tried: on every token's own text, on hard strings and on random strings of tokens. One
+difference, and the library it is.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kiara.console import logger
+from kiara.families.known_keys import (
+    SPECIAL_TOKENS,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TOKENIZER_CONFIG_FIXED,
+    check_keys,
+)
+from kiara.importing.tokenizer_checks import check_added_tokens, check_definition
+from kiara_runtime.errors import UserError
+from kiara_runtime.system.files import read_bounded_json
+from kiara_runtime.tokens.chat import chat_problems
+from kiara_runtime.tokens.template import template_of
+from kiara_runtime.tokens.tokenizer import Tokenizer
+
+# Keys of tokenizer_config.json that mean something to the runtime; the rest of it stays behind.
+KEPT = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length", "tokenizer_class")
+HARD_TEXTS = (
+    "", " ", "\n\n  \r\n\t x", "a" * 5000, "\u00a0\u2003\u3000\ufeff", "١٢٣ 12345678 ½ 3.14e-10 1,000,000",
+    "👩🏽\u200d🚀🇨🇭🏴\U000e0067\U000e0062\U000e007f", "e\u0301 Å ﬁ \u0000 \x7f \ufffd", "don't I'LL we'Re 'tis ''s'd",
+    "def f(self,\n        *args):\n\treturn [x**2 for x in args]  # …\n", "日本語のテキスト 한국어 नमस्ते ไทย עברית",
+    "<|endoftext|><s></s>[INST]", "   leading and trailing   ", "CamelCase_snake-kebab/path\\file.ext?q=1&r=2#x",
+)  # fmt: skip
+RANDOM_TEXTS = 400
+
+
+def read_tokenizer(source: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder, with the engine that is exactly equivalent."""
+    definition = read_bounded_json(source / "tokenizer.json")
+    given, named, added = (
+        read_bounded_json(source / name) if (source / name).is_file() else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    )
+    try:
+        check_keys("tokenizer_config.json", given, TOKENIZER_CONFIG, TOKENIZER_CONFIG_FIXED)
+        check_keys("special_tokens_map.json", named, SPECIAL_TOKENS_MAP, {})
+        check_added_tokens(definition, given, named, added)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    given = {**{key: value for key, value in named.items() if key in SPECIAL_TOKENS}, **given}
+    config: dict[str, Any] = {key: _content(given[key]) for key in KEPT if given.get(key) is not None}
+    template = source / "chat_template.jinja"
+    if template.is_file() and template.stat().st_size <= 1 << 20:
+        config["chat_template"] = template.read_text("utf-8")
+    return settle_tokenizer(source, definition, config)
+
+
+def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of its two files, once it is known which engine gives exactly its ids."""
+    config = _with_template(config)
+    # What files of a training keep here cuts or pads every text; `transformers` sets both aside, too.
+    definition = {**definition, "truncation": None, "padding": None}
+    try:
+        check_definition(definition)
+        config = {"kiara_prompt_prefix": _prompt_prefix(definition), **config}
+        tokenizer = Tokenizer(definition, {**config, "kiara_engine": "tiktoken"})
+        library = Tokenizer(definition, {**config, "kiara_engine": "tokenizers"})
+        if tokenizer.engine != "tiktoken" or not _same(tokenizer, library):
+            tokenizer = library
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    for kind, problem in chat_problems(tokenizer).items():
+        logger.warning("The chat template cannot be used with %s: %s", kind, problem)
+    return tokenizer
+
+
+def _with_template(config: dict[str, Any]) -> dict[str, Any]:
+    """With the one chat template that the runtime takes, of several that may be there under names."""
+    template, rest = template_of(config), {key: value for key, value in config.items() if key != "chat_template"}
+    if config.get("chat_template") and template is None:
+        logger.warning("No chat template: tokenizer_config.json has one that is neither text nor has a `default`.")
+    return rest if template is None else {**rest, "chat_template": template}
+
+
+def hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
+    """Texts on which two engines would differ if they differ at all."""
+    yield from HARD_TEXTS
+    yield "".join(chr(i) for i in range(0x20, 0x3000) if unicodedata.category(chr(i)) not in ("Cs", "Cn"))
+    words = [token.decode("utf-8", "replace") for token in tokenizer.token_bytes]
+    yield from words
+    rng = random.Random(0)
+    for _ in range(RANDOM_TEXTS):
+        yield "".join(rng.choices(words, k=40))
+    yield from ("".join(rng.choices(" \n\t.,'0129aZé日", k=60)) for _ in range(RANDOM_TEXTS))
+
+
+def _same(first: Tokenizer, second: Tokenizer) -> bool:
+    return all(first.encode(text) == second.encode(text) for text in hard_texts(first))
+
+
+def _content(value: Any) -> Any:
+    """A special token is given as its text or as an object around it."""
+    return value["content"] if isinstance(value, dict) and isinstance(value.get("content"), str) else value
+
+
+def _prompt_prefix(definition: dict[str, Any]) -> list[int]:
+    """Ids that its post-processor puts before a text; one that puts any after it is refused."""
+    from tokenizers import Tokenizer as Library
+
+    try:
+        library = Library.from_str(json.dumps(definition))
+    except Exception as error:  # the library raises plain Exception for every fault of a file
+        raise UserError(f"tokenizer.json: the tokenizers library cannot read it ({error})") from None
+    bare, whole = (library.encode("a", add_special_tokens=added).ids for added in (False, True))
+    prefix = whole[: len(whole) - len(bare)]
+    if [*prefix, *bare] != whole:
+        raise UserError("tokenizer.json: its post-processor adds tokens after the text, which is not supported")
+    return prefix

@@ -1,0 +1,219 @@
+"""The model: config, norm, attention, MLP, block, GPT, in that order.
+
+One decoder whose configuration spans the small families (GPT-2, Llama, Qwen, Arcee and their like), so
+that an imported model is a configuration and not new code. The default is the Arcee shape: RMS norm before
+each part, rotary positions, grouped-query attention, squared ReLU, no biases, embedding and LM head tied.
+It is deliberately not a training loop and knows nothing of text; `kiara.families.registry` knows other people's names.
+
+Shape letters as in `kiara.model.ops`: B batch, S new tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kiara.config.model import ModelConfig
+from kiara.model import ops
+from kiara.model.ops import KeyValue, Lengths
+
+
+class Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.linear(input, self.weight, self.bias)
+
+
+class Norm(nn.Module):
+    """Adds what the last part produced to the residual stream, then norms the sum."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(config.hidden_size)) if config.norm == "layer" else None
+        self.eps = config.norm_eps
+
+    def forward(self, x_BSD: Tensor, delta_BSD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-> (norm of the stream, the stream), both (B, S, D)."""
+        if self.bias is None:
+            if delta_BSD is None:
+                return ops.rms_norm(x_BSD, self.weight, self.eps), x_BSD
+            return ops.skip_rms_norm(x_BSD, delta_BSD, self.weight, self.eps)
+        if delta_BSD is None:
+            return ops.layer_norm(x_BSD, self.weight, self.bias, self.eps), x_BSD
+        return ops.skip_layer_norm(x_BSD, delta_BSD, self.weight, self.bias, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of each head by itself, one weight for all heads (Qwen3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.head_dim))
+        self.eps = config.norm_eps
+
+    def forward(self, x_BSE: Tensor) -> Tensor:
+        """(B, S, heads * E) -> the same."""
+        heads = x_BSE.unflatten(-1, (-1, self.weight.shape[0]))
+        return ops.rms_norm(heads, self.weight, self.eps).flatten(-2)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.widths = [heads * config.head_dim for heads in (self.heads, self.kv_heads, self.kv_heads)]
+        self.qkv_proj = Linear(config.hidden_size, sum(self.widths), bias=config.attention_bias)
+        self.o_proj = Linear(self.widths[0], config.hidden_size, bias=config.attention_out_bias)
+        self.q_norm = HeadNorm(config) if config.qk_norm else None
+        self.k_norm = HeadNorm(config) if config.qk_norm else None
+
+    def forward(
+        self, x_BSD: Tensor, rope: KeyValue | None, past: KeyValue | None, lengths: Lengths | None
+    ) -> tuple[Tensor, KeyValue]:
+        q, k, v = self.qkv_proj(x_BSD), None, None
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = q.split(self.widths, dim=-1)
+            q, k = self.q_norm(q), self.k_norm(k)
+        mixed, present = ops.attention(q, k, v, self.heads, self.kv_heads, rope, past, lengths)
+        return self.o_proj(mixed), present
+
+
+class MLP(nn.Module):
+    """Squared ReLU (So et al. 2021): as good as a gated unit at small sizes, with one matrix fewer to read."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gelu = config.mlp == "gelu"
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        up = self.up_proj(x_BSD)
+        return self.down_proj(F.gelu(up, approximate="tanh") if self.gelu else F.relu(up).square())
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer 2020), gate and up projection in one matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x_BSD).chunk(2, dim=-1)
+        return self.down_proj(ops.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Carries the residual stream and the last part's output apart, so that add and norm can fuse."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(config)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = Norm(config)
+        self.mlp = GatedMLP(config) if config.mlp == "swiglu" else MLP(config)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        delta_BSD: Tensor | None,
+        rope: KeyValue | None,
+        past: KeyValue | None,
+        lengths: Lengths | None,
+    ) -> tuple[Tensor, Tensor, KeyValue]:
+        normed, x_BSD = self.input_layernorm(x_BSD, delta_BSD)
+        delta_BSD, present = self.self_attn(normed, rope, past, lengths)
+        normed, x_BSD = self.post_attention_layernorm(x_BSD, delta_BSD)
+        return x_BSD, self.mlp(normed), present
+
+
+class GPT(nn.Module):
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
+        learned = config.position == "learned"
+        self.embed_positions = nn.Embedding(config.context_length, config.hidden_size) if learned else None
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = Norm(config)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Linear(config.hidden_size, vocab_size, bias=False)
+        cos, sin = ops.rope_tables(config.context_length, config.head_dim, config.rope_theta)
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(
+        self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Next-token logits (B, S, V) and the cache after these tokens, a pair per layer.
+
+        ids_BS: int64 token ids. past: the cache so far, or None at the start of a sequence.
+        """
+        (x_BSD, rope), delta_BSD, present = self.embed(ids_BS, past, lengths), None, []
+        for i, layer in enumerate(self.layers):
+            x_BSD, delta_BSD, layer_present = layer(x_BSD, delta_BSD, rope, past[i] if past else None, lengths)
+            present.append(layer_present)
+        return self.head(x_BSD, delta_BSD, lengths), present
+
+    def head(self, x_BSD: Tensor, delta_BSD: Tensor | None, lengths: Lengths | None = None) -> Tensor:
+        """Logits of what leaves the last layer, (B, S, V)."""
+        normed, _ = self.norm(x_BSD, delta_BSD)
+        table = self.embed_tokens if self.lm_head is None else self.lm_head
+        return ops.linear(ops.wanted_positions(normed, lengths), table.weight, None)
+
+    def embed(
+        self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, KeyValue | None]:
+        """What enters the first layer (B, S, D), and the rotary tables, None where positions are learned."""
+        x_BSD = self.embed_tokens(ids_BS)
+        if self.embed_positions is None:
+            return x_BSD, (self.cos, self.sin)
+        return x_BSD + self._positions(ids_BS, past, lengths), None
+
+    def _positions(self, ids_BS: Tensor, past: Sequence[KeyValue] | None, lengths: Lengths | None) -> Tensor:
+        """Rows of the learned table for the new tokens, (1 or B, S, D).
+
+        The buffers of a shared cache are longer than what is cached, so a graph takes the positions from the
+        lengths; those of a padded prompt count from 0 in every row.
+        """
+        assert self.embed_positions is not None
+        new = torch.arange(ids_BS.shape[1], device=ids_BS.device)
+        if lengths is None:
+            return self.embed_positions(new + (past[0][0].shape[2] if past else 0))[None]
+        start_B = (lengths.last.to(torch.int64) + 1 - ids_BS.shape[1]).clamp(min=0)
+        return self.embed_positions(start_B[:, None] + new)
+
+    def loss(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
+        """Mean cross-entropy in nats a token, computed in float32."""
+        logits, _ = self(ids_BS)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets_BS.flatten())
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """All initialisation, in one place.
+
+        | parameter        | value                    | why                                             |
+        |------------------|--------------------------|-------------------------------------------------|
+        | norms            | 1, their biases 0        | the identity                                    |
+        | tables, LM head  | normal, std 0.02         | logits start near 0: the loss at ln(vocabulary) |
+        | qkv, gate, up    | uniform, std 1/sqrt(fan) | keeps the variance of a normed input            |
+        | o, down, biases  | 0                        | every block starts as the identity (muP)        |
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("bias", "o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            elif name.startswith(("embed_", "lm_head")):
+                parameter.normal_(0.0, 0.02, generator=generator)
+            else:
+                bound = (3.0 / parameter.shape[1]) ** 0.5
+                parameter.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,180 @@
+"""The seam between training and export: every fused operation, once.
+
+Each function has an eager PyTorch body, which training and the PyTorch reference run, and, while
+`torch.onnx.export` traces the model, the ONNX Runtime operator that it stands for. The graph that
+ships is therefore traced from the very module that was trained; there is no second model definition.
+The verifier (`kiara_export.proof.verify`) holds the two bodies against each other.
+
+Shape letters: B batch, S new tokens, P cached tokens, T = P + S, D hidden size, H query heads,
+K key/value heads, E head size, C context length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the graph must be told of a pass; the eager bodies read it off the shapes.
+
+    last: int32 (B,), index of each sequence's last token (`seqlens_k` of GroupQueryAttention).
+    total: int32 scalar, the longest sequence's cached and new tokens together.
+    wanted: int64 (1,), the first of the S positions whose logits are wanted: 0, or -1 for the last alone.
+    """
+
+    last: Tensor
+    total: Tensor
+    wanted: Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b. x (B, S, in), weight (out, in), bias (out,) -> (B, S, out).
+
+    Traced as kiara::Linear, an operator that no runtime has: `kiara_export.graph.lower` puts each variant's own there.
+    """
+    if not torch.compiler.is_exporting():
+        return F.linear(x, weight, bias)
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return torch.onnx.ops.symbolic("kiara::Linear", inputs, dtype=x.dtype, shape=(*x.shape[:-1], weight.shape[0]))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm over the last axis (Zhang and Sennrich 2019). x (B, S, D) -> (B, S, D)."""
+    if not torch.compiler.is_exporting():
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::SimplifiedLayerNormalization",
+        (x, weight),
+        {"axis": -1, "epsilon": eps, "stash_type": 1},
+        dtype=x.dtype,
+        shape=x.shape,
+    )
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last axis (Ba et al. 2016), an operator of ONNX itself. x (B, S, D) -> (B, S, D)."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def skip_rms_norm(x: Tensor, skip: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Add, then norm: (rms_norm(x + skip), x + skip), both (B, S, D)."""
+    if not torch.compiler.is_exporting():
+        total = x + skip
+        return rms_norm(total, weight, eps), total
+    # The schema has four outputs; the exporter wants them all, a graph pass blanks the middle two.
+    normed, _, _, total = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::SkipSimplifiedLayerNormalization",
+        (x, skip, weight),
+        {"epsilon": eps},
+        dtypes=(x.dtype,) * 4,
+        shapes=(x.shape, x.shape[:-1], x.shape[:-1], x.shape),
+    )
+    return normed, total
+
+
+def skip_layer_norm(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Add, then norm: (layer_norm(x + skip), x + skip), both (B, S, D)."""
+    if not torch.compiler.is_exporting():
+        total = x + skip
+        return layer_norm(total, weight, bias, eps), total
+    normed, _, _, total = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::SkipLayerNormalization",
+        (x, skip, weight, bias),
+        {"epsilon": eps},
+        dtypes=(x.dtype,) * 4,
+        shapes=(x.shape, x.shape[:-1], x.shape[:-1], x.shape),
+    )
+    return normed, total
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x) (Elfwing et al. 2017). Stands for com.microsoft QuickGelu, x * sigmoid(alpha * x)."""
+    if not torch.compiler.is_exporting():
+        return F.silu(x)
+    return torch.onnx.ops.symbolic("com.microsoft::QuickGelu", (x,), {"alpha": 1.0}, dtype=x.dtype, shape=x.shape)
+
+
+def wanted_positions(x: Tensor, lengths: Lengths | None) -> Tensor:
+    """The positions whose logits a graph is asked for, x (B, S, D) -> (B, 1 or S, D); eager keeps all.
+
+    A prompt needs the logits of its last token only, and the LM head is a fifth of its work.
+    """
+    if not torch.compiler.is_exporting():
+        return x
+    assert lengths is not None, "the exported graph always has lengths"
+    end, axis = torch.tensor([torch.iinfo(torch.int64).max]), torch.tensor([1])
+    return torch.onnx.ops.symbolic("Slice", (x, lengths.wanted, end, axis), dtype=x.dtype, shape=x.shape)
+
+
+def rope_tables(context_length: int, head_dim: int, theta: float) -> KeyValue:
+    """Cosines and sines of rotary positions (Su et al. 2021), each float32 (C, E / 2)."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of each head (the non-interleaved form). x (B, heads, S, E), tables (S, E / 2)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    rope: KeyValue | None,
+    past: KeyValue | None,
+    lengths: Lengths | None,
+) -> tuple[Tensor, KeyValue]:
+    """Causal grouped-query attention over a key/value cache, with rotary positions where `rope` is given.
+
+    q: (B, S, (H + 2 K) * E), the three projections packed, with k and v None; or (B, S, H * E), with k and v
+    (B, S, K * E). rope: cosines and sines (C, E / 2). past: keys and values (B, K, P, E), already rotated, or
+    None. Returns the mixed values (B, S, H * E) and the cache with the new tokens appended, (B, K, T, E) each.
+
+    The eager body takes sequences of equal length; only the operator handles padded batches.
+    Stands for com.microsoft GroupQueryAttention.
+    """
+    batch, new, width = q.shape
+    size = width // (heads if k is not None else heads + 2 * kv_heads)
+    if not torch.compiler.is_exporting():
+        packed = q if k is None or v is None else torch.cat((q, k, v), dim=-1)
+        return _eager_attention(packed, heads, kv_heads, size, rope, past)
+    assert past is not None and lengths is not None, "the exported graph always has a cache"
+    cached = (batch, kv_heads, past[0].shape[2] + new, size)
+    mixed, keys, values = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (q, k, v, *past, lengths.last, lengths.total, *(rope or ())),
+        {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": int(rope is not None)},
+        dtypes=(q.dtype,) * 3,
+        shapes=((batch, new, heads * size), cached, cached),
+    )
+    return mixed, (keys, values)
+
+
+def _eager_attention(
+    qkv: Tensor, heads: int, kv_heads: int, size: int, rope: KeyValue | None, past: KeyValue | None
+) -> tuple[Tensor, KeyValue]:
+    batch, new, _ = qkv.shape
+    start = 0 if past is None else past[0].shape[2]
+    q, k, v = qkv.view(batch, new, -1, size).transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
+    if rope is not None:
+        cos, sin = (table[start : start + new] for table in rope)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+    if past is not None:
+        k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+    mask = None
+    if start:  # query i stands at position start + i and sees the keys up to there
+        mask = torch.ones(new, start + new, dtype=torch.bool, device=qkv.device).tril(start)
+    mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != kv_heads)
+    return mixed.transpose(1, 2).reshape(batch, new, heads * size), (k, v)

@@ -1,0 +1,53 @@
+"""What a configuration will weigh on the device, told before a step is trained."""
+
+from __future__ import annotations
+
+from kiara.config.model import ModelConfig
+
+CACHE_BYTES = 4  # float32 keys and values
+INT8_BYTES = 1 + 2 / 64  # a weight, and its share of the block's float16 scale
+INT4_BYTES = 0.5 + (2 + 0.5) / 32  # and of its zero point
+
+
+def matrix_parameters(config: ModelConfig) -> int:
+    """Weights of the matrices inside the blocks."""
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q and o, k and v
+    mlp = 3 if config.mlp == "swiglu" else 2
+    layer = config.hidden_size * (heads * config.head_dim + mlp * config.intermediate_size)
+    return layer * config.num_hidden_layers
+
+
+def table_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Weights of the embedding, and of the LM head where it is another table."""
+    return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+
+
+def parameters(config: ModelConfig, vocab_size: int) -> int:
+    """All trained weights."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    norms = (2 * layers + 1) * width * (2 if config.norm == "layer" else 1)
+    head_norms = 2 * layers * config.head_dim * config.qk_norm
+    qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    up = config.intermediate_size * (2 if config.mlp == "swiglu" else 1)
+    biases = qkv * config.attention_bias + width * config.attention_out_bias + (up + width) * config.mlp_bias
+    positions = config.context_length * width * (config.position == "learned")
+    tables = matrix_parameters(config) + table_parameters(config, vocab_size)
+    return tables + norms + head_norms + layers * biases + positions
+
+
+def bundle_bytes(config: ModelConfig, vocab_size: int, bits: int) -> int:
+    """Size of the graph file with its matrices at 8 or 4 bits; the table keeps 8."""
+    matrices, table = matrix_parameters(config), table_parameters(config, vocab_size)
+    rest = 4 * (parameters(config, vocab_size) - matrices - table)
+    return round(rest + table * INT8_BYTES + matrices * (INT8_BYTES if bits == 8 else INT4_BYTES))
+
+
+def cache_bytes_per_token(config: ModelConfig) -> int:
+    """Keys and values of one token over all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * CACHE_BYTES
+
+
+def training_flops(config: ModelConfig, vocab_size: int, tokens: int) -> float:
+    """Forward and backward pass over `tokens`: 6 a parameter, and the attention (Kaplan et al. 2020)."""
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * config.context_length / 2
+    return tokens * (6.0 * parameters(config, vocab_size) + attention)

@@ -1,0 +1,69 @@
+"""What the machine offers: where to train, in which arithmetic, compiled or not."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from kiara_runtime.errors import UserError
+from kiara_runtime.system.memory import give_back
+
+# FLOPs of a run from which compiling wins back its own time (about 20 s on 2 cores, 60 s with a GPU).
+COMPILE_FLOPS = {"cpu": 2e13, "cuda": 1e16}
+
+
+def pick_device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device: cuda is not to be had here; set it to auto or cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def use_bfloat16(dtype: str, device: str) -> bool:
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def use_compile(setting: str, device: str, flops: float) -> bool:
+    """Decided by the work to be done, not by the clock, so that a run repeats bit for bit."""
+    if setting != "auto":
+        return setting == "always"
+    return flops >= COMPILE_FLOPS[device] and _has_compiler()
+
+
+def check_device(device: str, compiling: str) -> None:
+    """Raises UserError where this machine cannot do as training.device and training.compile say."""
+    pick_device(device)
+    if compiling == "always" and not _has_compiler():
+        raise UserError("training.compile: always needs a C++ compiler (c++, g++ or clang++); install one, or set auto")
+
+
+def _has_compiler() -> bool:
+    return any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+@contextmanager
+def repeatable(device: str) -> Iterator[None]:
+    """On a CPU the same seed gives the same losses, bit for bit.
+
+    Compiled code would sum the gradients of the embedding in whatever order the threads come. On a GPU some
+    kernels have no repeatable form, and nothing is promised.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(device == "cpu" or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system; graphs point in circles."""
+    gc.collect()
+    give_back()

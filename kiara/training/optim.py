@@ -1,0 +1,67 @@
+"""The optimizers: Muon for the matrices inside the blocks, AdamW for the embedding and the norms.
+
+At equal tokens Muon reached 1.31 bits per byte where AdamW alone reached 1.66 (400 steps of 4,096 tokens
+of Python source, the default model), which is why it is not an option but the recipe.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn, optim
+
+from kiara.config.sections import TrainingConfig
+from kiara_runtime.errors import UserError
+
+
+def make_optimizers(model: nn.Module, config: TrainingConfig) -> dict[str, optim.Optimizer]:
+    """Muon (Jordan et al. 2024), scaled so that one learning rate serves both (Liu et al. 2025), and AdamW."""
+    inner = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("layers.")]
+    rest = [p for name, p in model.named_parameters() if p.dim() != 2 or not name.startswith("layers.")]
+    return {
+        "muon": optim.Muon(
+            inner, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        "adamw": optim.AdamW(rest, lr=config.embedding_learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    }
+
+
+def set_learning_rates(optimizers: dict[str, optim.Optimizer], config: TrainingConfig, step: int) -> float:
+    """Give each optimizer its rate for `step`, counted from 0; returns the part of the peak that this is."""
+    part = schedule(config, step)
+    peaks = {"muon": config.learning_rate, "adamw": config.embedding_learning_rate}
+    for kind, optimizer in optimizers.items():
+        for group in optimizer.param_groups:
+            group["lr"] = part * peaks[kind]
+    return part
+
+
+def schedule(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then linear decay to zero over the whole rest of the run, in parts of the peak."""
+    warmup = min(config.warmup_steps, config.max_steps // 4)
+    rising = (step + 1) / (warmup + 1)
+    falling = (config.max_steps - step) / max(1, config.max_steps - warmup)
+    return min(1.0, rising, falling)
+
+
+def optimizer_tensors(model: nn.Module, optimizers: dict[str, optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' memory as named tensors, `muon/layers.0.mlp.up_proj.weight/momentum_buffer`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{kind}/{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        for kind, optimizer in optimizers.items()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizers(model: nn.Module, optimizers: dict[str, optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Give fresh optimizers the memory that `optimizer_tensors` took of others."""
+    parameters = dict(model.named_parameters())
+    keys = {"muon": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
+    for kind, optimizer in optimizers.items():
+        for parameter in optimizer.param_groups[0]["params"]:
+            for key in keys[kind]:
+                tensor = tensors.get(f"{kind}/{names[parameter]}/{key}")
+                if tensor is None or tensor.shape != (() if key == "step" else parameter.shape):
+                    raise UserError(f"optimizer.safetensors: {kind}/{names[parameter]}/{key} is missing or misshapen")
+                optimizer.state[parameter][key] = tensor.to(parameter.device)

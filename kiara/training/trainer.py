@@ -1,0 +1,307 @@
+"""Training: a loop over steps that can be stopped at any of them and go on as if it had not been.
+
+Nothing here draws random numbers: the batch of a step follows from (seed, step) and the weights from the
+seed, so a run that is resumed equals one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import regex
+import torch
+from torch import Tensor
+
+from kiara.checkpoints.checkpoint import (
+    OPTIMIZER_FILE,
+    TokenIds,
+    load_model,
+    prune_checkpoints,
+    read_tensors,
+    save_checkpoint,
+)
+from kiara.config.sections import Config
+from kiara.console import log_to_file, log_without_bar, logger, progress
+from kiara.data.dataset import Dataset
+from kiara.evaluation.evaluate import Metrics, evaluate, windows
+from kiara.evaluation.reference import reference_model
+from kiara.model import sizes
+from kiara.model.gpt import GPT
+from kiara.training.device import check_device, pick_device, repeatable, use_bfloat16, use_compile
+from kiara.training.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
+from kiara.training.plot import plot_run
+from kiara.training.run import PLOT_FILE, Run
+from kiara_runtime.errors import UserError
+from kiara_runtime.system.interrupts import answered
+from kiara_runtime.tokens.tokenizer import check_text
+from kiara_runtime.tokens.tokenizer_json import SPLIT_PATTERN
+
+LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw a bar on
+
+
+def train(run: Run, dataset: Dataset) -> bool:
+    """Train into the run folder, then give back its lock; False if it was interrupted, with a checkpoint written."""
+    with closing(run):
+        return _train(run, dataset)
+
+
+def _train(run: Run, dataset: Dataset) -> bool:
+    most = run.config.training.max_steps
+    if run.last and run.last.step >= most:
+        logger.info("%s is finished at step %d; a higher training.max_steps goes on.", run.folder, run.last.step)
+        return True
+    trainer = _trainer(run, dataset)
+    run.begin()
+    with log_to_file(run.folder / "train.log"):
+        with repeatable(trainer.device):
+            trainer.announce()  # compiles, so it must know already
+            with stop_request() as stopping:
+                finished = trainer.loop(stopping)
+        trainer.finish(finished)
+    return finished
+
+
+def check_settings(config: Config) -> None:
+    """Raises UserError for what cannot be, as far as it shows before there are data."""
+    training, length = config.training, config.model.context_length
+    check_device(training.device, training.compile)
+    try:
+        check_text(training.sample_prompt).encode()
+    except ValueError as error:  # half a character, too
+        raise UserError(f"training.sample_prompt: cannot be encoded ({error}); give another") from None
+    least = sum(1 for _ in regex.finditer(SPLIT_PATTERN, training.sample_prompt))
+    if training.sample_tokens and least >= length:
+        raise UserError(f"training.sample_prompt: as long as model.context_length ({length}); shorten it")
+
+
+def _trainer(run: Run, dataset: Dataset) -> Trainer:
+    try:
+        return Trainer(run, dataset)
+    except RuntimeError as error:  # what PyTorch raises where memory is short
+        if "alloc" not in str(error) and "memory" not in str(error):
+            raise
+        raise UserError("model: too large for the memory of this machine; make hidden_size or layers smaller") from None
+
+
+class Trainer:
+    """The state of a run: model, optimizers and the next step to take."""
+
+    def __init__(self, run: Run, dataset: Dataset) -> None:
+        self.run, self.config, self.dataset = run, run.config.training, dataset
+        self.device = pick_device(self.config.device)
+        self.length = run.config.model.context_length
+        dataset.train.windows(self.length)  # refuses a split that has none, before any work
+        if not dataset.val.targets:
+            raise UserError("data.val: the validation split holds no token to predict; hold out more text")
+        prompt = dataset.tokenizer.encode(self.config.sample_prompt) if self.config.sample_tokens else []
+        if len(prompt) >= self.length:
+            raise UserError(f"training.sample_prompt: as long as model.context_length ({self.length}); shorten it")
+        self.step, self.seconds = 0, 0.0
+        if run.last:
+            self.model, _ = load_model(run.last.folder)
+            state = run.last.state()
+            if state["data_sha256"] != dataset.sha256:
+                raise UserError(f"{dataset.folder}: other text than the run began with; restore it or begin a new run")
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        else:
+            self.model = GPT(run.config.model, dataset.tokenizer.vocab_size)
+            self.model.initialise(self.config.seed)
+        self.saved = self.step
+        self.model.to(self.device).train()
+        self.optimizers = make_optimizers(self.model, self.config)
+        if run.last:
+            load_optimizers(self.model, self.optimizers, read_tensors(run.last.folder / OPTIMIZER_FILE))
+        self.bfloat16 = use_bfloat16(self.config.dtype, self.device)
+        tokens = self.config.max_steps * self.config.batch_size * self.length
+        flops = sizes.training_flops(run.config.model, self.model.vocab_size, tokens)
+        self.compiled = use_compile(self.config.compile, self.device, flops)
+        self.loss: Callable[[Tensor, Tensor], Tensor] = self.model.loss
+        if self.compiled:
+            self.loss = torch.compile(self.model.loss, dynamic=False)
+
+    def announce(self) -> None:
+        """Say what will ship and how long it will take, having tried two passes."""
+        model, vocab = self.run.config.model, self.model.vocab_size
+        logger.info(
+            "Model: %.2fM parameters; bundle %.1f MB at int8, %.1f MB at int4; KV cache %.1f KB a token; context %d.",
+            sizes.parameters(model, vocab) / 1e6,
+            sizes.bundle_bytes(model, vocab, 8) / 1e6,
+            sizes.bundle_bytes(model, vocab, 4) / 1e6,
+            sizes.cache_bytes_per_token(model) / 1e3,
+            model.context_length,
+        )
+        train_tokens, step_tokens = self.dataset.train.tokens, self.config.batch_size * self.length
+        logger.info(
+            "Data: %s, %s training and %s validation tokens; %d steps of %s tokens are %.2f epochs.",
+            self.dataset.folder,
+            f"{train_tokens:,}",
+            f"{self.dataset.val.tokens:,}",
+            self.config.max_steps,
+            f"{step_tokens:,}",
+            self.config.max_steps * step_tokens / train_tokens,
+        )
+        arithmetic = "bfloat16 autocast" if self.bfloat16 else "float32"
+        logger.info("Machine: %s, %s%s.", self.device, arithmetic, ", compiling the model" if self.compiled else "")
+        logger.info("Estimated time: about %s.", duration(self._estimate()))
+
+    def _estimate(self) -> float:
+        self._forward_backward(0)  # warms up, and compiles
+        started = time.perf_counter()
+        self._forward_backward(0)
+        seconds = time.perf_counter() - started
+        self.model.zero_grad()
+        left = self.config.max_steps - self.step
+        return left * seconds * 1.2  # the optimizers and the validations come on top
+
+    def loop(self, stopping: Callable[[], bool]) -> bool:
+        """Step until the end, or until `stopping`; True at the end."""
+        config, shown = self.config, time.monotonic()
+        with progress("Training", config.max_steps, self.step) as advance:
+            while self.step < config.max_steps and not stopping():
+                started = time.perf_counter()
+                loss = self._step()
+                seconds = time.perf_counter() - started
+                self.seconds += seconds
+                note = f"loss {loss:.3f}  {config.batch_size * self.length / seconds:,.0f} tokens/s"
+                advance(1, note)
+                if time.monotonic() - shown > LOG_SECONDS:
+                    shown = time.monotonic()
+                    eta = duration((config.max_steps - self.step) * self.seconds / self.step)
+                    log_without_bar("step %d/%d  %s  ETA %s", self.step, config.max_steps, note, eta)
+                self._milestones()
+        if self.saved != self.step:  # interrupted between two checkpoints
+            self._save(self._validate())
+        return self.step >= config.max_steps
+
+    def finish(self, finished: bool) -> None:
+        """Draw the run, and judge a finished one on the whole validation split."""
+        plot_run(self.run.metrics(), self.run.folder / PLOT_FILE)
+        if not finished:
+            saved = "saved" if self.step else "nothing to save yet"
+            logger.warning("Interrupted at step %d, %s; --resume --out %s goes on.", self.step, saved, self.run.folder)
+            return
+        metrics = self._evaluate(None)
+        self.run.record(step=self.step, seconds=round(self.seconds, 3), **metrics.named("final_val_"))
+        logger.info(
+            "Finished in %s: loss %.4f, perplexity %.2f, next-token accuracy %.1f %%, %.4f bits per byte on all %s "
+            "validation tokens. Run: %s",
+            duration(self.seconds), metrics.loss, metrics.perplexity, 100 * metrics.accuracy, metrics.bits_per_byte,
+            f"{metrics.tokens:,}", self.run.folder,
+        )  # fmt: skip
+
+    def _step(self) -> float:
+        part = set_learning_rates(self.optimizers, self.config, self.step)
+        loss = self._forward_backward(self.step)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        self.model.zero_grad()
+        self.step += 1
+        value = loss.item()
+        self._must_be_finite(value)
+        self.run.record(step=self.step, loss=round(value, 6), learning_rate=part * self.config.learning_rate)
+        return value
+
+    def _must_be_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training.learning_rate: {self.config.learning_rate} made the loss {loss}; lower it and start anew, "
+                "or go on from the last checkpoint with --resume"
+            )
+
+    def _forward_backward(self, step: int) -> Tensor:
+        batch = self.dataset.train.batch(self.config.seed, step, self.config.batch_size, self.length)
+        ids = torch.from_numpy(batch).to(self.device)
+        with self._autocast():
+            loss = self.loss(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        return loss.detach()
+
+    def _milestones(self) -> None:
+        config = self.config
+        saving = self.step % config.checkpoint_every == 0 or self.step == config.max_steps
+        if saving or self.step % config.eval_every == 0:
+            metrics = self._validate()
+            if saving:
+                self._save(metrics)
+
+    def _validate(self) -> Metrics:
+        metrics = self._evaluate(self.config.eval_tokens)
+        self._must_be_finite(metrics.loss)  # such weights are not worth keeping
+        self.run.record(step=self.step, **metrics.named("val_"))
+        logger.info(
+            "step %d/%d  validation loss %.4f  perplexity %.2f  accuracy %.1f %%  %.4f bits per byte",
+            self.step, self.config.max_steps, metrics.loss, metrics.perplexity, 100 * metrics.accuracy,
+            metrics.bits_per_byte,
+        )  # fmt: skip
+        if self.config.sample_tokens:
+            model = reference_model(self.model, self.dataset.tokenizer, TokenIds.of(self.dataset.tokenizer))
+            prompt = self.config.sample_prompt
+            sample = model.generate(prompt, max_tokens=self.config.sample_tokens, temperature=0.0)
+            self.run.sample(self.step, prompt + sample.text)
+            logger.debug("sample at step %d: %r", self.step, prompt + sample.text)
+        return metrics
+
+    def _save(self, metrics: Metrics) -> None:
+        split = self.dataset.train
+        state = {
+            "step": self.step,
+            "epoch": split.epoch(self.step, self.config.batch_size, self.length),
+            "seconds": round(self.seconds, 3),
+            "dataset": os.path.relpath(self.dataset.folder, self.run.folder / "checkpoints" / "any"),
+            "data_sha256": self.dataset.sha256,
+            "seed": self.config.seed,
+            **metrics.named("val_"),
+        }
+        tensors = optimizer_tensors(self.model, self.optimizers)
+        saved = save_checkpoint(self.run.folder, self.model, self.dataset.tokenizer, tensors, state)
+        prune_checkpoints(self.run.folder, self.config.keep_last)
+        self.saved = self.step
+        logger.debug("saved %s", saved.folder)
+
+    def _evaluate(self, tokens: int | None) -> Metrics:
+        self.model.eval()
+
+        def predict(ids: Tensor) -> Tensor:
+            with self._autocast():
+                return self.model(ids.to(self.device))[0]
+
+        metrics = evaluate(predict, self.dataset.tokenizer, windows(self.dataset.val, self.length, tokens))
+        self.model.train()
+        return metrics
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
+
+
+@contextmanager
+def stop_request() -> Iterator[Callable[[], bool]]:
+    """A first Ctrl-C or SIGTERM is a request, answered between two steps; a second one is the usual end."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        answered(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        restore()
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -1,0 +1,61 @@
+"""The same model for asyncio: nothing here computes, the steps run in worker threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from kiara_runtime.engine.sequence import Piece
+from kiara_runtime.model import Generation, Model, Prompt, Score
+from kiara_runtime.tokens.chat import Message
+
+MOST_THREADS = 1024  # of requests that wait; they are made when needed
+Result = TypeVar("Result")
+
+
+class AsyncModel:
+    """`AsyncModel(kiara_runtime.load(...))`. Cancelling a task ends its request at the next step.
+
+    Its threads are its own, so that requests that wait never keep an application's `asyncio.to_thread` waiting.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="kiara")
+
+    async def generate(self, prompt: Prompt, **sampling: Any) -> Generation:
+        """As `Model.generate`."""
+        stream = self.model.stream(prompt, **sampling)
+        try:
+            return await self._apart(stream.generation)
+        finally:
+            stream.close()
+
+    async def stream(self, prompt: Prompt, **sampling: Any) -> AsyncIterator[Piece]:
+        """As `Model.stream`."""
+        stream = self.model.stream(prompt, **sampling)
+        try:
+            while (piece := await self._apart(partial(next, stream, None))) is not None:
+                yield piece
+        finally:
+            stream.close()
+
+    async def chat(self, messages: Sequence[Message], **sampling: Any) -> Generation:
+        """As `Model.chat`."""
+        prompt = await self._apart(self.model.chat_prompt, messages)
+        return await self.generate(prompt, **sampling)
+
+    async def score(self, prompt: Prompt, continuation: Prompt) -> Score:
+        """As `Model.score`."""
+        return await self._apart(self.model.score, prompt, continuation)
+
+    def close(self) -> None:
+        """Close the model, and end the threads as their requests end."""
+        self.model.close()
+        self._threads.shutdown(wait=False)
+
+    async def _apart(self, act: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, act, *arguments)

@@ -1,0 +1,203 @@
+"""The bundle on disk: its manifest `kiara.json`, and the checks that stand before any use of it.
+
+Everything in the folder is untrusted until its size and SHA-256 match the manifest, and the manifest
+itself carries a hash of its own bytes: a flipped or missing byte anywhere is refused with the file's
+name. The hashes prove integrity, not who made the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from kiara_runtime.bundle.graph_file import external_files
+from kiara_runtime.errors import UserError
+from kiara_runtime.system.files import hash_file
+
+MANIFEST = "kiara.json"
+FORMAT = (1, 0)  # a reader refuses a newer first number and ignores a newer second one
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_DIMENSION = 1 << 24  # of anything in an architecture
+GRAPH_FOLDER = "onnx"
+# In the order of preference: the first that a bundle has is its default. The names are those of transformers.js.
+VARIANT_FILES = {
+    "int8": "onnx/model_quantized.onnx",
+    "int4": "onnx/model_q4.onnx",
+    "int8-dynamic": "onnx/model_int8.onnx",
+    "fp32": "onnx/model.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+}
+_SELF_HASH = re.compile(rb'"sha256": "([0-9a-f]{64})"\n}\n\Z')
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?\Z")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the runtime must know of the graph; the names are those of the training configuration."""
+
+    num_hidden_layers: int
+    num_key_value_heads: int
+    head_dim: int
+    context_length: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest has been read and checked; the other files are checked by `check`."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    architecture: Architecture
+    eos_token_ids: frozenset[int]
+    bos_token_id: int
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Bundle:
+        """Read the manifest; raises UserError where it is missing, damaged or of a newer format."""
+        if not isinstance(folder, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance] - Python does not check
+            raise UserError(f"path: {folder!r:.60} is no path of a bundle")
+        path = Path(folder)
+        if not path.is_dir():
+            what = "a file; name the folder it is in" if path.is_file() else "there is no such folder; name a bundle"
+            raise UserError(f"{path}: {what}")
+        try:
+            return _interpret(path, _read_manifest(path))
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path / MANIFEST}: not a manifest of this format ({error!r}); export it again") from None
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the variants inside, the default one first."""
+        return list(self.manifest["variants"])
+
+    def variant_file(self, variant: str | None) -> str:
+        if variant is not None and variant not in self.variants:
+            raise UserError(f"variant: {variant!r} is not in {self.folder}; it has {', '.join(self.variants)}")
+        return str(self.manifest["variants"][variant or self.variants[0]]["file"])
+
+    def check(self, names: Iterable[str] | None = None) -> None:
+        """Compare sizes and hashes of the named files, or of all, with the manifest."""
+        for name in self.manifest["files"] if names is None else names:
+            self._check_file(name)
+        # A graph may name files beside it as its weights: none may lie there that was not checked.
+        for path in sorted((self.folder / GRAPH_FOLDER).glob("*")):
+            if f"{GRAPH_FOLDER}/{path.name}" not in self.manifest["files"]:
+                raise UserError(f"{path}: not listed in {MANIFEST}; move it out of the bundle")
+
+    def files_of(self, variant: str | None) -> list[str]:
+        """What a run of `variant` stands on: every file but the other variants' graphs."""
+        graphs = {self.variant_file(name) for name in self.variants} - {self.variant_file(variant)}
+        others = graphs | {f"{graph}_data" for graph in graphs}
+        return [name for name in self.manifest["files"] if name not in others]
+
+    def graph_of(self, variant: str | None) -> Path:
+        """The graph of a variant that `check` has passed; refused where it reads a file that is not listed.
+
+        ONNX Runtime follows the names of weights outside a graph: only plain ones beside it may stand there.
+        """
+        path = self.folder / self.variant_file(variant)
+        try:
+            names = external_files(path)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: no ONNX graph ({error}); export the bundle again") from None
+        for name in names:
+            if "/" in name or "\\" in name or f"{GRAPH_FOLDER}/{name}" not in self.manifest["files"]:
+                raise UserError(f"{path}: wants weights from {name!r:.80}, which is no file of the bundle; refused")
+            self._check_file(f"{GRAPH_FOLDER}/{name}")
+        return path
+
+    def _check_file(self, name: str) -> None:
+        path, expected = self.folder / name, self.manifest["files"][name]
+        if path.is_symlink() or (path.parent != self.folder and path.parent.is_symlink()):
+            raise UserError(f"{path}: a symbolic link, which no bundle holds; export the bundle again")
+        if not path.is_file():
+            raise UserError(f"{path}: missing; copy the whole bundle again or export it again")
+        if path.stat().st_size != expected["size"]:
+            raise UserError(f"{path}: damaged, {path.stat().st_size} bytes where {expected['size']} are recorded")
+        if hash_file(path) != expected["sha256"]:
+            raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; copy or export the bundle again")
+
+
+def _interpret(path: Path, manifest: dict[str, Any]) -> Bundle:
+    """The manifest's meaning; raises whatever its shape provokes."""
+    names = Architecture.__dataclass_fields__
+    architecture = Architecture(**{name: int(manifest["architecture"][name]) for name in names})
+    for name in names:
+        if not 1 <= getattr(architecture, name) <= MAX_DIMENSION:
+            raise UserError(
+                f"{path / MANIFEST}: {name} {getattr(architecture, name)} is out of bounds; export it again"
+            )
+    bos, *eos = (int(i) for i in (manifest["bos_token_id"], *manifest["eos_token_ids"]))
+    if not eos or not all(0 <= i < architecture.vocab_size for i in (bos, *eos)):
+        raise UserError(f"{path / MANIFEST}: a bos or eos token id is outside the vocabulary; export it again")
+    files, graphs = manifest["files"], [variant["file"] for variant in manifest["variants"].values()]
+    for name, entry in files.items():
+        _ = _check_name(name), entry["size"] + 0, entry["sha256"] + ""
+    for name in ("tokenizer.json", "tokenizer_config.json", *graphs):
+        if _check_name(name) not in files:
+            raise UserError(f"{path / MANIFEST}: {name} is not listed in it; export it again")
+    for name in graphs:
+        if not name.startswith(f"{GRAPH_FOLDER}/"):
+            raise UserError(f"{path / MANIFEST}: the graph {name} is not in {GRAPH_FOLDER}; export it again")
+    _ = graphs[0], [(str(g["text"]), list(g["ids"])) for g in manifest["tokenizer"]["golden"]]
+    return Bundle(path, manifest, architecture, frozenset(eos), bos)
+
+
+def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
+    """Record every file of `folder` with its size and hash, and write `kiara.json` with a hash of itself."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {
+        _check_name(name): {"size": (folder / name).stat().st_size, "sha256": hash_file(folder / name)}
+        for name in names
+        if name != MANIFEST
+    }
+    version = ".".join(map(str, FORMAT))
+    manifest = {"format_version": version, **values, "files": files, "sha256": "0" * 64}
+    data = (json.dumps(manifest, indent=2) + "\n").encode()
+    digest = hashlib.sha256(data).hexdigest()
+    before, after = data.rsplit(b"0" * 64, 1)
+    (folder / MANIFEST).write_bytes(before + digest.encode() + after)
+
+
+def io_names(layers: int) -> tuple[list[str], list[str]]:
+    """Names of the graph's inputs and outputs, in order, as every runtime of ONNX decoders expects them."""
+    cache = [f"{{}}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    inputs = ["input_ids", "attention_mask", *(name.format("past_key_values") for name in cache)]
+    return inputs, ["logits", *(name.format("present") for name in cache)]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if path.is_symlink() or not path.is_file():
+        raise UserError(f"{path}: missing, so {folder} is not a bundle; name one that `kiara export` wrote")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise UserError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB, which no manifest is")
+    data = path.read_bytes()
+    found = _SELF_HASH.search(data)
+    if not found:
+        raise UserError(f"{path}: damaged, its own hash is not where it belongs; copy or export the bundle again")
+    if hashlib.sha256(data[: found.start(1)] + b"0" * 64 + data[found.end(1) :]).digest() != bytes.fromhex(
+        found[1].decode()
+    ):
+        raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; copy or export the bundle again")
+    manifest = cast("dict[str, Any]", json.loads(data))
+    version = str(manifest.get("format_version"))
+    if int(version.split(".")[0]) > FORMAT[0]:
+        ours = ".".join(map(str, FORMAT))
+        raise UserError(f"{path}: bundle format {version} is newer than this runtime's {ours}; update kiara-runtime")
+    return manifest
+
+
+def _check_name(name: str) -> str:
+    """A plain relative name at most one folder deep, so that nothing outside the bundle is ever touched."""
+    if not _SAFE_NAME.match(name):
+        raise UserError(f"{MANIFEST}: {name!r} is no name of a file inside a bundle")
+    return name

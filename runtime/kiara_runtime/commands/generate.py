@@ -1,0 +1,127 @@
+"""What `kiara-run generate` and `kiara generate` have in common: their options, and the printing of a continuation."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kiara_runtime.errors import UserError
+from kiara_runtime.sampling.params import SamplingParams
+from kiara_runtime.system.console import json_text, tell
+
+if TYPE_CHECKING:
+    from kiara_runtime.model import Generation, Model
+
+MAX_GRAMMAR_BYTES = 1 << 20
+
+
+def _biases(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, float]:
+    try:
+        return {token: float(bias) for token, bias in (value.split("=") for value in values)}
+    except ValueError:
+        raise click.BadParameter(f"{' '.join(values)!r} is not of the form ID=BIAS, such as 42=-5") from None
+
+
+def _text_or_file(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """The option's text, or where it begins with @ that of the file."""
+    if value is None or not value.startswith("@"):
+        return value
+    path = Path(value[1:])
+    if path.stat().st_size > MAX_GRAMMAR_BYTES:
+        raise click.BadParameter(f"{path} is larger than {MAX_GRAMMAR_BYTES >> 20} MiB")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is not UTF-8 at byte {error.start}; convert it (iconv)") from None
+
+
+_GRAMMAR: dict[str, Any] = {"callback": _text_or_file}
+_IDS: dict[str, Any] = {"multiple": True, "type": int}
+_KINDS: dict[str, dict[str, Any]] = {
+    "stop": {"multiple": True},
+    "logit_bias": {"multiple": True, "callback": _biases, "default": (), "metavar": "ID=BIAS"},
+    "banned_tokens": _IDS,
+    "stop_token_ids": _IDS,
+    "json_schema": _GRAMMAR,
+    "regex": _GRAMMAR,
+    "grammar": _GRAMMAR,
+}
+
+
+def _option(field: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    if field.type == "bool":
+        kind: dict[str, Any] = {"is_flag": True}
+    else:
+        kind = _KINDS.get(field.name, {"type": int if "int" in str(field.type) else float})
+    shown: dict[str, Any] = {"default": field.default, "show_default": isinstance(field.default, (int, float)), **kind}
+    return click.option(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **shown)
+
+
+def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The prompt, every field of SamplingParams and the form of the output, as options of a command."""
+    options = [
+        click.option("-p", "--prompt", help="Text to continue; read from standard input where it is not given."),
+        *(_option(field) for field in dataclasses.fields(SamplingParams)),
+        click.option("-n", "--n", type=int, default=1, show_default=True, help="Continuations, printed one by one."),
+        click.option("--chat", is_flag=True, help="Send the prompt as a message, through the model's chat template."),
+        click.option("--echo", is_flag=True, help="Print the prompt before its continuation."),
+        click.option("--json", "as_json", is_flag=True, help="Print an object a line instead of streaming text."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def run_generate(
+    model: Model, prompt: str | None, n: int, chat: bool, echo: bool, as_json: bool, **sampling: Any
+) -> None:
+    """Continue the prompt on standard output; figures go to standard error, or into the JSON object."""
+    sampling["seed"] = SamplingParams(**sampling).seed  # one is drawn here, so that it can be told
+    text = _piped() if prompt is None else prompt
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError("prompt: not UTF-8; convert it (iconv)")
+    given = model.chat_prompt([{"role": "user", "content": text}]) if chat else text
+    shown = text if echo else ""
+    if n == 1 and not as_json:
+        _stream(model, given, shown, sampling)
+        return
+    for result in model.generate_all([given], n, **sampling)[0]:
+        if as_json:
+            click.echo(_as_json(result, shown))
+        else:
+            click.echo(f"{shown}{result.text}\n[{len(result.tokens)} tokens, {result.finish_reason}]\n")
+
+
+def _as_json(result: Generation, shown: str) -> str:
+    values = {**dataclasses.asdict(result), "text": shown + result.text, "completion_tokens": len(result.tokens)}
+    return json_text(values)
+
+
+def _stream(model: Model, given: str | list[int], shown: str, sampling: dict[str, Any]) -> None:
+    started = time.perf_counter()
+    pieces = model.stream(given, **sampling)
+    click.echo(shown, nl=False)
+    times: list[float] = []
+    for piece in pieces:
+        times.append(time.perf_counter())
+        click.echo(piece.text, nl=False)
+    click.echo()
+    tokens = len(times) - 1  # the last piece ends the text and brings none
+    speed = f"{(tokens - 1) / (times[-2] - times[0]):,.0f} tokens/s" if tokens > 1 else "one token or none"
+    tell(f"[{tokens} tokens, {speed}, first after {1000 * (times[0] - started):.0f} ms, seed {sampling['seed']}]")
+
+
+def _piped() -> str:
+    """The prompt from standard input, to its last byte."""
+    if sys.stdin is None or sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison] - it can be closed
+        raise click.UsageError("no prompt: give one with -p, or pipe it in")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")  # a byte order mark is no text
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt: standard input is not UTF-8 at byte {error.start}; convert it (iconv)") from None

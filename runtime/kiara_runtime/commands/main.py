@@ -1,0 +1,250 @@
+"""`kiara-run`: thin over `kiara_runtime.load`. The training side's `kiara` builds on the same pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kiara_runtime.commands.generate import generate_options, run_generate
+from kiara_runtime.commands.serve import serve
+from kiara_runtime.errors import UserError
+from kiara_runtime.system.console import forget_reader, json_text, show_anything, tell
+from kiara_runtime.system.interrupts import CODES, LINES, Terminated, leave, orderly_end
+from kiara_runtime.tokens.golden import load_tokenizer
+
+if TYPE_CHECKING:
+    from kiara_runtime.engine.session import Device
+
+PROMPT_TOKENS, DECODE_TOKENS = 256, 128
+
+
+class Commands(click.Group):
+    """A group whose commands end in one line, and no traceback, for whatever the user can mend."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        show_anything()
+        heard: set[int] = set()
+        try:
+            with orderly_end() as heard:
+                code = super().main(*args, **{**extra, "standalone_mode": False})
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else self.name
+            code = _say(f"Error: {error.format_message()} See {command} --help.", error.exit_code)
+        except click.ClickException as error:
+            code = _say(f"Error: {error.format_message()}", error.exit_code)
+        except UserError as error:
+            code = _say(f"Error: {error}", 1)
+        except MemoryError:
+            code = _say("Error: out of memory; a smaller model, batch or context needs less", 1)
+        except BrokenPipeError:
+            forget_reader()
+            code = 1
+        except OSError as error:
+            # Writers of arrays tell how many bytes were written where the system would say that the disk is full.
+            where, what = error.filename or "writing", error.strerror or str(error) or type(error).__name__
+            code = _say(f"Error: {where}: {what}; check the path, your rights and the disk's free space", 1)
+        if heard:
+            leave(code or 0)
+        sys.exit(code or 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            number = error.signal if isinstance(error, Terminated) else signal.SIGINT
+            ctx.exit(_say(LINES[number], CODES[number]))
+
+
+def _say(message: str, code: int) -> int:
+    tell(message)
+    return code
+
+
+def figures_line(name: str, figures: Mapping[str, Any]) -> str:
+    """A variant's receipt in a line."""
+    return (
+        f"{name}: {figures['size_bytes'] / 1e6:.2f} MB ({figures['bytes_per_parameter']:.3f} bytes a parameter), "
+        f"{figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against fp32), "
+        f"{figures['top1_agreement']:.2%} of choices as fp32, "
+        f"{figures['decode_tokens_per_second']:,.0f} tokens/s"
+    )
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kiara-runtime")
+def main() -> None:
+    """Run a language model that `kiara export` wrote: no network, no PyTorch."""
+
+
+main.add_command(serve)
+
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+THREADS = click.option("--threads", type=int, help="Threads of ONNX Runtime; by default one for every core.")
+VARIANT = click.option("--variant", help="Which graph of the bundle, such as int8; by default the first it lists.")
+
+
+@main.command()
+@BUNDLE
+@VARIANT
+@THREADS
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompts' state for next time.")
+@generate_options
+def generate(
+    bundle: Path, variant: str | None, threads: int | None, device: Device, prompt_cache: Path | None, **options: Any
+) -> None:
+    """Continue a prompt, streaming the text."""
+    from kiara_runtime.engine.engine import SLOTS
+    from kiara_runtime.model import load
+
+    slots = max(1, min(SLOTS, options["n"]))
+    run_generate(load(bundle, variant, threads, device, slots, prompt_cache=prompt_cache), **options)
+
+
+@main.command()
+@BUNDLE
+@VARIANT
+@THREADS
+@click.option("--prompt-tokens", type=click.IntRange(1), default=PROMPT_TOKENS, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(2), default=DECODE_TOKENS, show_default=True)
+@click.option("--batch", type=click.IntRange(1, 64), multiple=True, default=(1, 4, 8), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(bundle: Path, variant: str | None, as_json: bool, **sizes: Any) -> None:
+    """Measure a bundle on this machine: loading, prompts, decoding, requests at once, memory.
+
+    Beside it stands what the bundle's receipt recorded where it was exported.
+    """
+    from kiara_runtime.bundle.manifest import Bundle
+    from kiara_runtime.system.machine import machine
+    from kiara_runtime.verify.bench import measure_apart
+
+    opened = Bundle.open(bundle)
+    name = variant or opened.variants[0]
+    speed = measure_apart(bundle, name, **sizes)
+    if as_json:
+        click.echo(json.dumps({"variant": name, "machine": machine(), **dataclasses.asdict(speed)}, indent=2))
+        return
+    recorded = opened.manifest["receipt"].get(name, {})
+    click.echo(f"{bundle} {name} on {' '.join(str(value) for value in machine().values())}")
+    for label, value in speed.rows(recorded):
+        click.echo(f"  {label:34} {value}")
+
+
+@main.command()
+@BUNDLE
+@click.argument("file", type=click.Path(path_type=Path))
+@VARIANT
+@THREADS
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(bundle: Path, file: Path, variant: str | None, threads: int | None, as_json: bool) -> None:
+    """Bits per byte and perplexity of a text, on this machine."""
+    from kiara_runtime.bundle.manifest import Bundle
+    from kiara_runtime.verify.scoring import evaluate as run
+    from kiara_runtime.verify.scoring import read_text
+
+    text = read_text(file)
+    with click.progressbar(length=1000, file=sys.stderr) as bar:
+        metrics = run(
+            Bundle.open(bundle), text, variant, threads, lambda done, of: bar.update(1000 * done // of - bar.pos)
+        )
+    if as_json:
+        click.echo(json_text(metrics.named("")))
+        return
+    click.echo(
+        f"{metrics.bits_per_byte:.4f} bits per byte, perplexity {metrics.perplexity:.2f}, "
+        f"next token right {metrics.accuracy:.2%}, {metrics.tokens:,} tokens"
+    )
+
+
+@main.command()
+@BUNDLE
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is.")
+def info(bundle: Path, as_json: bool) -> None:
+    """Show what a bundle holds.
+
+    Its architecture, its variants with their figures, and where the weights come from.
+    """
+    from kiara_runtime.bundle.manifest import Bundle
+
+    manifest = Bundle.open(bundle).manifest
+    if as_json:
+        click.echo(json.dumps(manifest, indent=2))
+        return
+    try:
+        lines = list(_describe(bundle, manifest))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{bundle}: its manifest tells less than this version shows ({error!r}); --json prints it"
+        ) from None
+    click.echo("\n".join(lines))
+
+
+def _describe(bundle: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    shape, source = manifest["architecture"], manifest["provenance"]
+    yield f"{bundle}: {manifest['parameters'] / 1e6:.2f}M parameters, format {manifest['format_version']}"
+    yield (
+        f"  {shape['num_hidden_layers']} layers of width {shape['hidden_size']}, vocabulary {shape['vocab_size']}, "
+        f"context {shape['context_length']} tokens"
+    )
+    for name, figures in manifest["receipt"].items():
+        yield f"  {figures_line(name, figures)}"
+    yield (
+        f"  from {source['checkpoint']} ({source['imported'] or 'trained, seed ' + str(source['seed'])}), "
+        f"weights {source['model.safetensors_sha256'][:16]}"
+    )
+
+
+def _what(exact: bool) -> str:
+    return "nothing" if exact else "last bits"
+
+
+@main.command()
+@BUNDLE
+@click.option(
+    "--deep", is_flag=True, help="Also run recorded text along every path of every graph (seconds to minutes)."
+)
+@click.option("--public-key", type=click.Path(path_type=Path), help="Ed25519 public key, PEM, of who must have signed.")
+def verify(bundle: Path, deep: bool, public_key: Path | None) -> None:
+    """Check every byte of a bundle.
+
+    Each file against its recorded size and hash, the tokenizer against recorded ids, and that each graph runs.
+    """
+    from kiara_runtime.bundle.manifest import Bundle
+    from kiara_runtime.engine.session import Session
+
+    opened = Bundle.open(bundle)
+    if public_key is not None:
+        from kiara_runtime.bundle.signing import check_signature
+
+        check_signature(bundle, public_key)
+        click.echo(f"{bundle}: signed by the owner of {public_key}")
+    opened.check()
+    load_tokenizer(opened)
+    files = opened.manifest["files"]
+    if deep:
+        from kiara_runtime.verify.kernels import verify_deep
+
+        for found in verify_deep(opened):
+            paths = found.paths
+            click.echo(
+                f"{found.variant}: likeliest tokens {found.recorded_agreement:.1%} as recorded, log-likelihood within "
+                f"{found.nats_difference:.3%}; as in one prefill: single steps {paths.single_steps:.1%}, chunks "
+                f"{paths.chunked_prefill:.1%}, padded batch {paths.padded_batch:.1%}, context's end "
+                f"{paths.end_of_context:.1%}; a batch changes {_what(paths.batch_exact)}, "
+                f"cutting a prompt {_what(paths.chunks_exact)}"
+            )
+    else:
+        for name in opened.variants:
+            Session(opened.graph_of(name), opened.architecture).decoder()([opened.bos_token_id])
+    click.echo(f"{bundle}: {len(files)} files, {sum(f['size'] for f in files.values()) / 1e6:.2f} MB, all as recorded")
+
+
+if __name__ == "__main__":
+    main()

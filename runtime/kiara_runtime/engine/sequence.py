@@ -1,0 +1,200 @@
+"""One request: what it has said, which tokens it wants computed next, and when it ends.
+
+Knows neither slots nor sessions: any engine that feeds `pending` and hands the logits to `take` will do, so that
+the PyTorch reference runs through the very same sampling, stopping and assembling of text.
+
+Shape letters: N positions of a pass, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence as List
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiara_runtime.engine.drafter import Drafter
+from kiara_runtime.sampling.params import Sampler, SamplingParams, TokenLogprob, token_logprob
+from kiara_runtime.tokens.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from kiara_runtime.sampling.grammar.constraint import Constraint
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token of a streamed continuation and the text that has become certain with it, often none.
+
+    The last piece has no token; it brings the text still held back and says why the continuation ended.
+    The texts join to `Generation.text`, the tokens to `Generation.tokens`. logprobs: of the token, where asked for;
+    in the last piece of the end-of-text token, where one was chosen.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the sequences of a model share."""
+
+    token_bytes: List[bytes]
+    eos_token_ids: frozenset[int]
+    context_length: int
+
+
+class Sequence:
+    """A prompt and its continuation, in the making.
+
+    tokens: prompt and output, those that are not computed yet included; at least one. computed: how many of them
+    the cache holds. pieces: what has not been fetched yet.
+    """
+
+    def __init__(
+        self,
+        prompt: List[int],
+        params: SamplingParams,
+        facts: Facts,
+        choice: int = 0,
+        constraint: Constraint | None = None,
+        scored_from: int | None = None,
+    ) -> None:
+        """choice: of several for one prompt. scored_from: the first token of the prompt that is scored."""
+        self.tokens = list(prompt)
+        self.prompt_tokens = len(prompt)
+        self.computed = self.reused = 0
+        self.pieces: deque[Piece] = deque()
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.drafter = Drafter() if params.speculate and constraint is None else None
+        self.finished = self.cancelled = False
+        self.error: BaseException | None = None
+        self.times = [time.perf_counter()]  # of its submission, of its first token, of its last
+        self.admitted: float | None = None  # when it got a slot
+        self._params, self._facts, self._constraint = params, facts, constraint
+        self._scored_from = 1 if params.prompt_logprobs and scored_from is None else scored_from
+        self._sample = Sampler(params, prompt, choice)
+        self._text = TextStream(facts.token_bytes, params.stop)
+        self._end = min(len(prompt) + params.max_tokens, facts.context_length)
+        self._draft: list[int] = []
+        self._ends = {*params.stop_token_ids, *(() if params.ignore_eos else facts.eos_token_ids)}
+        if self._end == len(prompt) and self._scored_from is None:
+            self._finish("length")
+        elif constraint is not None and self._scored_from is None:
+            self._force()
+        self._first = len(self.tokens)
+
+    @property
+    def started(self) -> bool:
+        """Whether its prompt is done, with what a grammar forces to follow it at once."""
+        return self.computed >= self._first
+
+    @property
+    def over(self) -> bool:
+        return self.finished or self.cancelled or self.error is not None
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long it waited for a slot, or has so far; 0 where it needed none."""
+        if self.admitted is not None:
+            return self.admitted - self.times[0]
+        return 0.0 if self.finished else time.perf_counter() - self.times[0]
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything to fetch, or nothing to wait for any more."""
+        return bool(self.pieces) or self.over
+
+    @property
+    def reusable(self) -> int:
+        """Tokens at the prompt's beginning whose logits nobody needs. Two are always left, as a pass of one differs."""
+        needed = self.prompt_tokens if self._scored_from is None else self._scored_from - 1
+        return max(0, min(needed, self.prompt_tokens - 2))
+
+    def pending(self) -> list[int]:
+        """Tokens to compute next, guesses at the end included."""
+        return self.tokens[self.computed :] + self._draft
+
+    def wants_every(self, start: int, end: int) -> bool:
+        """Whether a pass over positions `start` to `end` must give the logits after each, not the last alone."""
+        scored = self._scored_from is not None and self._scored_from < end and start + 1 < self.prompt_tokens
+        return scored or (bool(self._draft) and end > len(self.tokens))
+
+    def take(self, end: int, logits: NDArray[np.float32]) -> None:
+        """Receive the logits (N, V) after the N tokens of `tokens` and the guesses before position `end`."""
+        drafted, accepted = len(self._draft), 0
+        for place, row in enumerate(logits, start=end - len(logits)):
+            if place + 1 < len(self.tokens):
+                self._score(place + 1, row)
+                self.computed = place + 1
+                continue
+            if place + 1 == self._end:
+                self._finish("length")
+                break
+            token = self._next(row)
+            self.computed = place + 1  # not before: who is interrupted in choosing comes back to this row
+            right = bool(self._draft) and self._draft[0] == token
+            accepted += right
+            self._draft = self._draft[1:] if right else []
+            if self.finished or (place + 1 < end and not right):
+                break
+        if drafted and self.drafter is not None:
+            self.drafter.judge(drafted, accepted)
+        self._draft = []
+        if self.drafter is not None and not self.over and self.started:
+            self._draft = self.drafter.guess(self.tokens, self._end - len(self.tokens) - 1)
+
+    def _score(self, place: int, row: NDArray[np.float32]) -> None:
+        """The log-probability of the prompt's token at `place`."""
+        if self._scored_from is not None and self._scored_from <= place < self.prompt_tokens:
+            self.prompt_logprobs.append(token_logprob(row, self.tokens[place], self._params.logprobs or 0))
+
+    def _next(self, row: NDArray[np.float32]) -> int:
+        """Choose the token after the last one."""
+        token = self._sample(row, None if self._constraint is None else self._constraint.allowed())
+        logprobs = [] if self._params.logprobs is None else [token_logprob(row, token, self._params.logprobs)]
+        if len(self.times) == 1:
+            self.times.append(time.perf_counter())
+        if token in self._ends or (self._constraint is not None and token in self._facts.eos_token_ids):
+            self._finish("stop", logprobs)
+            return token
+        self._append(token, logprobs)
+        if self._constraint is not None and not self.finished:
+            self._constraint.accept(token)
+            self._force()
+        return token
+
+    def _append(self, token: int, logprobs: list[TokenLogprob]) -> None:
+        self.tokens.append(token)
+        self._sample.record(token)
+        self.pieces.append(Piece(self._text.feed(token), [token], logprobs=logprobs))
+        if self._text.stopped:
+            self._finish("stop")
+        elif len(self.tokens) == self._end:
+            self._finish("length")
+
+    def _force(self) -> None:
+        """Append what the grammar leaves no choice about; where log-probabilities are asked for they go one by one."""
+        assert self._constraint is not None
+        forced = self._constraint.forced() if self._params.logprobs is None else []
+        for token in forced:
+            if self.finished:
+                return
+            if token in self._ends or token in self._params.banned_tokens:
+                return  # to be met where tokens are chosen
+            self._constraint.accept(token)
+            self._append(token, [])
+        if self._constraint.finished and not self.finished:
+            self._finish("stop")
+
+    def _finish(self, reason: FinishReason, logprobs: List[TokenLogprob] = ()) -> None:
+        self.times.append(time.perf_counter())
+        self.pieces.append(Piece(self._text.flush(), [], reason, list(logprobs)))
+        self.finished = True  # last: another thread may look for pieces once it is

@@ -1,0 +1,207 @@
+"""The graph in ONNX Runtime, and the key/value cache of its sequences. Knows token ids only.
+
+GroupQueryAttention appends to the cache in place: each past/present pair is bound to one preallocated
+buffer of the full context, so a step copies nothing but the logits that are asked for.
+
+Shape letters: B sequences of a pass, S new tokens of each, C context length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from kiara_runtime.bundle.manifest import Architecture, io_names
+from kiara_runtime.engine.tables import Tables
+from kiara_runtime.errors import UserError
+from kiara_runtime.sampling.params import check_integer
+from kiara_runtime.system.memory import give_back, untouched
+
+Device = Literal["auto", "cpu", "cuda"]
+CHUNK = 256  # tokens of a pass of a `Decoder`: bounds the logits held at once
+_CUDA = "CUDAExecutionProvider"
+
+
+class Session:
+    """A loaded graph. Any number of `Decoder`s may run on it, from any number of threads."""
+
+    def __init__(
+        self,
+        graph: Path,
+        architecture: Architecture,
+        threads: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        device: Device = "cpu",
+    ) -> None:
+        """threads: by default one for every core. settings: of an ONNX Runtime session, by their own names.
+
+        device: "auto" takes CUDA where it works. Raises UserError where "cuda" does not.
+        """
+        if threads is not None:
+            check_integer("threads", threads, 1, 1024)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors; the optimiser's warnings mean nothing to a user
+        options.intra_op_num_threads = threads or 0
+        # The exporter has fused what can be; looking for more takes time and finds nothing.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        for name, value in (settings or {}).items():
+            options.add_session_config_entry(name, value)
+        self.architecture, providers = architecture, _providers(device)
+        try:
+            self._tables = None if _CUDA in providers else Tables(graph)
+            if self._tables:
+                self._tables.add_to(options)
+            self.graph = ort.InferenceSession(str(graph), options, providers=providers)
+        except Exception as error:  # onnxruntime raises classes of its own for every fault of a file
+            raise UserError(f"{graph}: ONNX Runtime cannot open it ({' '.join(str(error).split())[:300]})") from None
+        self.device = "cuda" if _CUDA in self.graph.get_providers() else "cpu"
+        _check_device(device, self.device)
+        half = any(value.type == "tensor(float16)" for value in self.graph.get_inputs())
+        self.cache_type = np.dtype(np.float16 if half else np.float32)
+        self._check_interface(graph)
+        if self._tables:
+            self._tables.forget()
+        give_back()  # what packing the weights has left: of int8-dynamic's a quarter of all
+
+    def cache(self, slots: int) -> Cache:
+        return Cache(self, slots)
+
+    def decoder(self) -> Decoder:
+        return Decoder(self)
+
+    def _check_interface(self, graph: Path) -> None:
+        """The graph must have the inputs, outputs and sizes that the manifest speaks of."""
+        shape, values = self.architecture, (*self.graph.get_inputs(), *self.graph.get_outputs())
+        fits = len(values) == 3 + 4 * shape.num_hidden_layers
+        if fits:
+            inputs, outputs = io_names(shape.num_hidden_layers)
+            found = {value.name: (value.type, len(value.shape), *value.shape[1::2]) for value in values}
+            cache = (f"tensor({self.cache_type.name.replace('32', '')})", 4, shape.num_key_value_heads, shape.head_dim)
+            fits = sorted(found) == sorted((*inputs, *outputs)) and all(
+                found[name] == cache for name in (*inputs[2:], *outputs[1:])
+            )
+        logits = next((value for value in values if value.name == "logits"), None)
+        fits = fits and logits is not None and logits.type == "tensor(float)" and logits.shape[2:] == [shape.vocab_size]
+        if not fits:
+            raise UserError(f"{graph}: its inputs and outputs are not those that kiara.json describes; export it again")
+
+
+class Cache:
+    """Keys and values of `slots` sequences, each with room for the whole context.
+
+    buffers: (2 L, slots, K, C, E), keys and values of each layer in turn; only where `copies` is true, on the CPU.
+    """
+
+    def __init__(self, session: Session, slots: int) -> None:
+        shape = session.architecture
+        self._session = session
+        self._inputs, self._outputs = io_names(shape.num_hidden_layers)
+        size = (2 * shape.num_hidden_layers, slots, shape.num_key_value_heads, shape.context_length, shape.head_dim)
+        self._size, self._slot_bytes = size, math.prod(size[2:]) * session.cache_type.itemsize
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        # Kept, as the system takes some of a step's time to give that much memory anew.
+        self._last = np.empty((slots, 1, shape.vocab_size), dtype=np.float32)
+        self.copies: bool = session.device == "cpu"
+        if self.copies:
+            self.buffers = untouched(size, session.cache_type)
+            self._address: int = self.buffers.ctypes.data
+        else:
+            kept = ort.OrtValue.ortvalue_from_shape_and_type(size, session.cache_type, session.device, 0)
+            self._kept, self._address = kept, kept.data_ptr()
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions from one slot to another."""
+        self.buffers[:, target, :, :length] = self.buffers[:, source, :, :length]
+
+    def run(
+        self, ids: NDArray[np.int64], lengths: Sequence[int], first: int = 0, every: bool = False
+    ) -> NDArray[np.float32]:
+        """One pass over the slots `first` to `first + B`: their logits after the last token, float32 (B, V), which the
+        next pass overwrites.
+
+        ids: (B, S), padded at the right. lengths: of each sequence once its new tokens are in. Sequences may
+        differ in length where all are new or S is 1. every: logits after each token, (B, S, V), to keep.
+        """
+        shape, (rows, new) = self._session.architecture, ids.shape
+        longest = max(lengths)
+        if not (0 < new <= longest <= shape.context_length and min(lengths) > 0 and len(lengths) == rows):
+            raise ValueError(
+                f"{ids.shape} new tokens make sequences of {lengths} in a context of {shape.context_length}"
+            )
+        mask = (np.arange(longest) < np.asarray(lengths)[:, None]).astype(np.int64)  # (B, longest)
+        whole = every or new == 1 or not mask.all()  # of a padded prompt the last column is not every row's last token
+        if not whole:
+            mask[0, :2] = 2, 0  # asks the graph for the last column's logits alone, and leaves the length, a sum
+        given = (rows, new if whole else 1, shape.vocab_size)
+        logits = np.empty(given, dtype=np.float32) if every or given[1] > 1 else self._last[:rows]
+        bind = self._binding(first, first + rows)
+        bind.bind_cpu_input("input_ids", ids)
+        bind.bind_cpu_input("attention_mask", mask)
+        bind.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._session.graph.run_with_iobinding(bind)
+        if every:
+            return logits
+        return logits[range(rows), np.asarray(lengths) - 1] if whole and new > 1 else logits[:, 0]
+
+    def _binding(self, first: int, end: int) -> ort.IOBinding:
+        """Past and present of a run of slots, bound to the same memory."""
+        if (first, end) not in self._bindings:
+            bind = self._bindings[first, end] = self._session.graph.io_binding()
+            kind, shape = self._session.cache_type, (end - first, *self._size[2:])
+            for layer, (past, present) in enumerate(zip(self._inputs[2:], self._outputs[1:], strict=True)):
+                address = self._address + (layer * self._size[1] + first) * self._slot_bytes
+                bind.bind_input(past, self._session.device, 0, kind, shape, address)
+                bind.bind_output(present, self._session.device, 0, kind, shape, address)
+        return self._bindings[first, end]
+
+
+def _providers(device: Device) -> list[str]:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: {device!r} will not do; give auto, cpu or cuda")
+    there = _CUDA in ort.get_available_providers()
+    if device == "cuda" and not there:
+        raise UserError("device: this ONNX Runtime has no CUDA; pip install 'kiara-runtime[gpu]', or give cpu")
+    return [_CUDA, "CPUExecutionProvider"] if there and device != "cpu" else ["CPUExecutionProvider"]
+
+
+def _check_device(wanted: Device, found: str) -> None:
+    """ONNX Runtime goes on without CUDA where its libraries or a GPU are missing."""
+    if found == "cuda" or wanted == "cpu" or _CUDA not in ort.get_available_providers():
+        return
+    if wanted == "cuda":
+        raise UserError("device: CUDA does not start here (driver, CUDA 12 and cuDNN 9 are needed); give cpu")
+    warnings.warn("device: CUDA does not start here; running on the CPU", stacklevel=4)
+
+
+class Decoder:
+    """One sequence: its cache and its position.
+
+    Called with token ids it appends them and returns the logits after the last, float32 (V,), good until the next call.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.cache, self.position = session.cache(1), 0
+
+    def __call__(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        rest = np.asarray(ids, dtype=np.int64)
+        while len(rest) > CHUNK + 1:  # never one token alone at the end: such a pass differs in the last bit
+            self._pass(rest[:CHUNK], every=False)
+            rest = rest[CHUNK:]
+        return self._pass(rest, every=False)[0]
+
+    def append(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """One pass over `ids` (S,), which join the sequence; logits after each, float32 (S, V)."""
+        return self._pass(ids, every=True)[0]
+
+    def _pass(self, ids: NDArray[np.int64], every: bool) -> NDArray[np.float32]:
+        end = self.position + len(ids)
+        logits = self.cache.run(ids[None], [end], every=every)
+        self.position = end
+        return logits

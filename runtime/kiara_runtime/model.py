@@ -1,0 +1,304 @@
+"""The public face: `load` a bundle, then `generate`, `stream`, `score` or `chat` with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as List
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+
+from kiara_runtime.bundle.manifest import GRAPH_FOLDER, Bundle
+from kiara_runtime.engine.engine import QUEUE, SLOTS, BusyError, Engine, Runner
+from kiara_runtime.engine.prompt_store import PromptStore
+from kiara_runtime.engine.sequence import Facts, FinishReason, Piece, Sequence
+from kiara_runtime.engine.session import Device, Session
+from kiara_runtime.errors import UserError
+from kiara_runtime.sampling.params import SamplingParams, TokenLogprob, check_integer
+from kiara_runtime.system.machine import machine
+from kiara_runtime.tokens.chat import Message, chat_ids
+from kiara_runtime.tokens.golden import load_tokenizer
+from kiara_runtime.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from kiara_runtime.sampling.grammar.constraint import Constraint
+
+Prompt = str | List[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A whole continuation.
+
+    tokens: every id generated, those of a stop text included, an end-of-text id not.
+    finish_reason: "stop" at an end-of-text id, a stop text or a grammar's end, "length" at max_tokens or the context's
+    end. prefill_seconds: until the first token was chosen, time in the queue included; decode_seconds: from there on.
+    queue_seconds: of the first, until it was begun.
+    logprobs: one for each token, and one more where an end-of-text token ended it; prompt_logprobs: one for each token
+    of the prompt but the first, where asked for.
+    cached_tokens: of the prompt, known from earlier ones. drafted_tokens, accepted_tokens: guessed ahead, and rightly.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    seed: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    logprobs: list[TokenLogprob]
+    prompt_logprobs: list[TokenLogprob]
+    cached_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How likely a text is after another. tokens: log-probabilities (nats) of its tokens; logprob: their sum.
+
+    greedy: whether each of them is the likeliest.
+    """
+
+    logprob: float
+    greedy: bool
+    tokens: list[TokenLogprob]
+
+
+class Stream(Iterator[Piece]):
+    """The pieces of a continuation as they come. `close`, or letting go of it, ends the request at the next step."""
+
+    def __init__(self, runner: Runner, sequence: Sequence, seed: int) -> None:
+        self._runner, self.sequence, self.seed = runner, sequence, seed
+
+    def __next__(self) -> Piece:
+        sequence = self.sequence
+        self._runner.wait([sequence])
+        if sequence.error is not None:
+            raise sequence.error
+        if not sequence.pieces:  # all fetched, or cancelled, perhaps by another thread
+            raise StopIteration
+        return sequence.pieces.popleft()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next piece, or the end, is there already."""
+        return self.sequence.ready
+
+    def close(self) -> None:
+        self.sequence.cancelled = True
+
+    def __del__(self) -> None:
+        self.sequence.cancelled = True
+
+    def generation(self) -> Generation:
+        """The rest of it, as a whole; of a stream that nobody has read from, all of it."""
+        pieces, sequence = list(self), self.sequence
+        drafter, times = sequence.drafter, sequence.times
+        return Generation(
+            text="".join(piece.text for piece in pieces),
+            tokens=[token for piece in pieces for token in piece.tokens],
+            finish_reason=(pieces[-1].finish_reason if pieces else None) or "stop",
+            prompt_tokens=sequence.prompt_tokens,
+            seed=self.seed,
+            queue_seconds=sequence.queue_seconds,
+            prefill_seconds=times[min(1, len(times) - 1)] - times[0],
+            decode_seconds=times[-1] - times[min(1, len(times) - 1)],
+            logprobs=[logprob for piece in pieces for logprob in piece.logprobs],
+            prompt_logprobs=sequence.prompt_logprobs,
+            cached_tokens=sequence.reused,
+            drafted_tokens=drafter.guessed if drafter else 0,
+            accepted_tokens=drafter.accepted if drafter else 0,
+        )
+
+
+class Model:
+    """A model that continues text, whatever computes its logits. Threads may share it; `with` closes it."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        runner: Runner,
+        context_length: int,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        bos_token_id: int,
+    ) -> None:
+        """vocab_size: of the logits, which a padded table makes larger than the tokenizer's."""
+        self.tokenizer, self.runner = tokenizer, runner
+        self.context_length, self.vocab_size = context_length, vocab_size
+        self.eos_token_ids, self.bos_token_id = eos_token_ids, bos_token_id
+        self._facts = Facts(tokenizer.token_bytes, eos_token_ids, context_length)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of `text`; names of special tokens in it are ordinary text."""
+        return self.tokenizer.encode(text)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids that stand for a text as a prompt, after what the model expects before it, such as a begin-of-text id."""
+        return [*self.tokenizer.prompt_prefix, *self.tokenize(text)]
+
+    def detokenize(self, ids: List[int]) -> str:
+        """Text of ids; bytes that are no UTF-8 become U+FFFD, special tokens nothing."""
+        return self.tokenizer.decode(ids)
+
+    def chat_prompt(
+        self,
+        messages: List[Message],
+        tools: List[Mapping[str, Any]] | None = None,
+        documents: List[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """Ids that ask for the answer to a conversation, by the model's chat template; a prompt for `generate`.
+
+        messages: dictionaries with `role` and `content`, a text or a list of `{"type": "text", "text": ...}`. tools,
+        documents: dictionaries that are shown to the model, if its template shows any.
+        """
+        return chat_ids(self.tokenizer, messages, tools, documents)
+
+    def generate(self, prompt: Prompt, **sampling: Any) -> Generation:
+        """Continue `prompt`, text or token ids. sampling: fields of SamplingParams, such as max_tokens=64."""
+        return self.stream(prompt, **sampling).generation()
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Stream:
+        """As `generate`, a piece a token. Bad arguments are refused here; it begins at once, with others' steps."""
+        return self.start(self.prompt_ids(prompt), SamplingParams(**sampling))
+
+    def generate_all(self, prompts: List[Prompt], n: int = 1, **sampling: Any) -> list[list[Generation]]:
+        """`n` continuations of each prompt, all at once. The first of each is that of `generate` with the same seed."""
+        check_integer("n", n, 1, 1024)
+        if isinstance(prompts, str):
+            raise UserError("prompts: give a list of prompts; generate takes a single one")
+        params = SamplingParams(**sampling)
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        found: list[Generation] = []
+        streams: list[Stream] = []
+        for one, choice in itertools.product(ids, range(n)):
+            while True:
+                try:
+                    streams.append(self.start(one, params, choice))
+                    break
+                except BusyError:
+                    if len(found) == len(streams):
+                        raise
+                    found.append(streams[len(found)].generation())
+        found += [stream.generation() for stream in streams[len(found) :]]
+        return [found[i : i + n] for i in range(0, len(found), n)]
+
+    def chat(self, messages: List[Message], **sampling: Any) -> Generation:
+        """The answer to a conversation. Raises UserError where the model has no chat template."""
+        return self.generate(self.chat_prompt(messages), **sampling)
+
+    def score(self, prompt: Prompt, continuation: Prompt) -> Score:
+        """The log-likelihood of `continuation` after `prompt`; texts are made tokens each by itself."""
+        given = self.prompt_ids(prompt)
+        text = isinstance(continuation, str)
+        scored = self.tokenize(continuation) if text else self.tokenizer.check_ids(continuation)
+        params = SamplingParams(max_tokens=0, logprobs=1, seed=0)
+        ids = self.prompt_ids([*given, *scored], "continuation") if scored else given
+        sequence = Sequence(ids, params, self._facts, scored_from=len(given))
+        self.runner.submit(sequence)
+        Stream(self.runner, sequence, 0).generation()
+        tokens = sequence.prompt_logprobs
+        return Score(sum(one.logprob for one in tokens), all(one.token == one.top[0][0] for one in tokens), tokens)
+
+    def prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """The ids that the model is given for a prompt; raises UserError where they leave no room for a token."""
+        ids = self.encode_prompt(prompt) if isinstance(prompt, str) else self.tokenizer.check_ids(prompt)
+        if len(ids) >= self.context_length:
+            raise UserError(
+                f"{name}: {len(ids)} tokens leave no room in the context of {self.context_length}; "
+                f"shorten it to {self.context_length - 1} at most"
+            )
+        return ids or [self.bos_token_id]
+
+    def wait(self, streams: List[Stream], timeout: float | None = None) -> None:
+        """Return once one of them is ready, or after `timeout` seconds and the step that is under way."""
+        self.runner.wait([stream.sequence for stream in streams], timeout)
+
+    def close(self) -> None:
+        """Give its memory back; what is asked of it after that is refused."""
+        self.runner.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    def start(self, prompt: list[int], params: SamplingParams, choice: int = 0) -> Stream:
+        """As `stream`, of ids from `prompt_ids`. choice: which of several continuations, each with draws of its own."""
+        params.check_vocabulary(self.vocab_size)
+        sequence = Sequence(prompt, params, self._facts, choice, self._constraint(params))
+        self.runner.submit(sequence)
+        return Stream(self.runner, sequence, params.seed or 0)
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        grammars = {"json_schema": params.json_schema, "regex": params.regex, "grammar": params.grammar}
+        if not any(grammars.values()):
+            return None
+        from kiara_runtime.sampling.grammar.constraint import constrain
+
+        return constrain(self.tokenizer, self.vocab_size, self.eos_token_ids, **grammars)
+
+
+def load(
+    path: str | Path,
+    variant: str | None = None,
+    threads: int | None = None,
+    device: Device = "auto",
+    slots: int = SLOTS,
+    queue: int = QUEUE,
+    prompt_cache: str | Path | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Model:
+    """Open a bundle, once every file that this takes has the recorded size and hash.
+
+    variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
+    for every core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: requests that run at once. queue:
+    that may wait for a slot. prompt_cache: a folder that keeps what prompts leave in the cache, for the next start.
+    settings: session options of ONNX Runtime by their own names. Raises UserError for a bundle that is missing,
+    damaged or too new.
+    """
+    check_integer("slots", slots, 1, 1024)
+    check_integer("queue", queue, 0, 1 << 20)
+    bundle = Bundle.open(path)
+    bundle.check(name for name in bundle.files_of(variant) if not name.startswith(GRAPH_FOLDER))
+    with ThreadPoolExecutor(1) as beside:  # hashing leaves a core to Python
+        names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
+        checking = beside.submit(bundle.check, names)
+        tokenizer = load_tokenizer(bundle)
+        checking.result()
+    session = Session(bundle.graph_of(variant), bundle.architecture, threads, settings, device)
+    store = None
+    if prompt_cache is not None and session.device == "cpu":
+        _make_folder(Path(prompt_cache))
+        store = PromptStore(Path(prompt_cache), _identity(bundle, variant, settings or {}))
+    return Model(
+        tokenizer,
+        Engine(session, slots, queue, store),
+        bundle.architecture.context_length,
+        bundle.architecture.vocab_size,
+        bundle.eos_token_ids,
+        bundle.bos_token_id,
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    """Now, so that a name that will not do is told; a folder that is there may be one to read from only."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"prompt_cache: {folder}: {error.strerror}; name a folder, or one that can be made") from None
+
+
+def _identity(bundle: Bundle, variant: str | None, settings: Mapping[str, str]) -> str:
+    """Of all that decides the bits of a cache."""
+    names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
+    graphs = [str(bundle.manifest["files"][name]["sha256"]) for name in names]
+    return "\n".join((*graphs, ort.__version__, machine()["cpu"], *map(str, sorted(settings.items()))))

@@ -1,0 +1,298 @@
+"""Text that a JSON schema, a regular expression or a Lark grammar allows, token by token, through llguidance, an extra.
+
+A grammar speaks of text alone: special tokens are never allowed, whatever it says, and the name of one in its text is
+ordinary text. An end of text is allowed exactly where the grammar lets the text end.
+
+Choosing among the tokens that are allowed is not done here (`kiara_runtime.engine.sequence`).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import Any, cast
+from weakref import WeakKeyDictionary, WeakMethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiara_runtime.errors import UserError
+from kiara_runtime.sampling.grammar.schema import culprit, lark_text, schema_source
+from kiara_runtime.tokens.tokenizer import Tokenizer
+
+MAX_TOKEN_BYTES = 1000  # llguidance panics at 1024
+MAX_CHARACTERS = 1 << 15  # of a grammar: the worst ones of this size take llguidance some seconds, of more a minute
+# llguidance calls itself for each rule that leads to another and each parenthesis, and a stack that is full ends the
+# process. The worst grammars found take 1 KiB of it for a character. Only what is used of it becomes memory.
+LEAST_STACK, STACK_FOR_EACH = 64 << 20, 2 << 10
+MAX_REASON = 160
+_MARKER = 0xFF  # what llguidance's special tokens begin with, and never a byte of UTF-8
+_TOO_MUCH = "what it asks for at this place is too much to keep to"
+_NO_TEXT = "no text that this model's tokens can write goes on from here"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer in llguidance's terms.
+
+    trie: an LLTokenizer, with further ids behind the tokenizer's; making it takes a tenth of a second for 50,000.
+    has_text: (vocab_size,), the ids that a grammar can ask for. risky: (vocab_size,), those that begin a character
+    which the model may then be unable to end, as a byte is no token; none where all bytes are.
+    """
+
+    trie: Any
+    has_text: NDArray[np.bool_]
+    risky: NDArray[np.bool_]
+
+
+class Constraint:
+    """The grammar of one sequence, and where in it the sequence stands. One thread at a time.
+
+    Beside what a method's own lines say it raises UserError where llguidance gives up: the grammar is too complex at
+    this place, or the model's tokens cannot write what it asks for.
+    """
+
+    def __init__(
+        self,
+        matcher: Any,
+        vocabulary: Vocabulary,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        refuse: Callable[[str], UserError],
+    ) -> None:
+        """matcher: an LLMatcher at its beginning. refuse: makes an error of a reason."""
+        self._matcher, self._vocab_size, self._refuse = matcher, vocab_size, refuse
+        self._eos = sorted(eos_token_ids)
+        self._text, self._risky = vocabulary.has_text.copy(), vocabulary.risky
+        assert len(self._text) <= vocab_size
+        self._text[[i for i in self._eos if i < len(self._text)]] = False  # an end and nothing else, even one with text
+        self._allowed, self._more = self._look()
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """(V,): which tokens may come next, ends of text among them where the text may end. Not to be written to."""
+        if self._allowed is None:
+            self._allowed, self._more = self._look()
+        return self._allowed
+
+    def accept(self, token: int) -> None:
+        """Append a token. Raises ValueError where the grammar does not allow it; nothing has changed then."""
+        if token in self._eos and self.allowed()[token]:
+            self._allowed, self._more = self._ends(True), False
+        # Unlike consume_token, this takes a wrong token for no error, so that limits can be told from it.
+        elif self._is_text(token) and not self._matcher.is_stopped() and self._matcher.try_consume_tokens([token]):
+            self._allowed = None
+        else:
+            self._check()
+            raise ValueError(f"token {token}: the grammar does not allow it at this place")
+
+    def forced(self) -> list[int]:
+        """Tokens that come next whatever the model says, often none. They are not accepted yet.
+
+        The first is all that `allowed` allows. Between the others it may spell the same text by different tokens.
+        """
+        tokens = cast("list[int]", self._matcher.compute_ff_tokens())
+        self._check()
+        return list(takewhile(self._is_text, tokens))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text is complete: nothing but an end can follow."""
+        self.allowed()
+        return not self._more
+
+    def _is_text(self, token: int) -> bool:
+        return 0 <= token < len(self._text) and bool(self._text[token])
+
+    def _look(self) -> tuple[NDArray[np.bool_], bool]:
+        """What is allowed here, and whether there is text among it."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        may_end = bool(self._matcher.is_accepting())
+        text = np.unpackbits(bits, count=len(self._text), bitorder="little").view(np.bool_) & self._text
+        safe = text & ~self._risky
+        text, more = (safe, True) if safe.any() else (text, bool(text.any()))
+        if not more and not may_end:
+            raise self._refuse(_NO_TEXT)
+        allowed = self._ends(may_end)
+        allowed[: len(text)] |= text
+        return allowed, more
+
+    def _ends(self, allowed: bool) -> NDArray[np.bool_]:
+        mask = np.zeros(self._vocab_size, dtype=np.bool_)
+        mask[self._eos] = allowed
+        return mask
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            self._allowed, reason = None, str(self._matcher.get_error())
+            raise self._refuse(_NO_TEXT if reason.startswith("NoExtension") else reason)
+
+
+def constrain(
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    eos_token_ids: frozenset[int],
+    *,
+    json_schema: str | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+) -> Constraint:
+    """The constraint of a sequence that begins. Exactly one of the last three: JSON text, an expression, or Lark.
+
+    vocab_size: of the model, V; the tokenizer's may be smaller. Raises UserError where llguidance is missing, cannot
+    read the grammar or finds it too complex, or where no text satisfies it.
+    """
+    given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+    [(field, text)] = [(name, text) for name, text in given.items() if text is not None]
+    library, refuse = _library(field), partial(_refusal, field, text)
+    if len(text) > MAX_CHARACTERS:
+        raise refuse(f"it has more than {MAX_CHARACTERS} characters")
+    vocabulary = vocabulary_of(tokenizer)
+    limits = library.LLParserLimits(verbose_errors=False)  # its defaults, but errors without its own state
+
+    def give_up(reason: str) -> UserError:
+        return refuse(_TOO_MUCH if field == "json_schema" and reason != _NO_TEXT else reason)
+
+    def begun(source: str) -> Constraint:
+        def begin() -> Constraint:
+            matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
+            return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, give_up)
+
+        return _deeply(begin, LEAST_STACK + STACK_FOR_EACH * len(source), refuse).result()
+
+    if field == "json_schema":
+        source = schema_source(library, text)
+        try:
+            return begun(source)
+        except UserError:
+            raise culprit(library, text, begun) from None
+    try:
+        source = _source(library, field, text)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise refuse(str(error)) from None
+    return begun(source)
+
+
+def _deeply(act: Callable[[], Constraint], stack: int, refuse: Callable[[str], UserError]) -> Future[Constraint]:
+    """Call `act` on a stack of so many bytes."""
+    found: Future[Constraint] = Future()
+    with _lock:  # the size is one for the whole process
+        before = threading.stack_size(stack)
+        try:
+            threading.Thread(target=_settle, args=(found, act), daemon=True).start()
+        except (RuntimeError, MemoryError):  # no thread, or no address space, is left
+            raise refuse(f"there is no room for a stack of {stack >> 20} MiB") from None
+        finally:
+            threading.stack_size(before)
+    return found
+
+
+def _settle(found: Future[Constraint], act: Callable[[], Constraint]) -> None:
+    try:
+        found.set_result(act())
+    except BaseException as error:
+        found.set_exception(error)
+    finally:
+        del found  # or an error would hold this frame, which holds it
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """The tokenizer's vocabulary, made at the first call and kept as long as the tokenizer; from any thread."""
+    with _lock:
+        if tokenizer not in _vocabularies:
+            _vocabularies[tokenizer] = _read(tokenizer)
+        return _vocabularies[tokenizer]
+
+
+_lock = threading.Lock()
+_vocabularies: WeakKeyDictionary[Tokenizer, Vocabulary] = WeakKeyDictionary()
+
+
+def _read(tokenizer: Tokenizer) -> Vocabulary:
+    texts = _Texts(tokenizer)
+    own = texts.tokens[: tokenizer.vocab_size]
+    complete = texts.missing.isdisjoint(range(0x80, 0xC0))  # bytes that go on with a character
+    return Vocabulary(
+        trie=_library("tokenizer").LLTokenizer(texts),
+        has_text=np.array([bool(text) for text in own], dtype=np.bool_),
+        risky=np.array([not complete and _ends_inside(text) for text in own], dtype=np.bool_),
+    )
+
+
+class _Texts:
+    """What llguidance reads of a tokenizer; the names are those of its TokenizerWrapper.
+
+    After the tokenizer's own ids come one that stands for every end of text, and one for each byte that is no token:
+    so every text has tokens, and where a text needs one of those it is seen that the model cannot write it.
+    """
+
+    is_tokenizer_wrapper, bos_token_id, special_token_ids = True, None, ()
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        texts = tokenizer.token_bytes
+        usable = [b"" if _MARKER in text or len(text) > MAX_TOKEN_BYTES else text for text in texts]
+        self.missing = set(range(_MARKER)) - {text[0] for text in usable if len(text) == 1}
+        self.eos_token_id = len(usable)
+        self.tokens = [*usable, b"\xff<|end|>", *(bytes([byte]) for byte in self.missing)]
+        self._ids = {text: i for i, text in enumerate(self.tokens) if text}
+        self._longest = max(map(len, self.tokens))
+        # Weak, as llguidance keeps this object where Python cannot see a cycle.
+        self._encode = WeakMethod(tokenizer.encode)
+
+    def __call__(self, text: str) -> list[int]:
+        """Ids of a text that a grammar forces: the tokenizer's, unless they spell another (normalised, a byte lost)."""
+        data, encode = text.encode(), self._encode()
+        try:
+            ids = [] if encode is None else encode(text)
+        except UserError:  # white space on end
+            ids = []
+        return ids if b"".join(self.tokens[i] for i in ids) == data else self._longest_first(data)
+
+    def _longest_first(self, data: bytes) -> list[int]:
+        ids: list[int] = []
+        place = 0
+        while place < len(data):
+            sizes = range(min(self._longest, len(data) - place), 0, -1)
+            size = next(size for size in sizes if data[place : place + size] in self._ids)
+            ids.append(self._ids[data[place : place + size]])
+            place += size
+        return ids
+
+
+def _ends_inside(text: bytes) -> bool:
+    """Whether a character of UTF-8 is begun at the text's end."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(text)
+    return bool(decoder.getstate()[0])
+
+
+def _library(field: str) -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise UserError(f"{field}: needs the package llguidance; pip install 'kiara-runtime[structured]'") from None
+    return llguidance
+
+
+def _source(library: Any, field: str, text: str) -> str:
+    """The grammar as llguidance's own JSON."""
+    # "d": \d is 0 to 9, and none of the 700 other digits of Unicode that nobody means.
+    lark = f"start: /{library.regex_to_lark(text, 'd') or '(?:)'}/" if field == "regex" else lark_text(text)
+    return json.dumps({"grammars": [{"lark_grammar": lark}]})
+
+
+def _refusal(field: str, text: str, reason: str) -> UserError:
+    """reason: llguidance's, of which what follows "\\n<" is its state and indented lines are drawings."""
+    lines = [line for line in reason.partition("\n<")[0].splitlines() if not line.startswith(" ")]
+    line = "".join(letter if letter.isprintable() else " " for letter in " ".join(" ".join(lines).split()))
+    if len(line) > MAX_REASON:  # it quotes the whole grammar in the middle
+        line = f"{line[:40]}…{line[41 - MAX_REASON :]}"
+    return UserError(f"{field}: {text!r:.60} cannot be used: {line}; mend or simplify it")

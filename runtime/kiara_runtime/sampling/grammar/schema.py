@@ -1,0 +1,215 @@
+"""JSON Schemas as llguidance must be given them to mean what JSON Schema 2020-12 says, and what it cannot do, by name.
+
+`kiara_runtime.sampling.grammar.constraint` compiles the grammar and follows it. A schema of an older draft is
+read as one of 2020-12, which allows no more than its own draft does, or the keyword that differs is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import re
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from kiara_runtime.errors import UserError
+from kiara_runtime.sampling.grammar.schema_checks import (
+    DEFINITIONS,
+    LISTS,
+    NAMED,
+    ONE,
+    Schema,
+    check_shapes,
+    needs_numbers_for_characters,
+    places,
+    refusal,
+    step,
+)
+from kiara_runtime.sampling.grammar.schema_rules import limit_steps, mend_numbers, mend_options, mend_strings
+
+# Between the parts of JSON nothing, a space, or a line break and an indent, as in llama.cpp: a small model that may
+# write white space without bound does so to the end of its context.
+# Without \u each text has one spelling: else a property's name could be spelled so that its schema does not see it.
+WHITE_SPACE = {"whitespace_pattern": " |\n[ \t]{0,20}"}
+NO_WHITE_SPACE = {"whitespace_flexible": False}
+ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
+MAX_DEPTH = 120  # llguidance reads 128, and what is added here takes some
+MAX_SECONDS = 2  # for finding the part of a schema for which there is no grammar
+
+# What %json is not found in: a text, a comment or an expression of Lark.
+_LARK = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|%json\s*')
+_WHY = {
+    "$ref": "it leads to nothing in this schema that a text can be held to; name a part of `$defs`",
+    "oneOf": "its options are not plainly exclusive; use anyOf",
+    "patternProperties": "it is no expression that can be used, or one that may fit a name which another fits; mend it",
+    "maxProperties": "it is held to only where `required` has all of `properties`; leave it out, and check it yourself",
+}
+_WHY["minProperties"] = _WHY["maxProperties"]
+_NO_VALUE = "no text can be held to it, beside the rest of the schema; mend it or leave it out"
+
+
+def schema_source(library: Any, text: str) -> str:
+    """The grammar of a schema as llguidance's own JSON. Raises UserError with the path of what cannot be held to."""
+    return _source(library, _parsed(text))
+
+
+def lark_text(text: str) -> str:
+    """A Lark grammar in which each schema, behind %json, is one that llguidance takes as it is meant."""
+    made, place = list[str](), 0
+    for match in _LARK.finditer(text):
+        if match[0].startswith("%json") and match.end() > place:
+            try:
+                schema, end = _DECODER.raw_decode(text, match.end())
+            except (ValueError, RecursionError):  # llguidance tells where it is wrong
+                continue
+            if isinstance(schema, dict):
+                try:
+                    options = _mend(cast("Schema", schema))
+                except UserError as error:
+                    raise UserError(f"grammar: of its %json, {error}") from None
+                made += [text[place : match.end()], json.dumps({**schema, "x-guidance": options})]
+                place = end
+    return "".join([*made, text[place:]])
+
+
+def culprit(library: Any, text: str, begin: Callable[[str], object]) -> UserError:
+    """The refusal of a schema for whose source `begin` raises UserError, by the path of a part that is to blame.
+
+    That is the last of the parts, the likeliest first, that must go until there is a grammar; and so within it.
+    """
+    root = _parsed(text)
+    path, node, why = "", root, f"{text!r:.60}: {_NO_VALUE}"
+    give_up = time.monotonic() + MAX_SECONDS
+
+    def works(node: Schema, parts: list[Part]) -> bool:
+        if time.monotonic() > give_up:
+            raise TimeoutError
+        try:
+            begin(_source(library, _without(root, node, parts)))
+        except UserError:
+            return False
+        return True
+
+    with contextlib.suppress(TimeoutError):
+        while (parts := list(_parts(node))) and works(node, parts):
+            last = bisect_left(range(1, len(parts)), True, key=lambda count: works(node, parts[:count]))
+            key, name = parts[last]
+            value = node[key] if name is None else node[key][name]
+            path += step(key) if name is None else step(key) + step(name)
+            known = _WHY if name is None or key == "patternProperties" else {}
+            why = f"{value!r:.60}: {known.get(key, _NO_VALUE)}"
+            if not isinstance(value, dict) or (name is None and key not in ONE):
+                break
+            _remove(node, parts[:last])
+            node = cast("Schema", value)
+    return refusal(path, why)
+
+
+Part = tuple[str, str | int | None]  # a keyword, and of one that holds several schemas the name or index of one
+
+
+def _parts(schema: Schema) -> Iterator[Part]:
+    """What `$defs` holds, then what each keyword does, then the keywords, the likeliest first."""
+    rest = (ONE | LISTS | NAMED, {"type"}, {"$ref"})
+    keys = sorted(schema, key=lambda key: (key not in DEFINITIONS, [key in group for group in rest]))
+    for key in keys:
+        value: Any = schema[key]
+        if key in NAMED:
+            yield from ((key, name) for name in value)
+        elif key in LISTS:
+            yield from ((key, i) for i in range(len(value)))
+    yield from ((key, None) for key in keys)
+
+
+def _without(root: Schema, node: Schema, parts: list[Part]) -> Schema:
+    """A copy of the root in which parts of one of its schemas, the node, are gone."""
+    copies = dict[int, Any]()
+    made = copy.deepcopy(root, copies)
+    _remove(copies[id(node)], parts)
+    return made
+
+
+def _remove(schema: Schema, parts: list[Part]) -> None:
+    for key, name in parts:
+        if name is None:
+            del schema[key]
+        elif key == "patternProperties":
+            del schema[key][name]
+        else:
+            schema[key][name] = {}
+
+
+def _parsed(text: str) -> Schema:
+    try:
+        schema: Any = _DECODER.decode(text)
+        json.dumps(schema, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise refusal("", "half of a surrogate pair is in it, which no text can have; leave it out") from None
+    except RecursionError:
+        raise refusal("", f"it is more than {MAX_DEPTH} levels deep; make it flatter, by `$ref`") from None
+    except ValueError as error:
+        raise refusal("", f"{text!r:.60} is no JSON: {error}; mend it") from None
+    if not isinstance(schema, dict):
+        raise refusal("", f"{text!r:.60} is no JSON object; give a schema such as {{}}")
+    levels, layer = 0, [cast("Any", schema)]
+    while layer:
+        levels += 1
+        layer = [inner for value in layer for inner in _inside(value)]
+    if levels > MAX_DEPTH:
+        raise refusal("", f"it is more than {MAX_DEPTH} levels deep; make it flatter, by `$ref`")
+    return cast("Schema", schema)
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(cast("Schema", value).values())
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text:.20} is beyond all that programs read")
+    return number
+
+
+def _source(library: Any, schema: Schema) -> str:
+    """The grammar of a schema, which is changed."""
+    options = _mend(schema)
+    return library.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=options)
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+
+
+def _mend(schema: Schema) -> dict[str, Any]:
+    """Make a schema one that llguidance takes as it is meant, with these options."""
+    found = list(places(schema))
+    check_shapes(found)
+    escapes = ESCAPES
+    if needs_numbers_for_characters(schema):
+        escapes = dict[str, str]()
+        for path, inner in found:
+            _check_closed(path, inner)
+    own = schema.pop("x-guidance", None)  # of llguidance's own options one is known here; the others would allow more
+    flexible = not isinstance(own, dict) or cast("Schema", own).get("whitespace_flexible") is not False
+    for path, inner in found:
+        inner.pop("$schema", None)
+        mend_numbers(path, inner)
+        mend_strings(path, inner)
+        mend_options(inner)
+    limit_steps(found)
+    return {**(WHITE_SPACE if flexible else NO_WHITE_SPACE), **escapes}
+
+
+def _check_closed(path: str, schema: Schema) -> None:
+    if ("properties" in schema or "patternProperties" in schema) and schema.get("additionalProperties") is not False:
+        raise refusal(path, "beside control characters it must be closed; add additionalProperties: false")

@@ -1,0 +1,170 @@
+"""Keywords of JSON Schema said in others, where llguidance does not take them as JSON Schema 2020-12 means them."""
+
+from __future__ import annotations
+
+import json
+import math
+from decimal import Decimal
+from typing import Any, cast
+
+from kiara_runtime.sampling.grammar.ecma import rust_expression
+from kiara_runtime.sampling.grammar.schema_checks import Schema, is_number, refusal, step
+
+# Numbers are doubles to llguidance and to most programs that read JSON; beyond this not every whole number is one.
+EXACT = 1 << 53
+TINY = 1e-15  # bounds have no exponents to llguidance, and a limit on digits
+_STEPS = (1e-9, 1e-5, 1e-2, 1)
+# Units of the last decimal in a step: llguidance has a state for each remainder, and counts in 32 bits.
+MAX_STEP, MAX_UNITS = 4096, (1 << 32) - 1
+HALF_DIGITS = 1 << 40  # below it a multiple of MAX_STEP's fractions is exact, and so is its quotient
+
+# Those that llguidance knows by the standard's own rules; any other is an annotation, as 2020-12 has it for all.
+_KNOWN_FORMATS = frozenset("duration email hostname ipv4 ipv6 uuid uri".split())
+# RFC 3339, with every month's length, but for the year 0, which Python lacks, and leap seconds, which need a table.
+_YEAR = r"([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+_LEAP = r"([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+_DAYS = r"((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+_DATE = rf"({_YEAR}-{_DAYS}|{_LEAP}-02-29)"
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+MAX_HOSTNAME = 253  # RFC 1123, which llguidance holds to but for the whole
+
+
+def mend_numbers(path: str, schema: Schema) -> None:
+    """Values, bounds and steps that a double holds."""
+    for key in ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"):
+        if key in schema:
+            schema[key] = int(schema[key])  # 2.0 is an integer
+    for key in ("const", "enum"):
+        if key in schema and (wide := _wide(schema[key])) is not None:
+            raise refusal(f"{path}.{key}", f"{wide} is beyond {EXACT}, where programs round; give it as a text")
+    if "multipleOf" in schema:
+        _mend_step(path, schema)
+    for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
+        if key in schema:
+            _mend_bound(path, schema, key)
+
+
+def _wide(value: Any) -> Any:
+    """A number in a value that a double may not hold."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if is_number(value) and abs(value) > EXACT:
+            return value
+        if isinstance(value, (list, dict)):
+            waiting += cast("Any", value).values() if isinstance(value, dict) else cast("list[Any]", value)
+    return None
+
+
+def _mend_step(path: str, schema: Schema) -> None:
+    given = schema["multipleOf"]
+    exact = Decimal(repr(given))
+    if exact != Decimal(given):
+        why = "is no sum of halves, and programs differ on its multiples; count in a smaller unit, or check it yourself"
+        raise refusal(f"{path}.multipleOf", f"{given} {why}")
+    if exact == int(exact):
+        schema["multipleOf"] = int(exact)
+    else:
+        schema["minimum"] = max(schema.get("minimum", -HALF_DIGITS), -HALF_DIGITS)
+        schema["maximum"] = min(schema.get("maximum", HALF_DIGITS), HALF_DIGITS)
+
+
+def limit_steps(found: list[tuple[str, Schema]]) -> None:
+    """Refuse steps that llguidance cannot count in, all together as they may meet; limit digits beside open bounds.
+
+    A text beside an exclusive bound may read as the bound, as 0.99999999999999999999 does as 1.
+    """
+    steps = list[float]()
+    for path, schema in found:
+        if "multipleOf" in schema:
+            steps.append(schema["multipleOf"])
+            if _together(steps) > MAX_STEP:
+                why = "alone or with other steps, it is too much to count in; leave it out, and check it yourself"
+                raise refusal(f"{path}.multipleOf", f"{steps[-1]}: {why}")
+    for _, schema in found:
+        bounds = [math.ulp(schema[key]) for key in ("exclusiveMinimum", "exclusiveMaximum") if key in schema]
+        if bounds and "multipleOf" not in schema and schema.get("type") != "integer":
+            schema["multipleOf"] = next(
+                step
+                for step in _STEPS
+                if step == 1 or (step > 2 * max(bounds) and _together([*steps, step, 1]) <= MAX_UNITS)
+            )
+
+
+def _together(steps: list[float]) -> int:
+    """What is a multiple of every step, in units of their last decimal."""
+    exact = [Decimal(repr(step)) for step in steps]
+    scale = 10 ** max(0, *(-cast("int", step.as_tuple().exponent) for step in exact))
+    return math.lcm(*(int(step * scale) for step in exact))
+
+
+def _mend_bound(path: str, schema: Schema, key: str) -> None:
+    """Beyond what a double holds the nearest that it does, within the bound; and so for what needs many zeros."""
+    sign = 1 if key.endswith("inimum") else -1
+    bound = sign * schema[key]  # from below, whichever it is
+    if bound > EXACT:
+        raise refusal(f"{path}.{key}", f"{schema[key]} is beyond {EXACT}, where programs round; leave it out")
+    if 0 < bound < TINY:
+        bound = TINY
+    elif -TINY < bound < 0:
+        bound = 0
+    schema[key] = sign * max(bound, -EXACT) or 0
+
+
+def mend_strings(path: str, schema: Schema) -> None:
+    """Expressions for the Rust library, formats as expressions; one that is unknown goes."""
+    if "pattern" in schema:
+        schema["pattern"] = _expression(f"{path}.pattern", schema["pattern"])
+    if "patternProperties" in schema:
+        inner = f"{path}.patternProperties"
+        names = {name: _expression(inner + step(name), name, exact=True) for name in schema["patternProperties"]}
+        if len(set(names.values())) < len(names):
+            raise refusal(inner, "two of its expressions fit the same names; let each name fit one of them")
+        schema["patternProperties"] = {names[name]: value for name, value in schema["patternProperties"].items()}
+    format = schema.get("format")
+    if format == "hostname":
+        schema["maxLength"] = min(schema.get("maxLength", MAX_HOSTNAME), MAX_HOSTNAME)
+    if format is not None and format not in _KNOWN_FORMATS:
+        del schema["format"]
+        if format in _FORMATS:
+            _also(schema, "pattern", _FORMATS[format])
+
+
+def _expression(path: str, pattern: str, exact: bool = False) -> str:
+    try:
+        return rust_expression(pattern, exact)
+    except ValueError as error:
+        raise refusal(path, f"{pattern!r:.60}: {error}; mend it, or leave it out and check it yourself") from None
+
+
+def mend_options(schema: Schema) -> None:
+    """Of `oneOf`, values that all differ exclude each other."""
+    options = schema.get("oneOf", [])
+    values = [value for option in options for value in _values(option)]
+    if options and all(map(_values, options)) and len(set(map(_canonical, values))) == len(values):
+        del schema["oneOf"]
+        _also(schema, "anyOf", options)
+
+
+def _values(option: Any) -> list[Any]:
+    given = cast("Schema", option) if isinstance(option, dict) else {}
+    return [given["const"]] if "const" in given else given.get("enum", [])
+
+
+def _canonical(value: Any) -> str:
+    """The same for equal values of JSON Schema, to which 1.0 is 1."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        return int(value) if value == int(value) else value
+
+    return json.dumps(json.loads(json.dumps(value), parse_float=number), sort_keys=True)
+
+
+def _also(schema: Schema, key: str, value: Any) -> None:
+    """Add a keyword beside one that may be there."""
+    if key in schema:
+        schema["allOf"] = [*schema.get("allOf", []), {key: value}]
+    else:
+        schema[key] = value

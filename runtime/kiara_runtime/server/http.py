@@ -1,0 +1,235 @@
+"""waitress's connections, made safe from what clients may do to them, with every refusal in the shape of the others.
+
+waitress, because it is the one production WSGI server that tells an application whether its client is still there
+(with a request looked ahead), needs nothing but Python on every system, and reads requests in one thread apart from
+those that answer, so that slow senders take none of them.
+"""
+
+# What types are known of waitress lack its asynchronous half, the base of its channels.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportUntypedBaseClass=false
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import socket
+import time
+import uuid
+from typing import Any
+
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.receiver import ChunkedReceiver
+from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.utilities import BadRequest
+
+from kiara_runtime.server.guard import TOO_LARGE, ApiError
+from kiara_runtime.server.records import GONE, Record
+from kiara_runtime.server.routes import create_app, routes
+from kiara_runtime.server.service import Service
+
+SPARE = 8  # threads beside those that generation may take, so that /health and refusals always find one
+CONNECTIONS, OTHER_FILES = 1000, 100
+FILES = 3  # a connection's descriptors: its own, and of a large body and a large answer one each
+PIPELINED = 16  # requests of a connection that are read ahead
+MAX_HEADER_BYTES = 32 << 10
+RECEIVE_SECONDS, IDLE_SECONDS = 30, 60  # for a request to arrive whole; for a connection to do anything
+CLEANUP_SECONDS = 5  # between looks at what is late
+MAX_THROWN_AWAY = 256 << 20  # bytes of a refused request that are read to let its refusal arrive
+TLS_HANDSHAKE = b"\x16"
+
+
+class _Request(HTTPRequestParser):
+    path = ""  # of what is no request
+    begun = False  # being answered
+
+    def received(self, data: bytes) -> int:
+        if not self.headers_finished and not self.header_plus and data[:1] == TLS_HANDSHAKE:
+            self.parse_header(b"GET / HTTP/1.0\r\n")
+            self.error = BadRequest("this server speaks plain HTTP, no TLS; use http://")
+            self.completed = True
+            return len(data)
+        consumed = super().received(data)
+        rest = self.body_rcv
+        if isinstance(rest, ChunkedReceiver) and len(rest.control_line) + len(rest.trailer) > MAX_HEADER_BYTES:
+            self.error, self.completed = BadRequest("a chunk's head or the trailer is too long"), True
+        return len(data) if self.error else consumed  # what stands behind a refused one is the rest of it
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """RFC 9112: 3.2 demands one Host, and 6.1 lets one refuse a body with two lengths."""
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # an address or a length that is none, which waitress does not expect
+            raise ParsingError("the address or the Content-Length is none") from None
+        hosts = self.headers.get("HOST", "" if self.version == "1.0" else None)
+        if hosts is None or "," in hosts:
+            raise ParsingError("one Host is needed")
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("Content-Length and Transfer-Encoding exclude each other")
+
+
+class _Answer(WSGITask):
+    def execute(self) -> None:
+        self.request.begun = True
+        super().execute()
+
+
+class _Refusal(ErrorTask):
+    """What waitress itself refuses, such as a request that is no HTTP, in the shape of every other refusal."""
+
+    def execute(self) -> None:
+        channel, request, fault = self.channel, self.request, self.request.error
+        request.begun = channel.refused = True
+        refusal = ApiError(int(fault.code), " ".join(f"{fault.reason}: {fault.body}".split()), code="bad_http")
+        if refusal.status == TOO_LARGE.status:
+            refusal = TOO_LARGE
+        body = refusal.body.model_dump_json().encode()
+        self.status = f"{fault.code} {fault.reason}"
+        self.content_length = len(body)
+        headers = channel.server.note(request, refusal.status, error=refusal.reason)
+        self.response_headers.extend(
+            {**headers, "Content-Type": "application/json", "Content-Length": str(len(body))}.items()
+        )
+        self.set_close_on_finish()
+        self.write(body)
+
+
+class _Channel(HTTPChannel):
+    """A connection whose requests must arrive in time: waitress alone would let one come a byte a minute.
+
+    One that is refused before it is whole is read to its end, or for as long as it had to arrive. Closed under a client
+    that still sends, the connection would be reset, and the refusal lost with it (RFC 9112, section 9.6).
+    """
+
+    parser_class, task_class, error_task_class = _Request, _Answer, _Refusal
+    began: float | None = None  # when the request that is being received did, or the reading of what is refused
+    refused = False  # or its refusal is on its way
+    ending = False  # all is said; what still comes is thrown away
+    thrown_away = 0  # bytes
+    waiting: tuple[_Request, ...] = ()  # requests that have come, until they are begun
+
+    def readable(self) -> bool:
+        return self.socket is not None and super().readable()  # closed in this very round, its number may be another's
+
+    def writable(self) -> bool:
+        return self.socket is not None and super().writable()
+
+    def handle_expt(self) -> None:
+        self.handle_close()  # of urgent data, which nobody would read and poll tell of for ever
+
+    def handle_close(self) -> None:
+        if not self._ends_gently():
+            super().handle_close()
+
+    def _ends_gently(self) -> bool:
+        if not (self.refused and self.will_close and self.connected) or self.ending or self.total_outbufs_len:
+            return False
+        self.ending, self.will_close, self.began = True, False, time.monotonic()
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:  # the client is gone
+            return False
+        return True
+
+    def received(self, data: bytes) -> bool:
+        now = time.monotonic()
+        if self.ending or any(request.error for request in self.requests[-1:]):
+            self.thrown_away += len(data)
+            self.will_close = self.is_late(now) or self.thrown_away > MAX_THROWN_AWAY
+            return False
+        went_on = super().received(data)
+        known = dict.fromkeys((*self.waiting, *self.requests))
+        self.waiting = tuple(request for request in known if not request.begun)
+        # The time of one that comes behind another counts from when it is its turn.
+        self.began = None if self.request is None or self.requests else self.began or now
+        if self.is_late(now):
+            self.will_close = True
+        return went_on
+
+    def is_late(self, now: float) -> bool:
+        return self.began is not None and now - self.began > RECEIVE_SECONDS
+
+    def send_continue(self) -> None:
+        """Only where more is wanted: waitress would take a request that is whole, or refused, for one that is not."""
+        if self.request.completed:
+            self.request.expect_continue = False
+        else:
+            super().send_continue()
+
+    def service(self) -> None:
+        super().service()
+        if self.connected:
+            return
+        with self.requests_lock:
+            gone, self.waiting = [request for request in self.waiting if not request.begun], ()
+        for request in gone:
+            self.server.note(request, GONE)
+
+
+class _Connections(TcpWSGIServer):
+    """waitress's server, which alone would wait for ever for a client that does not read its answer."""
+
+    channel_class = _Channel
+
+    def __init__(self, service: Service, *arguments: Any, **options: Any) -> None:
+        app = create_app(service)
+        self._service, self._routes = service, routes(app)
+        super().__init__(app, *arguments, **options)
+
+    def maintenance(self, now: float) -> None:
+        super().maintenance(now)
+        for channel in list(self.active_channels.values()):
+            unread = channel.total_outbufs_len > 0 and channel.last_activity < now - IDLE_SECONDS
+            if unread or (isinstance(channel, _Channel) and channel.is_late(time.monotonic())):
+                channel.handle_close()  # at once, which wakes a thread that is writing to it
+
+    def note(self, request: _Request, status: int, **details: str) -> dict[str, str]:
+        """Count and log what no route has seen; the headers of its answer."""
+        told: str = getattr(request, "command", "") if request.headers_finished else ""
+        path = request.path if told and request.path in self._routes else "unknown"
+        record = Record(uuid.uuid4().hex, told or "unknown", path, status, dict(details))
+        record.end(self._service.metrics, self._service.log)
+        return {**self._service.guard.headers(request.headers.get("ORIGIN")), "X-Request-Id": record.id}
+
+
+def connections(service: Service, listener: socket.socket) -> TcpWSGIServer:
+    """A server whose `run` answers what comes to `listener`."""
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of what the admission bounds already
+    adjustments = Adjustments(
+        sockets=[listener],
+        channel_request_lookahead=PIPELINED,  # sees a client leave while its request is being answered
+        connection_limit=_connection_limit(),
+        channel_timeout=IDLE_SECONDS,
+        cleanup_interval=CLEANUP_SECONDS,
+        max_request_header_size=MAX_HEADER_BYTES,
+        max_request_body_size=service.settings.max_body + MAX_HEADER_BYTES,  # a little above what Flask refuses
+        asyncore_use_poll=hasattr(select, "poll"),
+        log_socket_errors=False,
+        ident=None,
+    )
+    threads = ThreadedTaskDispatcher()
+    threads.set_thread_count(service.admission.limit + SPARE)
+    where = (listener.family, listener.type, listener.proto, listener.getsockname())
+    return _Connections(
+        service, {}, True, listener, dispatcher=threads, adj=adjustments, sockinfo=where, bind_socket=False
+    )
+
+
+def _connection_limit() -> int:
+    """As many connections as there are descriptors for."""
+    if not hasattr(select, "poll"):  # select() has room for 512
+        return 400
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES * CONNECTIONS + OTHER_FILES
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    return max(10, min(CONNECTIONS, (soft - OTHER_FILES) // FILES))

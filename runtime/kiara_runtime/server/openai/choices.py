@@ -1,0 +1,216 @@
+"""A request's pieces in OpenAI's words: choices of a whole answer, or chunks of a stream, from the same functions.
+
+So a stream's chunks joined are the whole answer. Token texts that are no UTF-8 by themselves are written as OpenAI
+writes them, `bytes:\\xe2\\x80`. Log-probabilities name every token that was generated, those of a stop text included,
+and in completions the end of text, whose text is its name though the answer's text does not hold it.
+"""
+
+from __future__ import annotations
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kiara_runtime.engine.sequence import FinishReason, Piece
+from kiara_runtime.sampling.params import TokenLogprob
+from kiara_runtime.server.jobs import Work
+from kiara_runtime.server.openai import responses as answers
+from kiara_runtime.tokens.tokenizer import Tokenizer
+
+
+class TokenTexts:
+    """Texts of single tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._bytes = tokenizer.token_bytes
+        self._special = {i: name for name, i in tokenizer.special_tokens.items()}
+
+    def bytes(self, token: int) -> bytes:
+        """What it adds to a text; ids of a padded table and special tokens add nothing."""
+        return self._bytes[token] if token < len(self._bytes) else b""
+
+    def text(self, token: int) -> str:
+        if token in self._special:
+            return self._special[token]
+        try:
+            return self.bytes(token).decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.bytes(token))
+
+
+def apart(piece: Piece) -> list[Piece]:
+    """A piece as it is streamed: text that was held back comes before the chunk that tells why the text ends."""
+    if not (piece.text and piece.finish_reason):
+        return [piece]
+    return [Piece(piece.text, []), replace(piece, text="")]
+
+
+class Voice(ABC):
+    """How one endpoint answers. head: the fields that all its answers share."""
+
+    def __init__(self, head: dict[str, Any], work: Work) -> None:
+        self._head, self._work = head, work
+
+    def opening(self) -> Iterable[answers.Answer]:
+        """Chunks before any token."""
+        return ()
+
+    @abstractmethod
+    def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
+        """The piece of a choice as it is streamed; None where there is nothing to tell yet."""
+
+    @abstractmethod
+    def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
+        """All pieces of each choice as one answer."""
+
+    @abstractmethod
+    def closing(self) -> answers.Answer:
+        """The chunk that tells the usage and nothing else."""
+
+    def usage(self) -> answers.Usage:
+        prompt, completion = self._work.prompt_tokens, self._work.completion_tokens
+        return answers.Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=answers.PromptDetails(cached_tokens=self._work.cached_tokens),
+        )
+
+
+class CompletionVoice(Voice):
+    def __init__(
+        self, head: dict[str, Any], work: Work, texts: TokenTexts, echoed: Sequence[str] | None, n: int, logprobs: bool
+    ) -> None:
+        """echoed: the prompts' texts, where answers begin with them."""
+        super().__init__(head, work)
+        self._texts, self._echoed, self._n, self._logprobs = texts, echoed, n, logprobs
+        self._places: dict[int, _Places] = {}
+
+    def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
+        choice = self._choice(index, [piece])
+        if not (choice.text or choice.finish_reason or (choice.logprobs and choice.logprobs.tokens)):
+            return None
+        return answers.Completion(**self._head, choices=[choice])
+
+    def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
+        made = [self._choice(index, pieces) for index, pieces in enumerate(choices)]
+        return answers.Completion(**self._head, choices=made, usage=self.usage())
+
+    def closing(self) -> answers.Answer:
+        return answers.Completion(**self._head, choices=[], usage=self.usage())
+
+    def _choice(self, index: int, pieces: list[Piece]) -> answers.CompletionChoice:
+        text, logprobs = "".join(piece.text for piece in pieces), self._empty()
+        if index not in self._places:
+            self._places[index] = _Places(self._texts)
+            if self._echoed is not None:
+                text = self._echoed[index // self._n] + text
+                if logprobs is not None:
+                    self._echo_logprobs(index, logprobs)
+        if logprobs is not None:
+            for one in (one for piece in pieces for one in piece.logprobs):
+                self._append(index, logprobs, one)
+        return answers.CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=_reason(pieces))
+
+    def _empty(self) -> answers.Logprobs | None:
+        if not self._logprobs:
+            return None
+        return answers.Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+
+    def _echo_logprobs(self, index: int, into: answers.Logprobs) -> None:
+        sequence = self._work.streams[index].sequence
+        first = sequence.tokens[0]
+        into.tokens.append(self._texts.text(first))
+        into.text_offset.append(self._places[index].place(first))
+        into.token_logprobs.append(None)  # nothing stands before it
+        into.top_logprobs.append(None)
+        for one in sequence.prompt_logprobs:
+            self._append(index, into, one)
+
+    def _append(self, index: int, into: answers.Logprobs, one: TokenLogprob) -> None:
+        into.tokens.append(self._texts.text(one.token))
+        into.text_offset.append(self._places[index].place(one.token))
+        into.token_logprobs.append(one.logprob)
+        rivals = {self._texts.text(token): logprob for token, logprob in one.top}
+        into.top_logprobs.append({**rivals, self._texts.text(one.token): one.logprob})
+
+
+class ChatVoice(Voice):
+    def __init__(self, head: dict[str, Any], work: Work, texts: TokenTexts, choices: int, logprobs: bool) -> None:
+        super().__init__(head, work)
+        self._texts, self._choices, self._logprobs = texts, choices, logprobs
+
+    def opening(self) -> Iterable[answers.Answer]:
+        for index in range(self._choices):
+            yield self._chunk(index, answers.ChatDelta(role="assistant", content=""), self._told([]), None)
+
+    def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
+        told, reason = self._told([piece]), piece.finish_reason
+        if not (piece.text or reason or (told and told.content)):
+            return None
+        delta = answers.ChatDelta(content=piece.text) if piece.text or reason is None else answers.ChatDelta()
+        return self._chunk(index, delta, told, reason)
+
+    def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
+        made = [
+            answers.ChatChoice(
+                index=index,
+                message=answers.ChatAnswer(content="".join(piece.text for piece in pieces)),
+                logprobs=self._told(pieces),
+                finish_reason=_reason(pieces),
+            )
+            for index, pieces in enumerate(choices)
+        ]
+        return answers.ChatCompletion(**self._head, choices=made, usage=self.usage())
+
+    def closing(self) -> answers.Answer:
+        return answers.ChatChunk(**self._head, choices=[], usage=self.usage())
+
+    def _chunk(
+        self, index: int, delta: answers.ChatDelta, told: answers.ChatLogprobs | None, reason: FinishReason | None
+    ) -> answers.ChatChunk:
+        choice = answers.ChatChunkChoice(index=index, delta=delta, logprobs=told, finish_reason=reason)
+        return answers.ChatChunk(**self._head, choices=[choice])
+
+    def _told(self, pieces: list[Piece]) -> answers.ChatLogprobs | None:
+        if not self._logprobs:
+            return None
+        tokens = (one for piece in pieces if piece.tokens for one in piece.logprobs)
+        return answers.ChatLogprobs(content=[self._logprob(one) for one in tokens])
+
+    def _logprob(self, one: TokenLogprob) -> answers.ChatLogprob:
+        token = self._top(one.token, one.logprob)
+        return answers.ChatLogprob(**token.model_dump(), top_logprobs=[self._top(*rival) for rival in one.top])
+
+    def _top(self, token: int, logprob: float) -> answers.TopLogprob:
+        return answers.TopLogprob(token=self._texts.text(token), logprob=logprob, bytes=list(self._texts.bytes(token)))
+
+
+class _Places:
+    """Where each token begins in the text, in characters."""
+
+    def __init__(self, texts: TokenTexts) -> None:
+        self._texts, self._seen = texts, 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def place(self, token: int) -> int:
+        """Of the next token. One that goes on with a character begins where that does."""
+        added, begun = self._texts.bytes(token), self._utf8.getstate()[0]
+        place = self._seen + (len(begun.decode("utf-8", "replace")) if _breaks(begun, added) else 0)
+        self._seen += len(self._utf8.decode(added))
+        return place
+
+
+def _breaks(begun: bytes, added: bytes) -> bool:
+    """Whether the character that is begun will never be one."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(begun + added[:1])
+    except UnicodeDecodeError:
+        return bool(begun and added)
+    return False
+
+
+def _reason(pieces: Sequence[Piece]) -> FinishReason | None:
+    return pieces[-1].finish_reason if pieces else None

@@ -1,0 +1,171 @@
+"""Hugging Face's tokenizer.json: what a byte-level BPE in it means, and writing one.
+
+Only reading and writing; `kiara_runtime.tokens.tokenizer` encodes. A file is data of somebody else's: whatever it
+holds that is not understood raises UserError, or sends the text to the `tokenizers` library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from kiara_runtime.errors import UserError
+
+# The split pattern of Llama 3. It has no possessive quantifiers, which onnxruntime-genai refuses.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# GPT-2's (Radford et al. 2019), which ByteLevel brings along; and the same after digits have been set apart.
+_CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+"
+GPT2_PATTERN = rf"{_CONTRACTIONS}| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
+DIGITS_PATTERN = rf"{_CONTRACTIONS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?=\p{{N}})|\s+(?!\S)|\s+"
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """ranks: the id of each ordinary token's bytes. special: ids of special tokens; added: of other added text.
+
+    pattern: the one regular expression that splits text as the file says, for tiktoken; None where none does.
+    missing: bytes that are no token, which tiktoken cannot bear and the `tokenizers` library drops.
+    """
+
+    ranks: dict[bytes, int]
+    special: dict[str, int]
+    added: dict[str, int]
+    pattern: str | None
+    missing: bytes
+
+
+def read_vocabulary(values: Mapping[str, Any]) -> Vocabulary:
+    """The meaning of a parsed tokenizer.json; raises UserError where it is no byte-level BPE."""
+    try:
+        return _read(values)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"tokenizer.json: not a byte-level BPE that this runtime reads ({error!r})") from None
+
+
+def make_definition(tokens: Sequence[bytes], special_tokens: Mapping[str, int]) -> dict[str, Any]:
+    """The tokenizer.json of tokens in merge order, split by SPLIT_PATTERN."""
+    characters = byte_characters()
+    spelled = ["".join(characters[byte] for byte in token) for token in tokens]
+    return bpe_definition(
+        vocab={name: i for i, name in enumerate(spelled)},
+        merges=list(_merges(spelled)),
+        added=[added_token(name, i) for name, i in special_tokens.items()],
+        steps=[split_step(SPLIT_PATTERN), byte_level_step(use_regex=False)],
+        ignore_merges=True,  # as tiktoken: a piece that is a token as a whole is that token
+    )
+
+
+def bpe_definition(
+    vocab: Mapping[str, int],
+    merges: list[list[str]],
+    added: list[dict[str, Any]],
+    steps: list[dict[str, Any]],
+    ignore_merges: bool,
+) -> dict[str, Any]:
+    """A tokenizer.json of byte-level BPE; steps: what splits the text, one after the other."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "post_processor": None,
+        "decoder": byte_level_step(use_regex=True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": ignore_merges,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+def split_step(pattern: str) -> dict[str, Any]:
+    """Split at the matches of a regular expression, each a piece of its own."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def byte_level_step(use_regex: bool) -> dict[str, Any]:
+    """Spell bytes as printable characters; use_regex: split by GPT2_PATTERN before."""
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def added_token(name: str, token_id: int) -> dict[str, Any]:
+    """A special token as tokenizer.json lists it."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": token_id, "content": name, **flags}
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each byte in tokenizer.json (Radford et al. 2019)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def _merges(spelled: list[str]) -> Iterator[list[str]]:
+    """Every pair that joins into a token, by the token's rank: tiktoken merges by the result alone."""
+    known = set(spelled)
+    for token in spelled:
+        for cut in range(1, len(token)):
+            if token[:cut] in known and token[cut:] in known:
+                yield [token[:cut], token[cut:]]
+
+
+def _read(values: Mapping[str, Any]) -> Vocabulary:
+    model = values["model"]
+    if model["type"] != "BPE" or model.get("byte_fallback") or model.get("unk_token"):
+        raise UserError("tokenizer.json: only byte-level BPE is read here, without byte fallback or unknown token")
+    if not any(part["type"] == "ByteLevel" for part in _parts(values["pre_tokenizer"])):
+        raise UserError("tokenizer.json: only byte-level BPE is read here, and no ByteLevel step splits the text")
+    entries = values["added_tokens"]
+    special = {str(entry["content"]): int(entry["id"]) for entry in entries if entry["special"]}
+    added = {str(entry["content"]): int(entry["id"]) for entry in entries if not entry["special"]}
+    # Each character to the one of its byte's number; what stands for none of them to one that Latin-1 lacks.
+    to_byte = str.maketrans({chr(i): "\uffff" for i in range(512)})
+    to_byte.update(str.maketrans({character: chr(byte) for byte, character in enumerate(byte_characters())}))
+    vocab = cast("dict[str, int]", model["vocab"])
+    ordinary = {name: i for name, i in vocab.items() if name not in special and name not in added}
+    ranks = {name.translate(to_byte).encode("latin-1"): int(i) for name, i in ordinary.items()}
+    ids = [*ranks.values(), *special.values(), *added.values()]
+    if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) > 1 << 24:
+        raise UserError("tokenizer.json: two tokens share an id, or an id is out of bounds")
+    missing = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
+    return Vocabulary(ranks, special, added, _pattern(values), missing)
+
+
+def _parts(step: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return list(step["pretokenizers"]) if step["type"] == "Sequence" else [cast("dict[str, Any]", step)]
+
+
+def _pattern(values: Mapping[str, Any]) -> str | None:
+    """The split as one expression for tiktoken, where nothing else happens to the text."""
+    if values.get("normalizer") is not None:
+        return None
+    *before, byte_level = _parts(values["pre_tokenizer"])
+    if byte_level["type"] != "ByteLevel" or byte_level["add_prefix_space"]:
+        return None
+    if byte_level.get("use_regex", True):
+        if not before:
+            return GPT2_PATTERN
+        digits = len(before) == 1 and before[0]["type"] == "Digits" and before[0]["individual_digits"]
+        return DIGITS_PATTERN if digits else None
+    if len(before) != 1 or before[0]["type"] != "Split":
+        return None
+    split = before[0]
+    plain = split["behavior"] == "Isolated" and not split["invert"] and "Regex" in split["pattern"]
+    return str(split["pattern"]["Regex"]) if plain else None

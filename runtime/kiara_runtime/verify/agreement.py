@@ -1,0 +1,154 @@
+"""Ways through a graph that ought to lead to the same logits: the oracle and the suspects of every verifier.
+
+One prefill is the obvious way; the cache, chunks, padding, company and far positions are what breaks. All of
+them run in the runtime's own session, so that what is proven is what will run.
+
+Shape letters: S tokens of a sequence, V vocabulary, C context length, L layers, K key/value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiara_runtime.engine.session import Session
+
+CHUNK = 48  # no divisor of any context length, so that the last chunk is a short one
+BATCH, BATCH_STEPS = 4, 8  # sequences in the padded batch, and joint steps after their prompts
+PROMPTS, PROMPT_TOKENS = 8, 128  # beginnings of a window whose last logits are asked for alone, the longest
+END = 16  # positions at the end of the context
+
+Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Cached = list[NDArray[Any]]  # keys and values of each layer in turn, 2 L arrays (K, S, E)
+
+
+def in_chunks(session: Session, ids: Ids, chunk: int) -> Logits:
+    """`chunk` tokens of ids (S,) a pass: logits (S, V). One pass where chunk is S, single steps where it is 1."""
+    decoder = session.decoder()
+    return np.concatenate([decoder.append(ids[i : i + chunk]) for i in range(0, len(ids), chunk)])
+
+
+def batch_of(ids: Ids) -> list[Ids]:
+    """Beginnings of ids (S,) of very different lengths, the shortest hardly longer than the joint steps."""
+    return [ids[: max(BATCH_STEPS + 1, len(ids) // (4 * (i + 1)))] for i in range(BATCH)]
+
+
+def in_batch(session: Session, rows: Sequence[Ids]) -> list[Logits]:
+    """Sequences of different lengths together: one prompt pass padded at the right, then BATCH_STEPS joint steps.
+
+    Returns the logits (S, V) of each. A batch of one is the same way without company.
+    """
+    cache = session.cache(len(rows))
+    starts = [len(row) - BATCH_STEPS for row in rows]
+    padded = np.zeros((len(rows), max(starts)), dtype=np.int64)
+    for row, ids, start in zip(padded, rows, starts, strict=True):
+        row[:start] = ids[:start]
+    prompts = cache.run(padded, starts, every=True)
+    parts = [[prompt[:start]] for prompt, start in zip(prompts, starts, strict=True)]
+    for step in range(BATCH_STEPS):
+        ids = np.array([[row[start + step]] for row, start in zip(rows, starts, strict=True)])
+        for part, logits in zip(parts, cache.run(ids, [start + step + 1 for start in starts], every=True), strict=True):
+            part.append(logits)
+    return [np.concatenate(part) for part in parts]
+
+
+def prompt_ends(ids: Ids) -> list[int]:
+    """Lengths of the prompts that `prompts_alone` tries: the shortest, the longest and some between."""
+    return sorted({1, 2, *(len(ids) * i // PROMPTS for i in range(1, PROMPTS + 1))} - {0})
+
+
+def prompts_alone(session: Session, ids: Ids) -> list[Logits]:
+    """What a generation asks for: of each prompt the last token's logits alone, (1, V)."""
+    return [session.decoder()(ids[:end].tolist())[None] for end in prompt_ends(ids)]
+
+
+def at_the_end(session: Session, past: Cached, ids: Ids, chunk: int) -> Logits:
+    """The last S positions of the context, behind a cache filled with `past` over and over: logits (S, V).
+
+    A prefill of a whole long context would take minutes; positions, cache and masks at its end are tried this way.
+    """
+    decoder = session.decoder()
+    decoder.position = session.architecture.context_length - len(ids)
+    for buffer, part in zip(decoder.cache.buffers, past, strict=True):
+        for start in range(0, decoder.position, part.shape[1]):
+            piece = buffer[0, :, start : min(start + part.shape[1], decoder.position)]
+            piece[:] = part[:, : piece.shape[1]]
+    return np.concatenate([decoder.append(ids[i : i + chunk]) for i in range(0, len(ids), chunk)])
+
+
+def cached(session: Session, ids: Ids) -> Cached:
+    """What the cache holds after one pass over ids (S,)."""
+    decoder = session.decoder()
+    decoder(ids.tolist())
+    return [buffer[0, :, : len(ids)].copy() for buffer in decoder.cache.buffers]
+
+
+@dataclass(frozen=True)
+class PathAgreement:
+    """How often paths find the token likeliest that a prefill of the same graph does, each a part of 1.
+
+    last_logits: prompts whose last logits alone are asked for, the way of every generation.
+    batch_exact: whether each sequence of a padded batch had, bit for bit, the logits that it has alone; chunks_exact:
+    whether a prompt has the same ones however it is cut into passes of two tokens and more.
+    """
+
+    last_logits: float
+    single_steps: float
+    chunked_prefill: float
+    padded_batch: float
+    end_of_context: float
+    batch_exact: bool
+    chunks_exact: bool
+    positions: int  # that single steps and chunks were compared at
+    prompts: int = 1  # whose last logits were
+
+    def lowest(self) -> float:
+        """Of the paths over real text. Behind a made-up cache distributions are flat and rounding decides often."""
+        return min(self.last_logits, self.single_steps, self.chunked_prefill, self.padded_batch)
+
+
+def path_agreement(session: Session, windows: Ids) -> PathAgreement:
+    """Of the paths of one graph with each other. windows: (R, S) of real text."""
+    prefills = [_choices(session, ids, len(ids)) for ids in windows]
+    short = windows[:, :PROMPT_TOKENS]
+    prompts = [logits.argmax(-1) for ids in short for logits in prompts_alone(session, ids)]
+    whole = [prefill[None, end - 1] for prefill, ids in zip(prefills, short, strict=True) for end in prompt_ends(ids)]
+    rows = batch_of(windows[0])
+    together, alone = in_batch(session, rows), [in_batch(session, [row])[0] for row in rows]
+    half = windows.shape[1] // 2
+    past, end = cached(session, windows[0][half:]), windows[0][:half][:END]
+    stepped_end, end_at_once = (at_the_end(session, past, end, chunk).argmax(-1) for chunk in (1, len(end)))
+    return PathAgreement(
+        last_logits=_agreeing(prompts, whole),
+        single_steps=_agreeing([_choices(session, ids, 1) for ids in windows], prefills),
+        chunked_prefill=_agreeing([_choices(session, ids, CHUNK) for ids in windows], prefills),
+        padded_batch=_agreeing([logits.argmax(-1) for logits in together], [prefills[0]] * len(rows)),
+        end_of_context=_agreeing([stepped_end], [end_at_once]),
+        batch_exact=all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True)),
+        chunks_exact=_chunks_exact(session, short[0]),
+        positions=windows.size,
+        prompts=len(prompts),
+    )
+
+
+def _chunks_exact(session: Session, ids: Ids) -> bool:
+    whole = in_chunks(session, ids, len(ids))
+    even = ids[: len(ids) // 6 * 6]  # no pass of a single token at the end
+    return all(np.array_equal(in_chunks(session, even, chunk), whole[: len(even)]) for chunk in (2, 6) if len(even))
+
+
+def _choices(session: Session, ids: Ids, chunk: int) -> Ids:
+    """Likeliest tokens (S,) after each of ids; the logits of a whole window would take a hundred megabytes."""
+    decoder = session.decoder()
+    parts = (decoder.append(ids[i : i + chunk]).argmax(-1) for i in range(0, len(ids), chunk))
+    return np.concatenate(list(parts))
+
+
+def _agreeing(found: Sequence[Ids], expected: Sequence[Ids]) -> float:
+    """Part of the positions with the same likeliest token; what is expected may go on for longer."""
+    return float(np.concatenate([a == b[: len(a)] for a, b in zip(found, expected, strict=True)]).mean())

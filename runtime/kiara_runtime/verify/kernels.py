@@ -1,0 +1,92 @@
+"""What the graphs of a bundle compute on this machine: against each other's paths, and against the exporter's record.
+
+Hashes prove that the bytes are the exporter's. Kernels differ from machine to machine and from one ONNX Runtime to
+the next, so this runs a recorded piece of held-out text along every path and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kiara_runtime.bundle.manifest import MAX_MANIFEST_BYTES, Bundle
+from kiara_runtime.engine.session import Session
+from kiara_runtime.errors import UserError
+from kiara_runtime.system.files import read_bounded_json
+from kiara_runtime.verify.agreement import Ids, PathAgreement, in_chunks, path_agreement
+
+# Rounded activations amplify the last bit that differs between a step and a chunk.
+MIN_PATH_AGREEMENT = {"fp32": 0.98, "fp16": 0.95, "int8": 0.85, "int4": 0.8, "int8-dynamic": 0.85}
+MIN_END_AGREEMENT = 0.5  # a wrong position finds tokens by chance, rounding in flat distributions most of them
+MIN_RECORDED_AGREEMENT = 0.9
+MAX_NATS_DIFFERENCE = 0.01  # relative, of the text's negative log-likelihood
+
+
+@dataclass(frozen=True)
+class Found:
+    """recorded_agreement: part of the recorded likeliest tokens found again. nats_difference: relative."""
+
+    variant: str
+    paths: PathAgreement
+    recorded_agreement: float
+    nats_difference: float
+
+
+def probe(session: Session, ids: Ids) -> dict[str, Any]:
+    """What a graph makes of text: its likeliest next tokens, and the negative log-likelihood of the real ones."""
+    logits = in_chunks(session, ids, len(ids)).astype(np.float64)
+    ahead = logits[:-1] - logits[:-1].max(-1, keepdims=True)
+    nats = np.log(np.exp(ahead).sum(-1)) - ahead[np.arange(len(ids) - 1), ids[1:]]
+    return {"nats": float(nats.sum()), "top1": logits.argmax(-1).tolist()}
+
+
+def verify_deep(bundle: Bundle) -> Iterator[Found]:
+    """Each variant in turn; raises UserError on the first that does not compute what it should."""
+    ids, expected = _recorded(bundle)
+    for name in bundle.variants:
+        session = Session(bundle.graph_of(name), bundle.architecture)
+        here, there = probe(session, ids), expected[name]
+        found = Found(
+            variant=name,
+            paths=path_agreement(session, ids[None]),
+            recorded_agreement=sum(a == b for a, b in zip(here["top1"], there["top1"], strict=True)) / len(ids),
+            nats_difference=abs(here["nats"] / there["nats"] - 1),
+        )
+        _demand(found)
+        yield found
+
+
+def _recorded(bundle: Bundle) -> tuple[Ids, dict[str, dict[str, Any]]]:
+    """The probe of the receipt: token ids, and what each variant made of them."""
+    path, vocabulary = bundle.folder / "receipt.json", bundle.architecture.vocab_size
+    recorded: Any = read_bounded_json(path, MAX_MANIFEST_BYTES).get("probe")
+    try:
+        ids = [int(token) for token in recorded["ids"]]
+        made: dict[str, dict[str, Any]] = {}
+        for name in bundle.variants:
+            one = recorded["variants"][name]
+            made[name] = {"nats": float(one["nats"]), "top1": [int(token) for token in one["top1"]]}
+            if len(made[name]["top1"]) != len(ids) or made[name]["nats"] <= 0:
+                raise ValueError
+        if not 2 <= len(ids) <= bundle.architecture.context_length or not all(0 <= i < vocabulary for i in ids):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise UserError(f"{path}: holds no probe of this bundle; export it again") from None
+    return np.array(ids, dtype=np.int64), made
+
+
+def _demand(found: Found) -> None:
+    least = MIN_PATH_AGREEMENT.get(found.variant, MIN_RECORDED_AGREEMENT)
+    if found.paths.lowest() < least or found.paths.end_of_context < MIN_END_AGREEMENT:
+        raise UserError(
+            f"{found.variant}: on this machine single steps, chunks or batches find {found.paths.lowest():.1%} of the "
+            f"likeliest tokens of a prefill (needed {least:.0%}); use another variant, or another ONNX Runtime"
+        )
+    if found.recorded_agreement < MIN_RECORDED_AGREEMENT or not found.nats_difference <= MAX_NATS_DIFFERENCE:
+        raise UserError(
+            f"{found.variant}: on this machine it finds {found.recorded_agreement:.1%} of what was likeliest "
+            f"and the log-likelihood is {found.nats_difference:.2%} off; use another variant, or another ONNX Runtime"
+        )

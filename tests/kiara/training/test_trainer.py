@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+
+import kiara.training.trainer
+from kiara.checkpoints.checkpoint import best_checkpoint, list_checkpoints, load_model
+from kiara.config.load import load_config, parse_config
+from kiara.config.sections import Config
+from kiara.data.dataset import Dataset
+from kiara.evaluation.evaluate import Tally, evaluate_checkpoint
+from kiara.training.optim import schedule
+from kiara.training.run import Run
+from kiara.training.trainer import Trainer, train
+from kiara_runtime.errors import UserError
+
+
+def _changed(config: Config, **training: Any) -> Config:
+    values = config.model_dump()
+    return parse_config({**values, "training": {**values["training"], **training}})
+
+
+def _losses(run: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def test_training_learns_and_writes_a_complete_run(run: Path) -> None:
+    losses = [record["loss"] for record in _losses(run) if "loss" in record]
+    assert len(losses) == 40
+    assert losses[-1] < losses[0] - 1.5
+    for name in ("config.yaml", "train.log", "samples.txt", "loss.png"):
+        assert (run / name).stat().st_size > 0
+    assert [checkpoint.folder.name for checkpoint in list_checkpoints(run)] == [
+        "epoch-0001-step-000020",
+        "epoch-0001-step-000040",
+    ]
+    assert not [path for path in run.rglob("*") if path.suffix in (".pt", ".pkl", ".pth", ".bin")]
+
+
+def test_same_seed_same_curve_and_weights(run: Path, small_config: Config, dataset: Dataset, tmp_path: Path) -> None:
+    assert train(Run(tmp_path / "again", small_config, resume=False), dataset)
+    assert _losses(tmp_path / "again") == _losses(run)
+    first, second = (load_model(list_checkpoints(folder)[-1].folder)[0] for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert train(Run(tmp_path / "other", _changed(small_config, seed=555, max_steps=2), resume=False), dataset)
+    assert _losses(tmp_path / "other")[0] != _losses(run)[0]
+
+
+def test_interrupted_run_resumes_to_the_same_end(
+    run: Path, small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer._step
+
+    def interrupted_step(trainer: Trainer) -> float:
+        if trainer.step == 25:
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C would
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted_step)
+    out = tmp_path / "run"
+    assert threading.current_thread() is threading.main_thread()
+    assert not train(Run(out, small_config, resume=False), dataset)
+    monkeypatch.undo()
+    assert list_checkpoints(out)[-1].step == 26
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:  # steps after the checkpoint are run again
+        file.write('{"step": 27, "loss": 99.0}\n')
+    assert train(Run(out, small_config, resume=True), dataset)
+    steps = [record for record in _losses(out) if "loss" in record]
+    assert steps == [record for record in _losses(run) if "loss" in record]
+    assert train(Run(out, small_config, resume=True), dataset)  # finished: nothing to do
+
+
+def test_kept_are_the_newest_and_the_best(
+    small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.5, 2.4, 2.3])
+    metrics = kiara.training.trainer.Trainer._evaluate
+
+    def scripted(trainer: Trainer, tokens: int | None) -> Any:
+        found = metrics(trainer, 1)
+        return found if tokens is None else type(found)(**{**found.__dict__, "loss": next(losses)})
+
+    monkeypatch.setattr(Trainer, "_evaluate", scripted)
+    config = _changed(small_config, max_steps=6, checkpoint_every=1, eval_every=6, keep_last=2)
+    assert train(Run(tmp_path / "run", config, resume=False), dataset)
+    kept = list_checkpoints(tmp_path / "run")
+    assert [checkpoint.step for checkpoint in kept] == [2, 5, 6]
+    assert best_checkpoint(kept).step == 2
+
+
+def test_runs_are_not_overwritten_or_mixed(run: Path, small_config: Config, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="add --resume"):
+        Run(run, small_config, resume=False)
+    with pytest.raises(UserError, match=rf"training.seed: 555 where the run at .* has {small_config.training.seed}"):
+        Run(run, _changed(small_config, seed=555), resume=True)
+    (tmp_path / "notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(UserError, match="exists and is no run"):
+        Run(tmp_path, small_config, resume=False)
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    unfinished = copy / "checkpoints/.epoch-0001-step-000042-killed"
+    unfinished.mkdir()
+    assert train(Run(copy, _changed(small_config, max_steps=42), resume=True), dataset)
+    assert list_checkpoints(copy)[-1].step == 42 and not unfinished.exists()
+    state = list_checkpoints(copy)[-1].folder / "trainer_state.json"
+    state.write_text(state.read_text("utf-8").replace(dataset.sha256, "0" * 64), "utf-8")
+    with pytest.raises(UserError, match="other text than the run began with"):
+        train(Run(copy, _changed(small_config, max_steps=43), resume=True), dataset)
+
+
+def test_a_refused_resume_touches_nothing_and_a_torn_line_is_passed_over(
+    run: Path, small_config: Config, dataset: Dataset, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    with (copy / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 40, "lo')
+    before = {path: path.read_bytes() for path in copy.glob("*.*")}
+    with pytest.raises(UserError, match=r"training.sample_prompt: as long as model.context_length"):
+        train(Run(copy, _changed(small_config, max_steps=50, sample_prompt="x " * 200), resume=True), dataset)
+    assert {path: path.read_bytes() for path in copy.glob("*.*")} == before
+    assert train(Run(copy, _changed(small_config, max_steps=41), resume=True), dataset)
+    assert [record["step"] for record in _losses(copy) if "loss" in record] == list(range(1, 42))
+
+
+def test_a_run_goes_on_with_its_data_whatever_becomes_of_the_source(
+    tmp_path: Path, corpus: Path, kiara: Callable[..., Result]
+) -> None:
+    source = Path(shutil.copytree(corpus, tmp_path / "source"))
+    settings = ("model.num_hidden_layers=1", "model.context_length=64", "training.batch_size=2")
+    common = [f"data.train={source}", f"data.prepared_dir={tmp_path / 'data'}", "tokenizer.vocab_size=512", *settings]
+    options = [part for setting in common for part in ("--set", setting)]
+    out = ("--out", tmp_path / "run")
+    assert kiara("train", *options, "--set", "training.max_steps=2", *out).exit_code == 0
+    (source / "new.py").write_text("print('another document')\n", "utf-8")
+    result = kiara("train", *options, "--set", "training.max_steps=3", *out, "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert kiara("evaluate", tmp_path / "run").exit_code == 0
+    shard = next((tmp_path / "data").glob("*/val-00000.bin"))
+    shard.write_bytes(shard.read_bytes()[::-1])
+    result = kiara("evaluate", tmp_path / "run")
+    assert result.exit_code == 1 and "val-00000.bin: damaged" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            ["model.hidden_size=65536", "model.intermediate_size=1048576", "model.num_hidden_layers=256"],
+            "too large for",
+        ),
+        (["training.device=cuda"], "training.device: cuda is not to be had here"),
+    ],
+)
+def test_what_this_machine_cannot_do_leaves_no_run(
+    settings: list[str], expected: str, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    if "cuda" in expected and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    options = [part for setting in (f"data.train={dataset.folder}", *settings) for part in ("--set", setting)]
+    result = kiara("train", *options, "--out", tmp_path / "run")
+    assert result.exit_code == 1 and expected in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("training.device=cuda", "training.device: cuda"),
+        ("training.compile=always", "training.compile: always needs a C++ compiler"),
+        (f"training.sample_prompt={'x ' * 600}", "training.sample_prompt: as long as model.context_length"),
+        (r'training.sample_prompt="\ud800"', "training.sample_prompt: cannot be encoded"),
+    ],
+)
+def test_what_cannot_be_is_found_before_data_are_prepared(
+    setting: str,
+    expected: str,
+    corpus: Path,
+    tmp_path: Path,
+    kiara: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("kiara.training.device.shutil.which", lambda name: None)
+    options = [f"data.train={corpus}", f"data.prepared_dir={tmp_path / 'data'}", setting]
+    result = kiara("train", *(part for one in options for part in ("--set", one)), "--out", tmp_path / "run")
+    assert result.exit_code == 1 and expected in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_out_that_cannot_be_is_found_before_data_are_prepared(
+    corpus: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    (tmp_path / "file").write_text("mine", "utf-8")
+    options = ("--set", f"data.train={corpus}", "--set", f"data.prepared_dir={tmp_path / 'data'}")
+    result = kiara("train", *options, "--out", tmp_path / "file" / "run")
+    assert result.exit_code == 1 and "run: cannot be written (" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_records_the_settings_of_its_data_and_goes_on_with_them(
+    dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    sizes = "hidden_size=64 intermediate_size=64 num_hidden_layers=1 num_attention_heads=1 num_key_value_heads=1"
+    small = [f"model.{one}" for one in f"{sizes} context_length=64".split()] + ["training.sample_tokens=0"]
+    options = [part for one in (*small, f"data.train={dataset.folder}") for part in ("--set", one)]
+    steps, out = ("--set", "training.max_steps=1"), ("--out", tmp_path / "run")
+    assert kiara("train", *options, *steps, *out).exit_code == 0
+    assert load_config(tmp_path / "run" / "config.yaml", environ={}).tokenizer.vocab_size == 512
+    more = ("--set", "training.max_steps=2", *out, "--resume")
+    for chosen in (options, []):
+        assert kiara("train", *chosen, *more).exit_code == 0
+        shutil.rmtree(tmp_path / "run" / "checkpoints")  # as if it had been interrupted before the first one
+    refused = kiara("train", "--set", "tokenizer.vocab_size=1024", *more)
+    assert refused.exit_code == 1 and "tokenizer.vocab_size: 1024, but" in refused.stderr
+
+
+def test_diverging_training_says_what_to_lower(
+    small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_forward_backward", lambda trainer, step: torch.tensor(float("nan")))
+    with pytest.raises(UserError, match=r"training.learning_rate: 0.01 made the loss nan; lower it"):
+        train(Run(tmp_path / "r", small_config, resume=False), dataset)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_training_follows_the_eager_curve(
+    run: Path, small_config: Config, dataset: Dataset, tmp_path: Path
+) -> None:
+    assert train(Run(tmp_path / "r", _changed(small_config, max_steps=40, compile="always"), resume=False), dataset)
+    compiled, eager = ([r["loss"] for r in _losses(folder) if "loss" in r] for folder in (tmp_path / "r", run))
+    assert compiled[:10] == pytest.approx(eager[:10], rel=0.02)  # bfloat16 in another order
+    assert compiled[-1] == pytest.approx(eager[-1], rel=0.1)
+
+
+def test_a_split_too_short_for_a_window_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    config = load_config(assignments=["model.context_length=1000000"], environ={})
+    with pytest.raises(UserError, match=r"too few for one window of model.context_length"):
+        train(Run(tmp_path / "r", config, resume=False), dataset)
+
+
+def test_learning_rate_rises_then_falls_to_nearly_zero(small_config: Config) -> None:
+    config = small_config.training
+    rates = [schedule(config, step) for step in range(config.max_steps)]
+    top = rates.index(max(rates))
+    assert 0 < top <= config.warmup_steps
+    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 0.05 < 0.9 < rates[top] <= 1
+
+
+def test_metrics_against_their_definitions(dataset: Dataset) -> None:
+    logits = torch.randn(2, 5, dataset.tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[65, 66, 300, 511, 256], [400, 401, 10, 32, 97]])
+    tally = Tally(dataset.tokenizer)
+    tally.add(logits, targets)
+    found = tally.metrics()
+    nats = -torch.log_softmax(logits, -1).gather(-1, targets[..., None]).double().sum().item()
+    written = len(dataset.tokenizer.decode(targets[0].tolist() + targets[1].tolist()).encode())
+    assert found.loss == pytest.approx(nats / 10, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / 0.6931471805599453 / written, rel=1e-5)
+    assert found.perplexity == pytest.approx(2.718281828459045 ** (nats / 10), rel=1e-4)
+
+
+def test_evaluate_reads_the_validation_split_or_given_text(
+    run: Path, corpus: Path, kiara: Callable[..., Result]
+) -> None:
+    final = next(record for record in _losses(run) if "final_val_loss" in record)
+    result = kiara("evaluate", run, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["loss"] == pytest.approx(final["final_val_loss"], rel=0.02)  # bfloat16 there
+    assert evaluate_checkpoint(run, str(corpus / "bisect.py")).tokens > 0
+    result = kiara("evaluate", run, "--text", corpus / "missing.py")
+    assert result.exit_code == 1 and "there is no such file" in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_training_repeats_bit_for_bit(corpus: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """At the default width, where compiled code would share the embedding's gradient among threads."""
+    settings = ("max_steps=6", "compile=always", "eval_tokens=1", "sample_tokens=0", "warmup_steps=1")
+    config = load_config(
+        assignments=["model.num_hidden_layers=1", "model.context_length=256", *(f"training.{s}" for s in settings)],
+        environ={},
+    )
+    for name in ("first", "second"):
+        assert train(Run(tmp_path / name, config, resume=False), dataset)
+    first, second = (list_checkpoints(tmp_path / name)[-1].folder for name in ("first", "second"))
+    assert _losses(tmp_path / "first") == _losses(tmp_path / "second")
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    run: Path, small_config: Config, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    first, last = list_checkpoints(copy)
+    weights = last.folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    result = kiara("evaluate", copy, "--text", __file__, "--json")
+    assert result.exit_code == 0 and f"{last.folder}: passed over ({weights}: damaged" in result.stderr
+    direct = kiara("evaluate", last.folder)
+    assert direct.exit_code == 1 and "name the run, or another of its checkpoints" in direct.stderr
+    opened = Run(copy, small_config, resume=True)
+    assert opened.last == first
+    assert train(opened, dataset)
+    assert [checkpoint.step for checkpoint in list_checkpoints(copy)] == [20, 40]
+    assert (copy / "checkpoints" / f"damaged-{last.folder.name}").is_dir()  # nothing is lost
+    for checkpoint in list_checkpoints(copy):
+        (checkpoint.folder / "trainer_state.json").write_text("{")
+    broken = kiara("evaluate", copy)
+    assert broken.exit_code == 1 and "no other checkpoint of the run is whole" in broken.stderr.splitlines()[-1]
+    assert "there is no such folder" in kiara("evaluate", tmp_path / "none").stderr

@@ -1,0 +1,96 @@
+"""Who makes the steps, and who is let go when."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kiara_runtime.engine.leader import Turns
+
+LONG = 20.0  # seconds that no test should ever take
+
+
+def _nothing() -> None:
+    pass
+
+
+def _always() -> bool:
+    return True
+
+
+def _started(*calls: Callable[[], object]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=call, daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_steps_wait_for_those_whom_the_last_one_woke(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that take each step's outcome at their own pace: every step but the first finds all of them."""
+    monkeypatch.setattr("kiara_runtime.engine.leader.GATHER", LONG)
+    turns, made, found, end = Turns(), [0], [list[int]() for _ in range(3)], 20
+
+    def step() -> None:
+        while not made[0] and len(turns._waiting) < len(found):
+            time.sleep(0.001)
+        assert all(len(taken) == made[0] for taken in found)
+        made[0] += 1
+
+    def follow(taken: list[int], pace: float) -> None:
+        while len(taken) < end:
+            turns.until(lambda: made[0] > len(taken), lambda: made[0] < end, step, _nothing)
+            taken.append(made[0])
+            time.sleep(pace)
+
+    for thread in _started(*(lambda i=i: follow(found[i], i / 500) for i in range(3))):
+        thread.join(LONG)
+        assert not thread.is_alive()
+    assert found == [list(range(1, end + 1))] * 3
+
+
+def test_one_that_does_not_come_back_holds_nobody_up() -> None:
+    turns, made = Turns(), [0]
+
+    def step() -> None:
+        made[0] += 1
+
+    turns.until(lambda: made[0] > 0, _always, step, _nothing)  # says that it comes back, and does not
+    started = time.monotonic()
+    turns.until(lambda: made[0] > 1, _always, step, _nothing)
+    assert made[0] == 2 and time.monotonic() - started < 1
+
+
+def test_freezing_waits_for_one_step_and_not_for_all_that_its_maker_wants() -> None:
+    turns, made, asked, frozen = Turns(), [0], threading.Event(), threading.Event()
+
+    def step() -> None:
+        made[0] += 1
+        while made[0] == 6 and not asked.is_set():
+            time.sleep(0.001)
+        time.sleep(0.01)
+
+    def freeze() -> None:
+        while made[0] < 6:
+            time.sleep(0.001)
+        asked.set()
+        turns.freeze()
+        frozen.set()
+
+    _started(lambda: turns.until(lambda: made[0] >= 5000, _always, step, _nothing), freeze)
+    assert frozen.wait(LONG) and made[0] < 5000
+
+
+def test_a_timeout_ends_while_another_watches_and_steps() -> None:
+    turns, ends = Turns(), dict[str, float]()
+
+    def wait(name: str, seconds: float) -> None:
+        turns.until(lambda: False, _always, lambda: time.sleep(0.001), _nothing, seconds)
+        ends[name] = time.monotonic()
+
+    started = time.monotonic()
+    for thread in _started(lambda: wait("long", 2.0), lambda: wait("short", 0.2), lambda: wait("shorter", 0.1)):
+        thread.join(LONG)
+    assert ends["shorter"] - started < 1 and ends["short"] - started < 1 and ends["long"] - started >= 2

@@ -1,0 +1,114 @@
+"""Stored prompts come back bit for bit or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kiara_runtime.engine.prompt_store import PromptStore, common_prefix
+from kiara_runtime.errors import UserError
+from kiara_runtime.model import load
+
+TOKENS = list(range(100, 160))
+RNG = np.random.default_rng(0)
+BUFFERS = RNG.standard_normal((4, 2, 96, 8)).astype(np.float32)
+
+
+def _file(folder: Path) -> Path:
+    (path,) = folder.glob("*/*.kv")
+    return path
+
+
+def test_the_longest_known_beginning_comes_back(tmp_path: Path) -> None:
+    store = PromptStore(tmp_path, "model")
+    store.save(TOKENS, BUFFERS)
+    store.save(TOKENS[:40], BUFFERS)  # the longer one has it already
+    _file(tmp_path)
+    for prompt, known, expected in (
+        (TOKENS, 0, 60),
+        ([*TOKENS[:50], 7, 7], 0, 50),
+        (TOKENS[:40], 0, 40),
+        (TOKENS, 60, 60),
+        ([7, *TOKENS], 0, 0),
+        (TOKENS[:20], 3, 3),  # too short to be worth a file
+    ):
+        found = np.zeros_like(BUFFERS)
+        assert store.restore(prompt, known, found) == expected
+        count = expected if expected > known else 0
+        np.testing.assert_array_equal(found[:, :, :count], BUFFERS[:, :, :count])
+        assert not found[:, :, count:].any()
+    assert PromptStore(tmp_path, "another").restore(TOKENS, 0, BUFFERS.copy()) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_damaged_file_is_not_believed(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    store = PromptStore(folder, "model")
+    store.save(TOKENS, BUFFERS)
+    content = bytearray(_file(folder).read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    _file(folder).write_bytes(content)
+    found = np.zeros_like(BUFFERS)
+    count = store.restore(TOKENS, 0, found)
+    assert count in (0, len(TOKENS))  # white space of the header may differ
+    np.testing.assert_array_equal(found[:, :, :count], BUFFERS[:, :, :count])
+    assert not found[:, :, count:].any()
+
+
+def test_cut_files_other_sizes_and_nonsense_are_passed_over(tmp_path: Path) -> None:
+    store = PromptStore(tmp_path, "model")
+    store.save(TOKENS, BUFFERS)
+    path, found = _file(tmp_path), np.zeros_like(BUFFERS)
+    content = path.read_bytes()
+    for damaged in (content[:-1], content + b"x", b"", b"[]\n", b'{"tokens": 5, "sha256": 1}\n', b"{" * 100000):
+        path.write_bytes(damaged)
+        assert store.restore(TOKENS, 0, found) == 0
+    path.write_bytes(content)
+    assert store.restore(TOKENS, 0, np.zeros((4, 2, 96, 4), np.float32)) == 0
+    assert store.restore(TOKENS, 0, np.zeros((4, 2, 50, 8), np.float32)) == 0  # a context that is too short
+
+
+def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
+    store = PromptStore(tmp_path, "model", max_bytes=40_000)
+    for first in range(4):
+        store.save([first, *TOKENS], BUFFERS)
+    kept = [json.loads(path.read_bytes().split(b"\n")[0])["tokens"][0] for path in tmp_path.glob("*/*.kv")]
+    assert sorted(kept) == [2, 3]
+    assert (next(tmp_path.glob("*/*.kv")).stat().st_mode & 0o077) == 0
+
+
+def test_a_folder_that_cannot_be_written_costs_the_store_only(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="the prompt was not stored"):
+        PromptStore(tmp_path / "file", "model").save(TOKENS, BUFFERS)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_computed(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"prompt_cache: .* name a folder"):
+        load(bundle, prompt_cache=tmp_path / name)
+
+
+def test_a_restored_prompt_gives_what_a_computed_one_gives(bundle: Path, tmp_path: Path) -> None:
+    prompt = load(bundle).tokenize("def main(argv):\n    return argv\n" * 4)[:60]
+    options = {"max_tokens": 20, "temperature": 0.7, "seed": 3, "logprobs": 2}
+    computed = load(bundle, prompt_cache=tmp_path).generate(prompt, **options)
+    restored = load(bundle, prompt_cache=tmp_path).generate(prompt, **options)
+    assert (computed.cached_tokens, restored.cached_tokens) == (0, len(prompt) - 2)
+    assert (restored.tokens, restored.logprobs) == (computed.tokens, computed.logprobs)
+    assert load(bundle, "fp32", prompt_cache=tmp_path).generate(prompt, **options).cached_tokens == 0
+
+
+@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
+def test_common_prefix(a: list[int], b: list[int]) -> None:
+    size = common_prefix(a, b)
+    assert a[:size] == b[:size] and (size == min(len(a), len(b)) or a[size] != b[size])
