@@ -106,7 +106,7 @@ def main() -> None:
             path, out = Path(folder, f"{i}.txt"), Path(folder, f"bundle-{i}")
             path.write_text(text, "utf-8")
             started = time.perf_counter()
-            command = [sys.executable, "-c", "from kiara.cli import main; main()", "export", checkpoint]
+            command = [sys.executable, "-c", "from kiara.commands.main import main; main()", "export", checkpoint]
             command += ["--quantize", variant, "--text", str(path), "--out", str(out)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             seconds = time.perf_counter() - started

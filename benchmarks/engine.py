@@ -175,7 +175,7 @@ def cold(bundle: Path) -> None:
     words = {
         "kiara-run generate, one token, whole process": [run, "generate", bundle, "-p", "def", "--max-tokens", "1"],
         "import kiara_runtime": [sys.executable, "-c", "import kiara_runtime"],
-        "import kiara_runtime and all that load needs": [sys.executable, "-c", "import kiara_runtime.generate"],
+        "import kiara_runtime and all that load needs": [sys.executable, "-c", "import kiara_runtime.model"],
         "python alone": [sys.executable, "-c", ""],
     }
     for name, command in words.items():

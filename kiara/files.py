@@ -71,20 +71,22 @@ def claim(out: Path, kind: str, inputs: Iterable[Path] = ()) -> None:
     place = out.resolve()
     for path in inputs:
         if path.exists() and path.resolve().is_relative_to(place):
-            raise UserError(f"--out {out}: would replace what it is made from, {path}; name another")
+            raise UserError(f"--out {out}", f"would replace what it is made from, {path}", "name another")
     if not out.exists():
         if out.is_symlink():
-            raise UserError(f"--out {out}: a link that leads nowhere; name another, or delete it")
+            raise UserError(f"--out {out}", "a link that leads nowhere", "name another, or delete it")
         return
     if not out.is_dir():
-        raise UserError(f"--out {out}: exists and is no folder; name another or move it away")
+        raise UserError(f"--out {out}", "exists and is no folder", "name another or move it away")
     found = kind_of(out)
     if found != kind and any(path.name not in _OF_SYSTEMS for path in out.iterdir()):
         what = f"a {found}, no {kind}" if found else f"no {kind} of Kiara's"
-        raise UserError(f"--out {out}: exists and is {what}; name another or move it away")
+        raise UserError(f"--out {out}", f"exists and is {what}", "name another or move it away")
     foreign = _files(out) - _written(out, kind) if found and kind != "run" else set[str]()
     if foreign:
-        raise UserError(f"--out {out}: holds {min(foreign)}, which Kiara did not write; move it away or name another")
+        raise UserError(
+            f"--out {out}", f"holds {min(foreign)}, which Kiara did not write", "move it away or name another"
+        )
 
 
 @contextmanager
@@ -99,7 +101,7 @@ def new_folder(out: Path, kind: str, inputs: Iterable[Path] = ()) -> Iterator[Pa
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(place)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another place") from None
+        raise UserError(f"--out {out}", f"cannot be written ({error.strerror})", "name another place") from None
     with lock:
         clear_leftovers(place)
         claim(out, kind, inputs)  # again, now that nobody else writes it

@@ -36,10 +36,10 @@ TEMPLATE = (
 # Serves with passes of 30 ms, as those of a larger model are.
 SLOW = """
 import sys, time
-from kiara_runtime.session import Cache
+from kiara_runtime.engine.session import Cache
 run = Cache.run
 Cache.run = lambda *a, **k: (time.sleep(0.03), run(*a, **k))[1]
-from kiara_runtime.cli import main
+from kiara_runtime.commands.main import main
 main(sys.argv[1:])
 """
 

@@ -12,20 +12,23 @@ from typing import Any
 
 from kiara.config.model import ModelConfig
 from kiara_export.graph.onnx_file import beside
-from kiara_runtime.bundle.manifest import VARIANT_FILES, io_names
+from kiara_runtime.bundle.manifest import io_names
+from kiara_runtime.bundle.variants import FLOAT32, Variant
 
 
-def write_interop(folder: Path, config: ModelConfig, vocab_size: int, ids: dict[str, Any], variants: list[str]) -> None:
+def write_interop(
+    folder: Path, config: ModelConfig, vocab_size: int, ids: dict[str, Any], variants: list[Variant]
+) -> None:
     """Write config.json, generation_config.json and genai_config.json; the first variant is what genai opens."""
-    graphs = [folder / VARIANT_FILES[name] for name in variants]
+    graphs = [folder / variant.file for variant in variants]
     apart = {graph.name: 1 for graph in graphs if beside(graph).exists()}
     javascript: dict[str, Any] = {"use_external_data_format": apart} if apart else {}
-    if "fp16" in variants:
-        javascript["kv_cache_dtype"] = {"fp16": "float16"}
+    if caches := {variant.transformers_js: variant.cache for variant in variants if variant.cache != FLOAT32.cache}:
+        javascript["kv_cache_dtype"] = caches
     hints = {"transformers.js_config": javascript} if javascript else {}
     _write(folder / "config.json", {**_transformers_config(config, vocab_size), **ids, **hints})
     _write(folder / "generation_config.json", ids)
-    _write(folder / "genai_config.json", _genai_config(config, vocab_size, ids, VARIANT_FILES[variants[0]]))
+    _write(folder / "genai_config.json", _genai_config(config, vocab_size, ids, variants[0].file))
 
 
 def _transformers_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:

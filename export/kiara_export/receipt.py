@@ -10,6 +10,7 @@ from typing import Any
 from kiara.evaluation.evaluate import Metrics
 from kiara_export.proof.judge import QUANTILES, Quality
 from kiara_export.proof.verify import Agreement
+from kiara_runtime.bundle.variants import Variant
 from kiara_runtime.verify.bench import Speed
 
 PLOT = "receipt.png"
@@ -28,29 +29,29 @@ class Receipt:
     name: str
     parameters: int
     context_length: int
-    sizes: dict[str, int]
+    sizes: dict[Variant, int]
     eight_bit_matrices: list[str]
     float32: Metrics
     agreements: list[Agreement]
-    qualities: dict[str, Quality]
+    qualities: dict[Variant, Quality]
     machine: dict[str, Any]
     probe: dict[str, Any]
     provenance: dict[str, Any]
     finer: dict[str, int] = field(default_factory=dict[str, int])
     left_out: dict[str, str] = field(default_factory=dict[str, str])
-    speeds: dict[str, Speed] = field(default_factory=dict[str, Speed])
+    speeds: dict[Variant, Speed] = field(default_factory=dict[Variant, Speed])
     runtimes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """The figures of each variant, by name."""
-        return {name: self._figures_of(name) for name in self.sizes}
+        return {variant.name: self._figures_of(variant) for variant in self.sizes}
 
-    def _figures_of(self, name: str) -> dict[str, Any]:
-        quality = self.qualities.get(name)
+    def _figures_of(self, variant: Variant) -> dict[str, Any]:
+        quality = self.qualities.get(variant)
         metrics = quality.metrics if quality else self.float32
         return {
-            "size_bytes": self.sizes[name],
-            "bytes_per_parameter": self.sizes[name] / self.parameters,
+            "size_bytes": self.sizes[variant],
+            "bytes_per_parameter": self.sizes[variant] / self.parameters,
             "bits_per_byte": metrics.bits_per_byte,
             "perplexity": metrics.perplexity,
             "accuracy": metrics.accuracy,
@@ -61,7 +62,7 @@ class Receipt:
             "kl_quantiles": dict(zip(map(str, QUANTILES), quality.kl_quantiles, strict=True)) if quality else {},
             "top1_agreement": quality.top1_agreement if quality else 1.0,
             "paths": asdict(quality.paths) if quality else {},
-            **(asdict(self.speeds[name]) if name in self.speeds else {}),
+            **(asdict(self.speeds[variant]) if variant in self.speeds else {}),
         }
 
     def write(self, folder: Path) -> None:
@@ -131,9 +132,9 @@ class Receipt:
         if not self.speeds:
             return []
         rows = [
-            f"| {name} | {speed.prefill_tokens_per_second:,.0f} | {speed.decode_tokens_per_second:,.0f} | "
+            f"| {variant.name} | {speed.prefill_tokens_per_second:,.0f} | {speed.decode_tokens_per_second:,.0f} | "
             f"{speed.load_seconds:.2f} | {_mebibytes(speed.peak_memory_bytes)} |"
-            for name, speed in self.speeds.items()
+            for variant, speed in self.speeds.items()
         ]
         prompt = next(iter(self.speeds.values())).prompt_tokens
         return [
@@ -168,7 +169,7 @@ class Receipt:
             *(
                 f"| {name} | {p.single_steps:.1%} | {p.chunked_prefill:.1%} | {p.padded_batch:.1%} | "
                 f"{p.end_of_context:.1%} | {_what(p.batch_exact)} | {_what(p.chunks_exact)} |"
-                for name, p in ((name, quality.paths) for name, quality in self.qualities.items())
+                for name, p in ((variant.name, quality.paths) for variant, quality in self.qualities.items())
             ),
             "",
         ]

@@ -79,7 +79,11 @@ class TokenIds:
         ends: list[Any] = eos if isinstance(eos, list) else [eos]
         bos: Any = values.get("bos_token_id", ends[0] if ends else None)
         if not ends or not all(type(i) is int and i >= 0 for i in (*ends, bos)):
-            raise UserError(f"{folder}/generation_config.json: eos_token_id {eos!r} or bos_token_id is no token id")
+            raise UserError(
+                f"{folder}/generation_config.json",
+                f"eos_token_id {eos!r} or bos_token_id {bos!r} is no token id",
+                "give whole numbers",
+            )
         return cls(bos, frozenset(ends))
 
     def json(self) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def save_checkpoint(
             save_file(to_hugging_face(model), new / WEIGHTS_FILE, {"format": "pt"})
             save_file(optimizer_state, new / OPTIMIZER_FILE)
         except SafetensorError as error:  # its own class for a full disk, too
-            raise UserError(f"{folder}: the weights cannot be written ({error}); free some space") from None
+            raise UserError(folder, f"the weights cannot be written ({error})", "free some space") from None
         tokenizer.save(new)
         ids = TokenIds.of(tokenizer).json()
         write_json(new / "config.json", write_config(model.config, model.vocab_size, ids))
@@ -146,21 +150,21 @@ def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
             continue
         return checkpoint
     if fault is not None:
-        raise UserError(f"{fault}; no other checkpoint of the run is whole")
+        raise UserError(fault.field, fault.problem, f"{fault.remedy}; no other checkpoint of the run is whole")
     return None
 
 
 def find_checkpoint(path: Path) -> Path:
     """A checkpoint folder: `path` itself, or of the run at `path` the best one that is not damaged."""
     if not path.exists():
-        raise UserError(f"{path}: there is no such folder; name a run or a checkpoint")
+        raise UserError(path, "there is no such folder", "name a run or a checkpoint")
     if (path / WEIGHTS_FILE).is_file():
         return path
     if found := first_whole(sorted(list_checkpoints(path), key=lambda one: (one.val_loss(), -one.step))):
         return found.folder
     if (path / "kiara.json").is_file():
-        raise UserError(f"{path}: a bundle, which kiara-run runs; name the run or checkpoint that it was made from")
-    raise UserError(f"{path}: neither a run with checkpoints nor a checkpoint; name one that `kiara train` wrote")
+        raise UserError(path, "a bundle, which kiara-run runs", "name the run or checkpoint that it was made from")
+    raise UserError(path, "neither a run with checkpoints nor a checkpoint", "name one that `kiara train` wrote")
 
 
 def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
@@ -173,20 +177,21 @@ def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
     try:
         config, vocab_size = read_config(values)
     except UserError as error:
-        raise UserError(f"{folder}/{error}") from None
+        raise error.inside(folder, "/") from None
     tokenizer = Tokenizer.load(folder)
     with torch.device("meta"):
         model = GPT(config, vocab_size)
     if tokenizer.vocab_size > model.vocab_size:  # a smaller one is usual: tables are padded
         raise UserError(
-            f"{folder}: config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}; "
-            "its files do not belong together, copy the whole folder again"
+            folder,
+            f"config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}",
+            "its files do not belong together, copy the whole folder again",
         )
     tensors = read_tensors(folder / WEIGHTS_FILE)
     try:
         state = _from_hugging_face(model, family_of(values), tensors)
     except UserError as error:
-        raise UserError(f"{folder}/{error}") from None
+        raise error.inside(folder, "/") from None
     model.load_state_dict(state, assign=True)
     model.cos, model.sin = rope_tables(model.config.context_length, model.config.head_dim, model.config.rope_theta)
     return model.eval(), tokenizer
@@ -210,12 +215,14 @@ def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -
         names = tensor_names(family, name)
         missing = [part for part in names if part not in tensors]
         if missing:
-            raise UserError(f"{WEIGHTS_FILE}: the weight {missing[0]} is missing")
+            raise UserError(WEIGHTS_FILE, f"the weight {missing[0]} is missing", "copy the whole folder again")
         parts = [tensors[part].T if is_transposed(family, name) else tensors[part] for part in names]
         packed = torch.cat(parts) if len(parts) > 1 else parts[0].clone(memory_format=torch.contiguous_format)
         if packed.shape != like.shape:
             raise UserError(
-                f"{WEIGHTS_FILE}: {names[0]} makes {list(packed.shape)} where config.json asks for {list(like.shape)}"
+                WEIGHTS_FILE,
+                f"{names[0]} makes {list(packed.shape)} where config.json asks for {list(like.shape)}",
+                "take both from the same model",
             )
         state[name] = packed.float()
         check_finite(f"{WEIGHTS_FILE}: {names[0]}", state[name])
@@ -226,7 +233,7 @@ def check_finite(name: str, values: Tensor) -> None:
     """Refuse weights that are not numbers: whatever is computed with them is none either."""
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise UserError(f"{name}: {bad:,} of its {values.numel():,} weights are no finite numbers; take another file")
+        raise UserError(name, f"{bad:,} of its {values.numel():,} weights are no finite numbers", "take another file")
 
 
 def check_files(folder: Path) -> None:
@@ -237,10 +244,10 @@ def check_files(folder: Path) -> None:
     for name, digest in recorded.items() if isinstance(recorded, dict) else ():
         path = folder / Path(name).name
         if not path.is_file():
-            raise UserError(f"{path}: there is no such file; name the run, or another of its checkpoints")
+            raise UserError(path, "there is no such file", "name the run, or another of its checkpoints")
         if hash_file(path) != digest:
             raise UserError(
-                f"{path}: damaged, its SHA-256 is not the recorded one; name the run, or another of its checkpoints"
+                path, "damaged, its SHA-256 is not the recorded one", "name the run, or another of its checkpoints"
             )
 
 
@@ -249,7 +256,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     state = read_json(folder / STATE_FILE)
     for name in ("step", "seed", "data_sha256"):
         if name not in state:
-            raise UserError(f"{folder / STATE_FILE}: the field {name} is missing")
+            raise UserError(folder / STATE_FILE, f"the field {name} is missing", "name another checkpoint")
     return state
 
 
@@ -261,13 +268,13 @@ def trained_on(folder: Path, option: str | None = None) -> Dataset:
     instead = f"name other text with {option}" if option else "begin a new run"
     state = read_state(folder)
     if state.get("dataset") is None:
-        raise UserError(f"{folder}: imported, so without text of its own; {instead}")
+        raise UserError(folder, "imported, so without text of its own", instead)
     data = (folder / str(state["dataset"])).resolve()
     if not data.is_dir():
-        raise UserError(f"{folder}: its data, {data}, is gone; restore it, or {instead}")
+        raise UserError(folder, f"its data, {data}, is gone", f"restore it, or {instead}")
     dataset = Dataset.open(data)
     if dataset.sha256 != state["data_sha256"]:
-        raise UserError(f"{data}: prepared anew from other text since; restore it, or {instead}")
+        raise UserError(data, "prepared anew from other text since", f"restore it, or {instead}")
     return dataset
 
 
@@ -283,8 +290,8 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; copy the whole folder again, or name another")
+        raise UserError(path, "there is no such file", "copy the whole folder again, or name another")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); copy it again, or name another checkpoint") from None
+        raise UserError(path, f"damaged ({error})", "copy it again, or name another checkpoint") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import click
 
+from kiara.commands.amounts import losses_of, size_of
+from kiara_runtime.bundle.variants import VARIANTS
 from kiara_runtime.commands.generate import generate_options, run_generate
 from kiara_runtime.commands.main import Commands, figures_line
 from kiara_runtime.errors import UserError
@@ -21,6 +22,17 @@ CONFIG = click.option("--config", "config_file", type=click.Path(path_type=Path)
 SETTINGS = click.option(
     "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."
 )
+
+
+def _names_of(feature: str) -> str:
+    return " and ".join(variant.choice for variant in VARIANTS if getattr(variant, feature))
+
+
+def _default_losses() -> str:
+    losses = {variant.choice: variant.limits.bits_per_byte_loss for variant in VARIANTS if not variant.lossless}
+    return ", ".join(f"{name} {loss:.1%}" for name, loss in losses.items())
+
+
 SOURCE = click.argument("source", metavar="RUN_OR_CHECKPOINT", type=click.Path(path_type=Path))
 TEXT = click.option("--text", help="Source of held-out text; by default the validation split of the run's data.")
 
@@ -154,18 +166,35 @@ def generate(source: Path, **options: Any) -> None:
 @SOURCE
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
 @click.option(
-    "--quantize", type=click.Choice(["int8", "int4", "int8-dynamic", "fp16", "none"]), multiple=True, default=["int8"],
-    show_default=True, help="Variant to put in; repeat it for several. `none` is float32, the variant fp32.",
-)  # fmt: skip
-@TEXT
-@click.option(
-    "--calibration", help="Source of text to calibrate int4 and int8-dynamic on; by default the training split."
+    "--quantize",
+    type=click.Choice([variant.choice for variant in VARIANTS]),
+    multiple=True,
+    default=[VARIANTS[0].choice],
+    show_default=True,
+    help="Variant to put in; repeat it for several. " + " ".join(f"{v.choice}: {v.summary}." for v in VARIANTS),
 )
-@click.option("--budget", metavar="SIZE", help="Of int4's graph, such as 40MB: what fits of it keeps 8 bits.")
 @click.option(
-    "--max-bpb-loss", metavar="PERCENT",
-    help="Of any variant, such as 0.5%; int4 keeps 8 bits to hold it. [default: 0.3% int8 and int8-dynamic, 2% int4]",
-)  # fmt: skip
+    "--text",
+    help="Source of held-out text to judge the variants on. Needed for an imported checkpoint, which has none of its "
+    "own; by default the validation split of the run's data.",
+)
+@click.option(
+    "--calibration",
+    help=f"Source of text to calibrate {_names_of('calibrated')} on; by default the training split of the run's data, "
+    "or for an imported checkpoint the first quarter of --text.",
+)
+@click.option(
+    "--budget",
+    metavar="SIZE",
+    help=f"Largest size of the graph of {_names_of('mixed')}, such as 40MB: as many matrices as fit keep 8 bits.",
+)
+@click.option(
+    "--max-bpb-loss",
+    metavar="[VARIANT=]PERCENT",
+    multiple=True,
+    help="Largest loss of bits per byte, such as 0.5% or int4=2%; int4 keeps 8 bits to hold it. Without a variant it "
+    f"is for all, and loosens one only where it stands alone. [default: {_default_losses()}]",
+)
 @click.option(
     "--strict",
     is_flag=True,
@@ -177,55 +206,28 @@ def generate(source: Path, **options: Any) -> None:
 @click.option("--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key, PEM, to sign the bundle with.")
 def export(
     source: Path, out: Path, quantize: tuple[str, ...], text: str | None, calibration: str | None, budget: str | None,
-    max_bpb_loss: str | None, strict: bool, check_with: str | None, sign_key: Path | None,
+    max_bpb_loss: tuple[str, ...], strict: bool, check_with: str | None, sign_key: Path | None,
 ) -> None:  # fmt: skip
     """Export a checkpoint to a verified bundle.
 
     Of a run, the best checkpoint.
     """
-    from kiara_export.pipeline import CHECKS, Limit, Request, export
+    from kiara_export.pipeline import export
+    from kiara_export.request import Request
 
-    if budget and "int4" not in quantize:
-        raise click.UsageError("--budget is int4's: add --quantize int4")
-    if calibration and not {"int4", "int8-dynamic"} & set(quantize):
-        raise click.UsageError("--calibration is for int4 and int8-dynamic: add --quantize int4")
-    if max_bpb_loss and set(quantize) == {"none"}:
-        raise click.UsageError("--max-bpb-loss: float32 loses nothing: add --quantize int8 or another")
-    checks = tuple(dict.fromkeys(name.strip() for name in check_with.split(","))) if check_with else ()
-    for name in checks:
-        if name not in CHECKS:
-            raise click.UsageError(f"--check-with: {name!r} is none of {', '.join(CHECKS)}")
+    names = {variant.choice: variant.name for variant in VARIANTS}
     request = Request(
-        variants=tuple("fp32" if name == "none" else name for name in quantize),
+        variants=tuple(names[choice] for choice in quantize),
         text=text,
         calibration=calibration,
-        limit=Limit(_size("--budget", budget), _percent("--max-bpb-loss", max_bpb_loss)),
+        budget=size_of("--budget", budget),
+        max_bpb_loss=losses_of("--max-bpb-loss", max_bpb_loss),
         strict=strict,
-        check_with=checks,
+        check_with=tuple(dict.fromkeys(name.strip() for name in check_with.split(","))) if check_with else (),
         sign_key=sign_key,
     )
     for name, figures in export(source, out, request).items():
         click.echo(f"{out} {figures_line(name, figures)}")
-
-
-def _size(option: str, value: str | None) -> int | None:
-    """Bytes of a size such as 40MB; a megabyte is a million."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kMG]?)B\s*", value)
-    if not found or not 0 < float(found[1]) < 1e9:
-        raise click.UsageError(f"{option}: {value!r} is no size; give one such as 40MB")
-    return round(float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]])
-
-
-def _percent(option: str, value: str | None) -> float | None:
-    """The part of a percentage such as 0.5%."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", value)
-    if not found:
-        raise click.UsageError(f"{option}: {value!r} is no percentage; give one such as 0.5%")
-    return float(found[1]) / 100
 
 
 def _new_run(config_file: Path | None) -> Path:
@@ -234,4 +236,4 @@ def _new_run(config_file: Path | None) -> Path:
         folder = Path("runs", stem if number == 1 else f"{stem}-{number}")
         if not folder.exists():
             return folder
-    raise UserError("runs: ten thousand runs are there already; name one with --out")
+    raise UserError("runs", "ten thousand runs are there already", "name one with --out")

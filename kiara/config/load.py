@@ -20,6 +20,7 @@ from dotenv.parser import parse_stream
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from kiara.config.explain import explained, nearest
 from kiara.config.model import Section
 from kiara.config.sections import Config
 from kiara_runtime.errors import UserError
@@ -67,7 +68,11 @@ def load_config(
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals:
-            raise UserError(f"--set {assignment!r}: write section.key=value, such as training.max_steps=200")
+            raise UserError(
+                f"--set {assignment!r}",
+                "there is no = in it",
+                "write section.key=value, such as training.max_steps=200",
+            )
         _assign(merged, dotted.strip(), _scalar(dotted, text))
     return parse_config(merged)
 
@@ -76,7 +81,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(_explain(error)) from None
+        raise explained(error) from None
 
 
 def is_default(section: Section, name: str) -> bool:
@@ -118,10 +123,10 @@ def _dotenv(path: Path) -> dict[str, str]:
     try:
         bindings = list(parse_stream(io.StringIO(path.read_text("utf-8"))))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it (iconv)") from None
+        raise UserError(path, f"not UTF-8 at byte {error.start}", "convert it (iconv)") from None
     for binding in bindings:
         if binding.error:
-            raise UserError(f"{path}:{binding.original.line}: not a line KEY=value; mend it or put a # before it")
+            raise UserError(f"{path}:{binding.original.line}", "not a line KEY=value", "mend it or put a # before it")
     return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}
 
 
@@ -130,7 +135,7 @@ def _environment(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
         if key.startswith(ENV_PREFIX) and key not in OTHER_VARIABLES:
             dotted = _SETTINGS.get(key.upper())
             if dotted is None:
-                raise UserError(f"{key}: names no setting, in the environment or .env; {_nearest_variable(key)}")
+                raise UserError(key, "names no setting, in the environment or .env", _nearest_variable(key))
             yield dotted, _scalar(key, text)
 
 
@@ -141,15 +146,19 @@ def _nearest_variable(key: str) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"--config {path}: there is no such file")
+        raise UserError(f"--config {path}", "there is no such file", "check the path")
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise UserError(f"--config {path}: larger than 1 MiB, which no configuration is")
+        raise UserError(
+            f"--config {path}", "larger than 1 MiB, which no configuration is", "name a YAML file of settings"
+        )
     try:
         values = _yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"--config {path}", f"not YAML: {' '.join(str(error).split())}", "mend it") from None
     if values is not None and not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected sections such as `training:` at the top, found {values!r:.60}")
+        raise UserError(
+            f"--config {path}", f"found {values!r:.60} at the top", "begin with sections such as `training:`"
+        )
     return values or {}
 
 
@@ -162,14 +171,14 @@ def _scalar(where: str, text: str) -> Any:
         return _yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(
-            f"{where}: {text!r:.60} is not a value that YAML can read; put text with signs in quotes"
+            where, "is not a value that YAML can read", "put text with signs in quotes", value=text
         ) from None
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     section, _, name = dotted.partition(".")
     if not name:
-        raise UserError(f"{dotted}: name a section and a key; {_nearest([dotted])}")
+        raise UserError(dotted, "name a section and a key", nearest([dotted]))
     inner = values.setdefault(section, {})
     if isinstance(inner, dict):
         inner[name] = value
@@ -181,35 +190,3 @@ def _merge(values: dict[str, Any], over: Mapping[Any, Any]) -> None:
             values[section].update(inner)
         elif inner is not None:  # an empty section (`training:`) changes nothing
             values[section] = inner
-
-
-def _explain(error: ValidationError) -> str:
-    """Every fault in one line: the key's path, what is wrong with it, the remedy."""
-    return "; ".join(_explain_one(detail) for detail in error.errors())
-
-
-def _explain_one(detail: Any) -> str:
-    where = [str(part) for part in detail["loc"]]
-    path, value, message = ".".join(where), detail["input"], detail["msg"]
-    if detail["type"] == "extra_forbidden":
-        return f"{path}: there is no such key; {_nearest(where)}"
-    if detail["type"] == "value_error":
-        return str(message).removeprefix("Value error, ")
-    expected = message[0].lower() + message[1:]
-    if detail["type"] in ("model_type", "dict_type"):
-        expected = f"give keys below it; `kiara config` lists those of {path}"
-    return f"{path}: {value!r} will not do: {expected}"
-
-
-def _nearest(where: list[str]) -> str:
-    sections = list(Config.model_fields)
-    if len(where) == 1:
-        owner = [f"{s}.{where[0]}" for s in sections if where[0] in _section_fields(s)]
-        close = owner or difflib.get_close_matches(where[0], sections, n=1, cutoff=0.5)
-        return f"did you mean {close[0]}?" if close else f"the sections are {', '.join(sections)}"
-    close = difflib.get_close_matches(where[1], _section_fields(where[0]), n=1, cutoff=0.5)
-    return f"did you mean {where[0]}.{close[0]}?" if close else f"`kiara config` lists all of {where[0]}"
-
-
-def _section_fields(section: str) -> list[str]:
-    return list(type(getattr(Config(), section)).model_fields)

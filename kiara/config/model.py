@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kiara_runtime.errors import UserError
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
@@ -52,8 +54,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"model.num_key_value_heads: {self.num_key_value_heads} does not divide "
-                f"num_attention_heads ({self.num_attention_heads}); choose a divisor"
+            raise UserError(
+                "model.num_key_value_heads",
+                f"{self.num_key_value_heads} does not divide num_attention_heads ({self.num_attention_heads})",
+                "choose a divisor",
             )
         return self

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kiara.config.model import ModelConfig, Section
+from kiara_runtime.errors import UserError
 
 
 class TokenizerConfig(Section):
@@ -84,8 +85,8 @@ class Config(Section):
     def _shape_suits_the_kernels(self) -> Config:
         for name, multiple in (("hidden_size", 64), ("intermediate_size", 64), ("head_dim", 16)):
             if (value := getattr(self.model, name)) % multiple:
-                raise ValueError(f"model.{name}: {value} will not do: give a multiple of {multiple}")
+                raise UserError(f"model.{name}", "cannot be used", f"give a multiple of {multiple}", value=value)
         width = self.model.num_attention_heads * self.model.head_dim
         if width % 64:
-            raise ValueError(f"model.head_dim: num_attention_heads * head_dim is {width}; make it a multiple of 64")
+            raise UserError("model.head_dim", f"num_attention_heads * head_dim is {width}", "make it a multiple of 64")
         return self

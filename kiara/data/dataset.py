@@ -64,8 +64,9 @@ class Split:
         if not count:
             shorter = "" if self.name == GIVEN else " or set a shorter model.context_length"
             raise UserError(
-                f"the {self.name} split has {self.tokens} tokens, too few for one window of model.context_length "
-                f"({length}) and its target; give more text{shorter}"
+                f"the {self.name} split",
+                f"{self.tokens} tokens are too few for one window of model.context_length ({length}) and its target",
+                f"give more text{shorter}",
             )
         return count
 
@@ -124,10 +125,10 @@ class Dataset:
     def open(cls, folder: Path) -> Dataset:
         manifest = read_manifest(folder)
         if manifest is None:
-            raise UserError(f"{folder}: no prepared folder ({MANIFEST} is missing); make one with `kiara prepare`")
+            raise UserError(folder, f"no prepared folder ({MANIFEST} is missing)", "make one with `kiara prepare`")
         tokenizer = Tokenizer.load(folder)
         if tokenizer.vocab_size != manifest["vocab_size"]:
-            raise UserError(f"{folder}: the tokenizer is not the one of the token files; prepare the folder again")
+            raise UserError(folder, "the tokenizer is not the one of the token files", "prepare the folder again")
         return cls(folder, manifest, tokenizer)
 
     @property
@@ -142,10 +143,10 @@ class Dataset:
     def _map(self, shard: dict[str, Any]) -> np.ndarray:
         path, dtype = self.folder / Path(shard["file"]).name, np.dtype(self.manifest["dtype"])
         if not path.is_file() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
-            raise UserError(f"{path}: missing or not of {shard['tokens']} tokens; prepare the folder again")
+            raise UserError(path, f"missing or not of {shard['tokens']} tokens", "prepare the folder again")
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; prepare the folder again")
+                raise UserError(path, "damaged, its SHA-256 is not the recorded one", "prepare the folder again")
         return np.memmap(path, dtype, mode="r")
 
 
@@ -160,5 +161,5 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         for split in ("train", "val"):
             _ = [(shard["file"], shard["sha256"], shard["tokens"] + 0) for shard in manifest["splits"][split]["shards"]]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path}: damaged; delete the folder and prepare it again") from None
+        raise UserError(path, "damaged", "delete the folder and prepare it again") from None
     return manifest

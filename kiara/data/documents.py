@@ -116,11 +116,11 @@ def _json_lines(file: Path, field: str | None) -> Iterator[Document]:
         except UnicodeDecodeError as error:
             raise _not_utf8(name, error.start, error.reason) from None
         except RecursionError:
-            raise UserError(f"{name}: not a line of JSON (nested too deep)") from None
+            raise UserError(name, "not a line of JSON (nested too deep)", "leave the line out") from None
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{name}: not a line of JSON ({error})") from None
+            raise UserError(name, f"not a line of JSON ({error})", "mend the line or leave it out") from None
         if text.strip():
             yield Document(name, in_parts([_field(name, value, field)]))
 
@@ -134,7 +134,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
                 if number == 1:
                     _no_utf16(file, line)
                 if len(line) > MAX_LINE_BYTES:
-                    raise UserError(f"{file}:{number}: a line of over {MAX_LINE_BYTES >> 20} MiB; split its text")
+                    raise UserError(f"{file}:{number}", f"a line of over {MAX_LINE_BYTES >> 20} MiB", "split its text")
                 yield number, line
     except OSError as error:
         raise _unreadable(file, error) from None
@@ -147,12 +147,12 @@ def _field(name: str, value: Any, field: str | None) -> str:
         others = [key for key, other in value.items() if isinstance(other, str)] if isinstance(value, dict) else []
         held = f" (it has {', '.join(map(repr, others[:5]))})" if others else ""
         remedy = "name another with --set data.text_field=NAME" if field else "rename it, or give a plain text file"
-        raise UserError(f"{name}: no text in field {wanted!r}{held:.200}; {remedy}")
+        raise UserError(name, f"no text in field {wanted!r}{held:.200}", remedy)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         at = error.start
-        raise UserError(f"{name}: half a character (a lone surrogate) at {at}; mend the line or leave it out") from None
+        raise UserError(name, f"half a character (a lone surrogate) at {at}", "mend the line or leave it out") from None
     return _checked(text, name)
 
 
@@ -161,20 +161,21 @@ def _checked(text: str, name: str, begun: int = 0) -> str:
     if (at := text.find("\0")) >= 0:
         place = begun + len(text[:at].encode())
         raise UserError(
-            f"{name}: a NUL at byte {place}, so binary data or UTF-16; "
-            "leave it out, or convert it (iconv -f UTF-16LE -t UTF-8)"
+            name,
+            f"a NUL at byte {place}, so binary data or UTF-16",
+            "leave it out, or convert it (iconv -f UTF-16LE -t UTF-8)",
         )
     return text.replace(_BYTE_ORDER_MARK, "")
 
 
 def _no_utf16(file: Path, data: bytes) -> None:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{file}: UTF-16, by its first two bytes; convert it (iconv -f UTF-16 -t UTF-8)")
+        raise UserError(file, "UTF-16, by its first two bytes", "convert it (iconv -f UTF-16 -t UTF-8)")
 
 
 def _not_utf8(name: str, at: int, reason: str) -> UserError:
-    return UserError(f"{name}: not UTF-8 at byte {at} ({reason}); convert it (iconv) or leave it out")
+    return UserError(name, f"not UTF-8 at byte {at} ({reason})", "convert it (iconv) or leave it out")
 
 
 def _unreadable(file: Path, error: OSError) -> UserError:
-    return UserError(f"{file}: cannot be read ({error.strerror}); check your rights, or leave it out")
+    return UserError(file, f"cannot be read ({error.strerror})", "check your rights, or leave it out")

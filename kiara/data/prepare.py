@@ -50,11 +50,13 @@ def prepare(config: Config, out: Path, files: Files | None = None) -> bool:
     inputs = [file for found in files.values() for file in found]
     claim(out, "prepared folder", inputs)
     if known and known["source"] != config.data.train:
-        raise UserError(f"--out {out}: prepared from {known['source']}; name another, or delete it if nothing needs it")
+        raise UserError(
+            f"--out {out}", f"prepared from {known['source']}", "name another, or delete it if nothing needs it"
+        )
     with new_folder(out, "prepared folder", inputs) as folder:
         written = _write(config, files, folder)
         if _fingerprint(config, files) != fingerprint:
-            raise UserError(f"{config.data.train}: a file was changed while it was read; run the same command again")
+            raise UserError(config.data.train, "a file was changed while it was read", "run the same command again")
         manifest = {
             "fingerprint": fingerprint, "source": config.data.train, "settings": shaping_settings(config), **written
         }  # fmt: skip
@@ -99,7 +101,7 @@ def as_prepared(config: Config) -> Config:
     if manifest is None:
         return config
     if config.data.val and config.data.val != manifest.get("settings", {}).get("data.val"):
-        raise UserError("data.val: a prepared folder brings its own validation split; leave this null")
+        raise UserError("data.val", "a prepared folder brings its own validation split", "leave this null")
     settings = {"tokenizer.vocab_size": manifest["vocab_size"], **manifest.get("settings", {})}
     for path, there in settings.items():
         section, _, name = path.partition(".")
@@ -108,8 +110,9 @@ def as_prepared(config: Config) -> Config:
         made = manifest["vocab_size"] if name == "vocab_size" else there
         if name in part.model_fields_set and given not in (there, made):
             raise UserError(
-                f"{path}: {given!r}, but {config.data.train} was prepared with {there!r}; leave it away, "
-                "or prepare the text anew with it"
+                path,
+                f"{given!r}, but {config.data.train} was prepared with {there!r}",
+                "leave it away, or prepare the text anew with it",
             )
         config = config.model_copy(update={section: part.model_copy(update={name: there})})
     return config
@@ -128,9 +131,13 @@ def _files(config: Config) -> Files:
     files = {"train": resolve_source(data.train), "val": _val_files(data.val) if data.val else []}
     for name in ("val_fraction", "split_seed"):
         if data.val and not is_default(data, name):
-            raise UserError(f"data.{name}: {getattr(data, name)} has no effect beside data.val; give one of the two")
+            raise UserError(
+                f"data.{name}", f"{getattr(data, name)} has no effect beside data.val", "give one of the two"
+            )
     if not is_default(data, "text_field") and not any(map(is_json_lines, [*files["train"], *files["val"]])):
-        raise UserError(f"data.text_field: {data.text_field!r} has no effect, as no file is .jsonl; leave it away")
+        raise UserError(
+            "data.text_field", "has no effect, as no file is .jsonl", "leave it away", value=data.text_field
+        )
     return files
 
 
@@ -138,7 +145,7 @@ def _val_files(source: str) -> list[Path]:
     try:
         return resolve_source(source)
     except UserError as error:
-        raise UserError(f"data.val: {error}") from None
+        raise error.inside("data.val") from None
 
 
 def _fingerprint(config: Config, files: Files) -> str:
@@ -157,7 +164,7 @@ def _write(config: Config, files: Files, folder: Path) -> dict[str, Any]:
         if not size:
             source = config.data.val if split == "val" and config.data.val else config.data.train
             raise UserError(
-                f"{source}: no text at all, or too little to hold some out, for the {split} split; give more"
+                source, f"no text at all, or too little to hold some out, for the {split} split", "give more"
             )
     tokenizer = _tokenizer(config, readers["train"](), sizes["train"])
     tokenizer.save(folder)

@@ -29,7 +29,7 @@ STDLIB_TESTS = frozenset(("test", "tests", "idle_test"))
 def resolve_source(source: str) -> list[Path]:
     """The files of a source, sorted; raises UserError if there are none."""
     if not source.strip():
-        raise UserError("source: empty; name a text file, a folder, a glob or `stdlib`")
+        raise UserError("source", "empty", "name a text file, a folder, a glob or `stdlib`")
     if source == STDLIB:
         return _stdlib_files()
     path = Path(source)
@@ -39,22 +39,22 @@ def resolve_source(source: str) -> list[Path]:
         return _folder_files(source, path)
     if glob.has_magic(source):
         return _glob_files(source)
-    raise UserError(f"{source}: there is no such file or folder; name a text file, a folder, a glob or `stdlib`")
+    raise UserError(source, "there is no such file or folder", "name a text file, a folder, a glob or `stdlib`")
 
 
 def _not_tokens(file: Path) -> Path:
     if (file.parent / MANIFEST).is_file():
-        raise UserError(f"{file}: of the prepared folder {file.parent}, no text; name the text, or train on the folder")
+        raise UserError(file, f"of the prepared folder {file.parent}, no text", "name the text, or train on the folder")
     return file
 
 
 def _folder_files(source: str, root: Path) -> list[Path]:
     if kind := kind_of(root):
-        raise UserError(f"{source}: a {kind}, no text; name a folder of texts")
+        raise UserError(source, f"a {kind}, no text", "name a folder of texts")
     passed: list[Path] = []
     files = [file for file in _walk(root, passed) if file.suffix.lower() in TEXT_SUFFIXES]
     if not files:
-        raise UserError(f"{source}: this folder holds no text or source file; name files with a glob instead")
+        raise UserError(source, "this folder holds no text or source file", "name files with a glob instead")
     return _told(files, passed)
 
 
@@ -64,7 +64,7 @@ def _glob_files(source: str) -> list[Path]:
     files = [file for file in found if not any(_is_ours(folder, ours) for folder in file.parents)]
     if not files:
         what = "only files that Kiara wrote match" if found else "no file matches"
-        raise UserError(f"{source}: {what}; put the pattern in quotes and check its folder")
+        raise UserError(source, what, "put the pattern in quotes and check its folder")
     return _told(files, [folder for folder, is_ours in ours.items() if is_ours])
 
 
@@ -86,7 +86,7 @@ def _stdlib_files() -> list[Path]:
     files = [file for file in _walk(root, []) if file.suffix == ".py"]
     kept = [file for file in files if not STDLIB_TESTS.intersection(file.relative_to(root).parts)]
     if not kept:
-        raise UserError(f"stdlib: this Python keeps no sources in {root}; name a text file or folder of your own")
+        raise UserError("stdlib", f"this Python keeps no sources in {root}", "name a text file or folder of your own")
     return kept
 
 

@@ -90,8 +90,9 @@ def _learner() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         yield process.stdin, process.stdout
     except (BrokenPipeError, json.JSONDecodeError):
         raise UserError(
-            f"tokenizer: what learns it was ended from outside ({process.wait()}), as where memory is short; "
-            "close other programs, or give less text"
+            "tokenizer",
+            f"what learns it was ended from outside ({process.wait()}), as where memory is short",
+            "close other programs, or give less text",
         ) from None
     finally:
         process.kill()

@@ -106,11 +106,11 @@ def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) ->
         begin, rows, text_bytes = np.array([start], dtype=np.uint32), list[np.ndarray](), 0
         for document in read_documents(resolve_source(source)):
             text = document.read()
-            if len(row := _encode(tokenizer, document.name, text)):
+            if text.strip() and len(row := _encode(tokenizer, document.name, text)):
                 rows += [begin, row]
                 text_bytes += len(text.encode())
         if sum(map(len, rows)) < 2:
-            raise UserError(f"{source}: no text at all; name a file or folder with some")
+            raise UserError(source, "no text at all", "name a file or folder with some")
         return Split(GIVEN, [np.concatenate(rows)], text_bytes)
     return trained_on(checkpoint, "--text").val
 
@@ -120,7 +120,7 @@ def _encode(tokenizer: Tokenizer, name: str, text: str) -> np.ndarray:
     try:
         return np.array(tokenizer.encode(text), dtype=np.uint32)
     except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise error.inside(name) from None
 
 
 def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:
@@ -133,5 +133,5 @@ def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:
         batches = windows(split, length, rows=rows_at_once(model))
         metrics = evaluate(lambda ids: model(ids)[0], tokenizer, batches, advance, split.text_bytes)
     if not math.isfinite(metrics.loss):
-        raise UserError(f"{folder}: its loss on this text is {metrics.loss}; name another checkpoint")
+        raise UserError(folder, f"its loss on this text is {metrics.loss}", "name another checkpoint")
     return metrics

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kiara.checkpoints.checkpoint import TokenIds
 from kiara.model.gpt import GPT
 from kiara.model.ops import KeyValue
-from kiara_runtime.engine.engine import Alone
+from kiara_runtime.engine.runner import Alone
 from kiara_runtime.model import Model
 from kiara_runtime.tokens.tokenizer import Tokenizer
 

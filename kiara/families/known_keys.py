@@ -150,8 +150,8 @@ def check_keys(
             continue
         if key not in fixed:
             raise UserError(
-                f"{file}: the key {key} (here {value!r:.40}) is not known; delete it if the model does without it"
+                file, f"the key {key} (here {value!r:.40}) is not known", "delete it if the model does without it"
             )
         if value not in fixed[key]:
             wanted = f"only {fixed[key][0]!r} is" if fixed[key] else "take the whole model in one file"
-            raise UserError(f"{file}: {key} {value!r:.60} is not supported, {wanted}")
+            raise UserError(file, f"{key} {value!r:.60} is not supported", wanted)

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kiara.config.explain import own_error
 from kiara.config.model import ModelConfig
 from kiara.families.known_keys import CONFIG, CONFIG_FIXED, check_keys
 from kiara_runtime.errors import UserError
@@ -142,7 +143,9 @@ def family_of(values: Mapping[str, Any]) -> Family:
     """The family that a config.json names; raises UserError for one that is not known."""
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f"config.json: model_type {name!r} is not one of {', '.join(FAMILIES)}")
+        raise UserError(
+            "config.json", f"model_type {name!r} is not supported", f"use a model of one of {', '.join(FAMILIES)}"
+        )
     return FAMILIES[name]
 
 
@@ -154,38 +157,46 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
     values = {**family.defaults, **_with_plain_rope(values)}
     for key, supported in family.switches.items():
         if values.get(key, ABSENT) not in supported:
-            raise UserError(f"config.json: {key} {values.get(key)!r} is not supported, only {supported[0]!r} is")
+            raise UserError("config.json", f"{key} {values.get(key)!r} is not supported", f"only {supported[0]!r} is")
     found = {name: values[key] for name, key in family.keys.items() if values.get(key) is not None}
     fields = {**_derived(family, found), **found, **family.features}
     missing = [key for name, key in family.keys.items() if name not in fields]
     if missing:
-        raise UserError(f"config.json: the field {missing[0]} is missing")
+        raise UserError("config.json", f"the field {missing[0]} is missing", "copy the whole folder again")
     fields.setdefault("attention_out_bias", fields["attention_bias"])
     vocab_size = values.get("vocab_size")
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 1 <= vocab_size <= 1 << 24:
-        raise UserError(f"config.json: vocab_size {vocab_size!r} is no size of a vocabulary")
+        raise UserError(
+            "config.json",
+            f"vocab_size {vocab_size!r} is no size of a vocabulary",
+            "give the number of rows of the embedding",
+        )
     _check_window(family, values)
     try:
         return ModelConfig(**fields), vocab_size
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"config.json: {family.keys.get(name, name)} {fields.get(name)!r}: {message}") from None
+        if (ours := own_error(first)) is not None:
+            raise ours.inside("config.json") from None
+        name = str(first["loc"][0])
+        raise UserError(
+            "config.json", f"{family.keys.get(name, name)} {fields.get(name)!r} cannot be used", first["msg"]
+        ) from None
 
 
 def _check_window(family: Family, values: Mapping[str, Any]) -> None:
     """Refuse attention that does not reach over the whole context."""
     layers = values.get("layer_types")
     if layers is not None and set(layers if isinstance(layers, list) else [layers]) - {"full_attention"}:
-        raise UserError(f"config.json: layer_types {layers!r:.60} is not supported, only 'full_attention' is")
+        raise UserError("config.json", f"layer_types {layers!r:.60} is not supported", "only 'full_attention' is")
     if family.window is None:  # those that have one at all say so by use_sliding_window
         return
     window, context = values.get("sliding_window", family.window), values.get(family.keys["context_length"])
     if window is not None and not (isinstance(window, int) and isinstance(context, int) and window >= context):
         raise UserError(
-            f"config.json: sliding_window {window!r} is not supported, being shorter than the context of {context!r}; "
-            f"set max_position_embeddings to {window!r} to import the model with a shorter context"
+            "config.json",
+            f"sliding_window {window!r} is not supported, being shorter than the context of {context!r}",
+            f"set max_position_embeddings to {window!r} to import the model with a shorter context",
         )
 
 
@@ -252,7 +263,9 @@ def _family_for(config: ModelConfig) -> tuple[str, Family]:
         }
         if follows_bias and all(expected.get(field, value) == value for field, value in fields.items()):
             return name, family
-    raise UserError("model: no Hugging Face family has this combination of norm, position, mlp and biases")
+    raise UserError(
+        "model", "no Hugging Face family has this combination of norm, position, mlp and biases", "change one of them"
+    )
 
 
 def _derived(family: Family, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,11 +288,13 @@ def _with_plain_rope(values: Mapping[str, Any]) -> dict[str, Any]:
         rope = merged.pop(key, None) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
         if kind != "default":
-            raise UserError(f"config.json: {key} {kind!r} is not supported; only plain rotary positions are")
+            raise UserError("config.json", f"{key} {kind!r} is not supported", "only plain rotary positions are")
         check_keys(f"config.json: {key}", rope, _ROPE_KEYS, {})
         merged.update({name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope})
     if merged.get("partial_rotary_factor", 1.0) not in (1, None):
-        raise UserError(f"config.json: partial_rotary_factor {merged['partial_rotary_factor']!r} is not supported")
+        raise UserError(
+            "config.json", f"partial_rotary_factor {merged['partial_rotary_factor']!r} is not supported", "only 1.0 is"
+        )
     if isinstance(merged.get("rope_theta"), int) and not isinstance(merged["rope_theta"], bool):
         merged["rope_theta"] = float(merged["rope_theta"])
     return merged

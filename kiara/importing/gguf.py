@@ -58,7 +58,7 @@ class GGUFFile:
         try:
             import gguf
         except ImportError:
-            raise UserError(f"{path}: a GGUF file needs the package gguf; pip install 'kiara-slm[gguf]'") from None
+            raise UserError(path, "a GGUF file needs the package gguf", "pip install 'kiara-slm[gguf]'") from None
         self.path, self._dequantize = path, gguf.quants.dequantize
         try:
             reader = gguf.GGUFReader(path)
@@ -69,10 +69,10 @@ class GGUFFile:
             self.tensors = {source.name: source for source in map(self._source, reader.tensors)}
             self.definition, self.tokenizer_config = _tokenizer(fields)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+            raise error.inside(path) from None
         except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError) as error:
             what = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{path}: damaged or cut short ({what}); fetch it again") from None
+            raise UserError(path, f"damaged or cut short ({what})", "fetch it again") from None
 
     def _source(self, tensor: Any) -> Source:
         name = _their_name(tensor.name)
@@ -86,8 +86,9 @@ class GGUFFile:
             values = np.array(self._dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         except NotImplementedError:
             raise UserError(
-                f"{self.path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot "
-                "read; take a file of another quantisation, such as Q8_0"
+                self.path,
+                f"{tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read",
+                "take a file of another quantisation, such as Q8_0",
             ) from None
         values = values.reshape(shape)
         if heads is not None:  # rows of a head: (half, 2) there, (2, half) here
@@ -104,7 +105,7 @@ class _Fields(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise UserError(
-            f"the key {key} is missing, as in files of older converters; convert the model again, or take a newer file"
+            key, "the key is missing, as in files of older converters", "convert the model again, or take a newer file"
         )
 
 
@@ -119,17 +120,21 @@ def _their_name(name: str) -> str:
 def _config(fields: _Fields, tensors: set[str]) -> dict[str, Any]:
     architecture = fields["general.architecture"]
     if architecture != "llama":
-        raise UserError(f"general.architecture {architecture!r} is not supported, only 'llama' is")
+        raise UserError("general.architecture", "is not supported", "only 'llama' is", value=architecture)
     for name in set(_KEYS.values()) - _OPTIONAL:
         fields.require(f"llama.{name}")  # by its own name, not by that which config.json has for it
     for name in _KEYS.values():
         if isinstance(fields.get(f"llama.{name}"), list):
-            raise UserError(f"llama.{name} differs from layer to layer, which is not supported")
+            raise UserError(
+                f"llama.{name}", "differs from layer to layer, which is not supported", "take another model"
+            )
     heads = fields["llama.attention.head_count"]
     head_dim = fields.get("llama.attention.key_length", fields["llama.embedding_length"] // heads)
     for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
         if fields.get(key, head_dim) != head_dim:
-            raise UserError(f"{key} {fields[key]} is not supported where a head is {head_dim} wide")
+            raise UserError(
+                key, f"{fields[key]} is not supported where a head is {head_dim} wide", "take another model"
+            )
     given = {key: fields[f"llama.{name}"] for key, name in _KEYS.items() if f"llama.{name}" in fields}
     tied, embedding = "output.weight" not in tensors, len(fields["tokenizer.ggml.tokens"])
     ids = {"bos_token_id": fields.get("tokenizer.ggml.bos_token_id"), "eos_token_id": _ends(fields)}
@@ -142,7 +147,7 @@ def _ends(fields: Mapping[str, Any]) -> list[int]:
     named = (fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
     keyed = [int(i) for i in named if i is not None]
     if not keyed:
-        raise UserError("the key tokenizer.ggml.eos_token_id is missing; convert the model again")
+        raise UserError("tokenizer.ggml.eos_token_id", "the key is missing", "convert the model again")
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     by_name = [i for i, name in enumerate(tokens) if types[i] == _CONTROL and name in _END_NAMES]
     return sorted({*keyed, *by_name})
@@ -151,7 +156,7 @@ def _ends(fields: Mapping[str, Any]) -> list[int]:
 def _tokenizer(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """tokenizer.json and tokenizer_config.json of the file's token list and merges."""
     if (kind := fields["tokenizer.ggml.model"]) != "gpt2":
-        raise UserError(f"tokenizer.ggml.model {kind!r} is not supported, only byte-level BPE ('gpt2') is")
+        raise UserError("tokenizer.ggml.model", "is not supported", "only byte-level BPE ('gpt2') is", value=kind)
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     added = [
         {**added_token(name, i), "special": types[i] == _CONTROL}
@@ -183,4 +188,4 @@ def _steps(pre: str) -> list[dict[str, Any]]:
         return [{"type": "Digits", "individual_digits": True}, byte_level_step(use_regex=True)]
     if pre == "llama-bpe":
         return [split_step(SPLIT_PATTERN), byte_level_step(use_regex=False)]
-    raise UserError(f"tokenizer.ggml.pre {pre!r} is not supported, only gpt-2, smollm and llama-bpe are")
+    raise UserError("tokenizer.ggml.pre", "is not supported", "only gpt-2, smollm and llama-bpe are", value=pre)

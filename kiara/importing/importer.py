@@ -57,23 +57,28 @@ def import_model(source: Path, out: Path) -> None:
         found = {tensor.name: tensor for path in _weight_files(source) for tensor in _tensors_of(path)}
         tokenizer = read_tokenizer(source)
     elif not source.exists():
-        raise UserError(f"{source}: there is no such file or folder; check the path")
+        raise UserError(source, "there is no such file or folder", "check the path")
     elif source.is_file() and any(source.match(pattern) for pattern in PICKLED):
-        raise UserError(f"{source}: pickled weights, which can run code, are not read; convert them to {WEIGHTS_FILE}")
+        raise UserError(source, "pickled weights, which can run code, are not read", f"convert them to {WEIGHTS_FILE}")
     else:
-        raise UserError(f"{source}: neither a folder with config.json, safetensors and tokenizer.json nor a .gguf file")
+        raise UserError(
+            source,
+            "neither a Hugging Face folder nor a .gguf file",
+            "name a folder with config.json, safetensors and tokenizer.json",
+        )
     try:
         values = _with_own_head(values, found)
         config, vocab_size = read_config(values)
         tensors = _match(found, family_of(values), config, vocab_size)
         if tokenizer.vocab_size > vocab_size:
             raise UserError(
-                f"config.json says vocab_size {vocab_size}, tokenizer.json has {tokenizer.vocab_size}; take both from "
-                "the same model"
+                "config.json",
+                f"vocab_size {vocab_size}, but tokenizer.json has {tokenizer.vocab_size}",
+                "take both from the same model",
             )
         ids = _token_ids((generation, values), tokenizer, vocab_size)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise error.inside(source) from None
     with new_folder(out, "imported model", [source]) as new:
         _write_tensors(new / WEIGHTS_FILE, tensors)
         tokenizer.save(new)
@@ -116,9 +121,9 @@ def _inside(folder: Path, name: str) -> Path:
     """A file of the folder by its base name, not reached through a link that leaves the folder."""
     path = folder / name
     if name != Path(name).name or not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{path}: leaves the folder; copy the file itself into it")
+        raise UserError(path, "leaves the folder", "copy the file itself into it")
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; the folder is not complete")
+        raise UserError(path, "there is no such file", "the folder is not complete")
     return path
 
 
@@ -131,13 +136,17 @@ def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_
     for name, shape in expected_tensors(family, config, shapes).items():
         tensor = rest.pop(name.removeprefix(PREFIX) if bare else name, None)
         if tensor is None:
-            raise UserError(f"the weight {name} is missing; the files are not complete, or of another model")
+            raise UserError(name, "the weight is missing", "the files are not complete, or of another model")
         if tensor.shape != shape:
-            raise UserError(f"{tensor.file.name}: {tensor.name} is {tensor.shape} where config.json asks for {shape}")
+            raise UserError(
+                tensor.file.name,
+                f"{tensor.name} is {tensor.shape} where config.json asks for {shape}",
+                "take both from the same model",
+            )
         matched[name] = tensor
     unknown = [name for name in rest if not name.endswith(IGNORED) and not _is_tied_head(name, config)]
     if unknown:
-        raise UserError(f"the weight {unknown[0]} has no place in this model; its config.json is another model's")
+        raise UserError(unknown[0], "the weight has no place in this model", "its config.json is another model's")
     return matched
 
 
@@ -151,11 +160,11 @@ def _weight_files(source: Path) -> list[Path]:
     if (source / INDEX_FILE).exists():
         names = read_json(_inside(source, INDEX_FILE)).get("weight_map")
         if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise UserError(f"{source / INDEX_FILE}: weight_map is no map of weights to files")
+            raise UserError(source / INDEX_FILE, "weight_map is no map of weights to files", "fetch it again")
         return [_inside(source, name) for name in sorted(set(names.values()))]
     if any(path for pattern in PICKLED for path in source.glob(pattern)):
-        raise UserError(f"{source}: pickled weights, which can run code, are not read; convert them to {WEIGHTS_FILE}")
-    raise UserError(f"{source / WEIGHTS_FILE}: there is no such file, and no {INDEX_FILE}")
+        raise UserError(source, "pickled weights, which can run code, are not read", f"convert them to {WEIGHTS_FILE}")
+    raise UserError(source / WEIGHTS_FILE, f"there is no such file, and no {INDEX_FILE}", "copy the whole folder again")
 
 
 def _tensors_of(file: Path) -> Iterable[Source]:
@@ -163,7 +172,7 @@ def _tensors_of(file: Path) -> Iterable[Source]:
         with safe_open(file, framework="pt") as opened:
             shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: damaged or cut short ({error}); fetch it again") from None
+        raise UserError(file, f"damaged or cut short ({error})", "fetch it again") from None
     return [Source(file, name, shape, partial(_read_tensor, file, name)) for name, shape in shapes.items()]
 
 
@@ -186,7 +195,11 @@ def _write_tensors(path: Path, tensors: Mapping[str, Source]) -> None:
         for tensor in tensors.values():
             values = tensor.read()
             if not values.is_floating_point():
-                raise UserError(f"{tensor.file}: {tensor.name} holds {values.dtype}, not floating-point weights")
+                raise UserError(
+                    tensor.file,
+                    f"{tensor.name} holds {values.dtype}, not floating-point weights",
+                    "take unquantised weights",
+                )
             values = values.float()
             check_finite(f"{tensor.file}: {tensor.name}", values)
             file.write(values.contiguous().numpy().data)
@@ -206,5 +219,9 @@ def _token_ids(given: tuple[dict[str, Any], ...], tokenizer: Tokenizer, vocab_si
     start: Any = pick("bos")
     bos: Any = ends[0] if start is None and ends else start
     if not ends or not all(type(i) is int and 0 <= i < vocab_size for i in (*ends, bos)):
-        raise UserError(f"eos_token_id {eos!r} or bos_token_id {bos!r} is no id below {vocab_size}")
+        raise UserError(
+            "eos_token_id",
+            f"{eos!r} or bos_token_id {bos!r} is no id below {vocab_size}",
+            "mend generation_config.json",
+        )
     return TokenIds(bos, frozenset(ends))

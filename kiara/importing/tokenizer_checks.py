@@ -25,14 +25,15 @@ def check_definition(definition: Mapping[str, Any]) -> None:
         check_keys("tokenizer.json: model", model, BPE, BPE_FIXED)
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         kind = decoder.get("type") if isinstance(decoder, dict) else decoder
-        raise UserError(f"tokenizer.json: decoder {kind!r:.40} is not supported, only ByteLevel is")
+        raise UserError("tokenizer.json", f"decoder {kind!r:.40} is not supported", "only ByteLevel is")
     for i, token in enumerate(_listed(definition)):
         check_keys(f"tokenizer.json: added_tokens[{i}]", token, _ADDED_KEYS, {})
         for flag in _UNSUPPORTED:
             if token.get("special") and token.get(flag):
                 raise UserError(
-                    f"tokenizer.json: added_tokens[{i}]: {flag} of the special token {token.get('content')!r:.40} "
-                    "is not supported, only false is"
+                    f"tokenizer.json: added_tokens[{i}]",
+                    f"{flag} of the special token {token.get('content')!r:.40} is not supported",
+                    "only false is",
                 )
 
 
@@ -50,7 +51,7 @@ def check_added_tokens(
     for name, i in added.items():
         if ids.get(name) != i:
             raise UserError(
-                f"added_tokens.json: {name!r:.40} is {i!r}, in tokenizer.json {ids.get(name)}; make them agree"
+                "added_tokens.json", f"is {i!r}, in tokenizer.json {ids.get(name)}", "make them agree", value=name
             )
     described = config.get("added_tokens_decoder") or {}
     for i, token in described.items() if isinstance(described, dict) else ():
@@ -59,7 +60,7 @@ def check_added_tokens(
         for key, name in _names(values):
             if name not in listed:
                 raise UserError(
-                    f"{file}: {key} {name!r:.40} is no added token of tokenizer.json; add it there, or delete it here"
+                    file, f"{key} {name!r:.40} is no added token of tokenizer.json", "add it there, or delete it here"
                 )
 
 
@@ -68,10 +69,10 @@ def _check_described(i: str, token: Any, listed: Mapping[str, Mapping[str, Any]]
     content = token.get("content") if isinstance(token, dict) else None
     known = listed.get(content) if isinstance(content, str) else None
     if known is None or str(known.get("id")) != str(i):
-        raise UserError(f"{where}: {content!r:.40} is no added token of tokenizer.json with this id; make them agree")
+        raise UserError(where, "is no added token of tokenizer.json with this id", "make them agree", value=content)
     for flag in _FLAGS:
         if flag in token and bool(token[flag]) != bool(known.get(flag)):
-            raise UserError(f"{where}: {flag} is {token[flag]}, in tokenizer.json {known.get(flag)}; make them agree")
+            raise UserError(where, f"{flag} is {token[flag]}, in tokenizer.json {known.get(flag)}", "make them agree")
 
 
 def _names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

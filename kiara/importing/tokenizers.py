@@ -52,7 +52,7 @@ def read_tokenizer(source: Path) -> Tokenizer:
         check_keys("special_tokens_map.json", named, SPECIAL_TOKENS_MAP, {})
         check_added_tokens(definition, given, named, added)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise error.inside(source) from None
     given = {**{key: value for key, value in named.items() if key in SPECIAL_TOKENS}, **given}
     config: dict[str, Any] = {key: _content(given[key]) for key in KEPT if given.get(key) is not None}
     template = source / "chat_template.jinja"
@@ -74,7 +74,7 @@ def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str,
         if tokenizer.engine != "tiktoken" or not _same(tokenizer, library):
             tokenizer = library
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise error.inside(source) from None
     for kind, problem in chat_problems(tokenizer).items():
         logger.warning("The chat template cannot be used with %s: %s", kind, problem)
     return tokenizer
@@ -116,9 +116,15 @@ def _prompt_prefix(definition: dict[str, Any]) -> list[int]:
     try:
         library = Library.from_str(json.dumps(definition))
     except Exception as error:  # the library raises plain Exception for every fault of a file
-        raise UserError(f"tokenizer.json: the tokenizers library cannot read it ({error})") from None
+        raise UserError(
+            "tokenizer.json", f"the tokenizers library cannot read it ({error})", "fetch it again"
+        ) from None
     bare, whole = (library.encode("a", add_special_tokens=added).ids for added in (False, True))
     prefix = whole[: len(whole) - len(bare)]
     if [*prefix, *bare] != whole:
-        raise UserError("tokenizer.json: its post-processor adds tokens after the text, which is not supported")
+        raise UserError(
+            "tokenizer.json",
+            "its post-processor adds tokens after the text, which is not supported",
+            "take another model",
+        )
     return prefix

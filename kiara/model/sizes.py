@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kiara.config.model import ModelConfig
+from kiara_runtime.bundle.variants import VARIANTS, Variant
 
 CACHE_BYTES = 4  # float32 keys and values
-INT8_BYTES = 1 + 2 / 64  # a weight, and its share of the block's float16 scale
-INT4_BYTES = 0.5 + (2 + 0.5) / 32  # and of its zero point
+TABLE = VARIANTS[0]  # whose blocks every rounded variant has in its tables
 
 
 def matrix_parameters(config: ModelConfig) -> int:
@@ -35,11 +35,11 @@ def parameters(config: ModelConfig, vocab_size: int) -> int:
     return tables + norms + head_norms + layers * biases + positions
 
 
-def bundle_bytes(config: ModelConfig, vocab_size: int, bits: int) -> int:
-    """Size of the graph file with its matrices at 8 or 4 bits; the table keeps 8."""
+def graph_bytes(config: ModelConfig, vocab_size: int, variant: Variant) -> int:
+    """Size of the graph file of a variant in blocks; its tables have 8 bits."""
     matrices, table = matrix_parameters(config), table_parameters(config, vocab_size)
     rest = 4 * (parameters(config, vocab_size) - matrices - table)
-    return round(rest + table * INT8_BYTES + matrices * (INT8_BYTES if bits == 8 else INT4_BYTES))
+    return round(rest + table * TABLE.bytes_per_weight + matrices * variant.bytes_per_weight)
 
 
 def cache_bytes_per_token(config: ModelConfig) -> int:

@@ -18,7 +18,7 @@ COMPILE_FLOPS = {"cpu": 2e13, "cuda": 1e16}
 
 def pick_device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device: cuda is not to be had here; set it to auto or cpu")
+        raise UserError("training.device", "cuda is not to be had here", "set it to auto or cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -41,7 +41,9 @@ def check_device(device: str, compiling: str) -> None:
     """Raises UserError where this machine cannot do as training.device and training.compile say."""
     pick_device(device)
     if compiling == "always" and not _has_compiler():
-        raise UserError("training.compile: always needs a C++ compiler (c++, g++ or clang++); install one, or set auto")
+        raise UserError(
+            "training.compile", "always needs a C++ compiler (c++, g++ or clang++)", "install one, or set auto"
+        )
 
 
 def _has_compiler() -> bool:

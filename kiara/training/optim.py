@@ -63,5 +63,9 @@ def load_optimizers(model: nn.Module, optimizers: dict[str, optim.Optimizer], te
             for key in keys[kind]:
                 tensor = tensors.get(f"{kind}/{names[parameter]}/{key}")
                 if tensor is None or tensor.shape != (() if key == "step" else parameter.shape):
-                    raise UserError(f"optimizer.safetensors: {kind}/{names[parameter]}/{key} is missing or misshapen")
+                    raise UserError(
+                        "optimizer.safetensors",
+                        f"{kind}/{names[parameter]}/{key} is missing or misshapen",
+                        "go on from another checkpoint",
+                    )
                 optimizer.state[parameter][key] = tensor.to(parameter.device)

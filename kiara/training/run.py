@@ -52,7 +52,9 @@ class Run:
             place.parent.mkdir(parents=True, exist_ok=True)
             return FolderLock(place)
         except OSError as error:
-            raise UserError(f"--out {self.folder}: cannot be written ({error.strerror}); name another place") from None
+            raise UserError(
+                f"--out {self.folder}", f"cannot be written ({error.strerror})", "name another place"
+            ) from None
 
     def _newest(self, resume: bool) -> Checkpoint | None:
         """The checkpoint to go on from, None for a run that begins."""
@@ -61,7 +63,7 @@ class Run:
         if found:
             if not resume:
                 raise UserError(
-                    f"--out {self.folder}: holds a run already; add --resume to go on with it, or name another"
+                    f"--out {self.folder}", "holds a run already", "add --resume to go on with it, or name another"
                 )
             self._compare(load_config(self.folder / CONFIG_FILE, environ={}))
         return first_whole(reversed(found))
@@ -98,7 +100,9 @@ class Run:
         for path, value in _flat(self.config):
             before = dict(_flat(saved))[path]
             if value != before and path not in _MAY_CHANGE:
-                raise UserError(f"{path}: {value!r} where the run at {self.folder} has {before!r}; name another --out")
+                raise UserError(
+                    path, f"where the run at {self.folder} has {before!r}", "name another --out", value=value
+                )
 
 
 def _flat(config: Config) -> Iterable[tuple[str, Any]]:

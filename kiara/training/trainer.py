@@ -36,11 +36,13 @@ from kiara.training.device import check_device, pick_device, repeatable, use_bfl
 from kiara.training.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
 from kiara.training.plot import plot_run
 from kiara.training.run import PLOT_FILE, Run
+from kiara_runtime.bundle.variants import VARIANTS
 from kiara_runtime.errors import UserError
 from kiara_runtime.system.interrupts import answered
 from kiara_runtime.tokens.tokenizer import check_text
 from kiara_runtime.tokens.tokenizer_json import SPLIT_PATTERN
 
+SMALLEST = [variant for variant in VARIANTS if variant.rounding in ("blocks", "gptq")]  # whose size is told
 LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw a bar on
 
 
@@ -73,10 +75,10 @@ def check_settings(config: Config) -> None:
     try:
         check_text(training.sample_prompt).encode()
     except ValueError as error:  # half a character, too
-        raise UserError(f"training.sample_prompt: cannot be encoded ({error}); give another") from None
+        raise UserError("training.sample_prompt", f"cannot be encoded ({error})", "give another") from None
     least = sum(1 for _ in regex.finditer(SPLIT_PATTERN, training.sample_prompt))
     if training.sample_tokens and least >= length:
-        raise UserError(f"training.sample_prompt: as long as model.context_length ({length}); shorten it")
+        raise UserError("training.sample_prompt", f"as long as model.context_length ({length})", "shorten it")
 
 
 def _trainer(run: Run, dataset: Dataset) -> Trainer:
@@ -85,7 +87,9 @@ def _trainer(run: Run, dataset: Dataset) -> Trainer:
     except RuntimeError as error:  # what PyTorch raises where memory is short
         if "alloc" not in str(error) and "memory" not in str(error):
             raise
-        raise UserError("model: too large for the memory of this machine; make hidden_size or layers smaller") from None
+        raise UserError(
+            "model", "too large for the memory of this machine", "make hidden_size or layers smaller"
+        ) from None
 
 
 class Trainer:
@@ -97,16 +101,16 @@ class Trainer:
         self.length = run.config.model.context_length
         dataset.train.windows(self.length)  # refuses a split that has none, before any work
         if not dataset.val.targets:
-            raise UserError("data.val: the validation split holds no token to predict; hold out more text")
+            raise UserError("data.val", "the validation split holds no token to predict", "hold out more text")
         prompt = dataset.tokenizer.encode(self.config.sample_prompt) if self.config.sample_tokens else []
         if len(prompt) >= self.length:
-            raise UserError(f"training.sample_prompt: as long as model.context_length ({self.length}); shorten it")
+            raise UserError("training.sample_prompt", f"as long as model.context_length ({self.length})", "shorten it")
         self.step, self.seconds = 0, 0.0
         if run.last:
             self.model, _ = load_model(run.last.folder)
             state = run.last.state()
             if state["data_sha256"] != dataset.sha256:
-                raise UserError(f"{dataset.folder}: other text than the run began with; restore it or begin a new run")
+                raise UserError(dataset.folder, "other text than the run began with", "restore it or begin a new run")
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
         else:
             self.model = GPT(run.config.model, dataset.tokenizer.vocab_size)
@@ -128,10 +132,9 @@ class Trainer:
         """Say what will ship and how long it will take, having tried two passes."""
         model, vocab = self.run.config.model, self.model.vocab_size
         logger.info(
-            "Model: %.2fM parameters; bundle %.1f MB at int8, %.1f MB at int4; KV cache %.1f KB a token; context %d.",
+            "Model: %.2fM parameters; bundle %s; KV cache %.1f KB a token; context %d.",
             sizes.parameters(model, vocab) / 1e6,
-            sizes.bundle_bytes(model, vocab, 8) / 1e6,
-            sizes.bundle_bytes(model, vocab, 4) / 1e6,
+            ", ".join(f"{sizes.graph_bytes(model, vocab, v) / 1e6:.1f} MB at {v.name}" for v in SMALLEST),
             sizes.cache_bytes_per_token(model) / 1e3,
             model.context_length,
         )
@@ -210,8 +213,9 @@ class Trainer:
     def _must_be_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise UserError(
-                f"training.learning_rate: {self.config.learning_rate} made the loss {loss}; lower it and start anew, "
-                "or go on from the last checkpoint with --resume"
+                "training.learning_rate",
+                f"{self.config.learning_rate} made the loss {loss}",
+                "lower it and start anew, or go on from the last checkpoint with --resume",
             )
 
     def _forward_backward(self, step: int) -> Tensor:

@@ -18,9 +18,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 if TYPE_CHECKING:
     from kiara_runtime.aio import AsyncModel
     from kiara_runtime.bundle.manifest import Bundle
-    from kiara_runtime.engine.engine import BusyError
     from kiara_runtime.engine.sequence import Piece
-    from kiara_runtime.errors import UserError
+    from kiara_runtime.errors import BusyError, UserError
     from kiara_runtime.model import Generation, Model, Score, Stream, load
     from kiara_runtime.sampling.params import SamplingParams, TokenLogprob
     from kiara_runtime.tokens.tokenizer import Tokenizer
@@ -45,7 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncModel": "aio",
     "Bundle": "bundle.manifest",
-    "BusyError": "engine.engine",
+    "BusyError": "errors",
     "Generation": "model",
     "Model": "model",
     "Piece": "engine.sequence",

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 
 from kiara_runtime.bundle.manifest import GRAPH_FOLDER, Bundle
-from kiara_runtime.engine.engine import QUEUE, SLOTS, BusyError, Engine, Runner
+from kiara_runtime.engine.engine import QUEUE, SLOTS, Engine
 from kiara_runtime.engine.prompt_store import PromptStore
+from kiara_runtime.engine.runner import Runner
 from kiara_runtime.engine.sequence import Facts, FinishReason, Piece, Sequence
 from kiara_runtime.engine.session import Device, Session
-from kiara_runtime.errors import UserError
+from kiara_runtime.errors import BusyError, ContextError, UserError
 from kiara_runtime.sampling.params import SamplingParams, TokenLogprob, check_integer
 from kiara_runtime.system.machine import machine
 from kiara_runtime.tokens.chat import Message, chat_ids
@@ -173,7 +174,7 @@ class Model:
         """`n` continuations of each prompt, all at once. The first of each is that of `generate` with the same seed."""
         check_integer("n", n, 1, 1024)
         if isinstance(prompts, str):
-            raise UserError("prompts: give a list of prompts; generate takes a single one")
+            raise UserError("prompts", "give a list of prompts", "generate takes a single one")
         params = SamplingParams(**sampling)
         ids = [self.prompt_ids(prompt) for prompt in prompts]
         found: list[Generation] = []
@@ -211,9 +212,10 @@ class Model:
         """The ids that the model is given for a prompt; raises UserError where they leave no room for a token."""
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else self.tokenizer.check_ids(prompt)
         if len(ids) >= self.context_length:
-            raise UserError(
-                f"{name}: {len(ids)} tokens leave no room in the context of {self.context_length}; "
-                f"shorten it to {self.context_length - 1} at most"
+            raise ContextError(
+                name,
+                f"{len(ids)} tokens leave no room in the model's context of {self.context_length} tokens",
+                f"shorten it to {self.context_length - 1} at most",
             )
         return ids or [self.bos_token_id]
 
@@ -290,11 +292,13 @@ def load(
 
 
 def _make_folder(folder: Path) -> None:
-    """Now, so that a name that will not do is told; a folder that is there may be one to read from only."""
+    """Now, so that a name that cannot be used is told; a folder that is there may be one to read from only."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"prompt_cache: {folder}: {error.strerror}; name a folder, or one that can be made") from None
+        raise UserError(
+            "prompt_cache", f"{folder}: {error.strerror}", "name a folder, or one that can be made"
+        ) from None
 
 
 def _identity(bundle: Bundle, variant: str | None, settings: Mapping[str, str]) -> str:

@@ -62,7 +62,7 @@ def test_help_imports_nothing_heavy(module: str) -> None:
 
 
 def test_importing_the_model_does_not_import_the_export() -> None:
-    out = _python("-c", "import sys, kiara.train, kiara.evaluate; print('kiara_export' in sys.modules)")
+    out = _python("-c", "import sys, kiara.training.trainer; print('kiara_export' in sys.modules)")
     assert out.strip() == "False"
 
 

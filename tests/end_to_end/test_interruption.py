@@ -62,8 +62,8 @@ def test_generating_stops_with_one_line(bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     slow = (
         "import time\n"
-        "from kiara_runtime.cli import main\n"
-        "from kiara_runtime.session import Cache\n"
+        "from kiara_runtime.commands.main import main\n"
+        "from kiara_runtime.engine.session import Cache\n"
         "run = Cache.run\n"
         "def slow(*arguments):\n"
         "    time.sleep(0.2)\n"
@@ -82,7 +82,7 @@ def test_generating_stops_with_one_line(bundle: Path, tmp_path: Path) -> None:
 def test_writing_commands_leave_nothing(what: str, run: Path, corpus: Path, tmp_path: Path) -> None:
     """Interrupted as soon as their temporary folder stands."""
     source = corpus if what == "prepare" else run
-    slow = "kiara.data.prepare.train_tokenizer" if what == "prepare" else "kiara_export.variants.trace"
+    slow = "kiara.data.prepare.train_tokenizer" if what == "prepare" else "kiara_export.candidates.makers.trace"
     module, _, name = slow.rpartition(".")
     script = (
         f"import sys, time, {module} as m\n"
@@ -90,7 +90,7 @@ def test_writing_commands_leave_nothing(what: str, run: Path, corpus: Path, tmp_
         "    print('working', flush=True)\n"
         "    time.sleep(60)\n"
         f"m.{name} = wait\n"
-        "from kiara.cli import main\n"
+        "from kiara.commands.main import main\n"
         "main()\n"
     )
     started = time.monotonic()
@@ -108,7 +108,7 @@ def test_signals_end_what_waits_and_what_computes_without_python(
     """The second kind of work is one call of minutes, in which Python hears no signal."""
     script = (
         "import hashlib, time; from pathlib import Path\n"
-        "from kiara.cli import main; from kiara.files import new_folder\n"
+        "from kiara.commands.main import main; from kiara.files import new_folder\n"
         "@main.command()\n"
         "def work():\n"
         "    with new_folder(Path('out'), 'bundle') as folder:\n"
@@ -123,7 +123,7 @@ def test_signals_end_what_waits_and_what_computes_without_python(
 def test_a_command_that_saves_first_gets_the_time_for_it(tmp_path: Path) -> None:
     """Longer than a long call gets: training has given the signal back by then."""
     script = (
-        "import time; from kiara.cli import main; from kiara.train import stop_request\n"
+        "import time; from kiara.commands.main import main; from kiara.training.trainer import stop_request\n"
         "@main.command()\n"
         "def work():\n"
         "    with stop_request() as stopping:\n"
@@ -143,7 +143,7 @@ def test_bench_takes_its_child_along(number: signal.Signals, bundle: Path, tmp_p
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, time\n"
         "if 'kiara_runtime.verify.bench' in sys.orig_argv:\n"
-        "    import threading; import kiara_runtime.bench as bench\n"
+        "    import threading; import kiara_runtime.verify.bench as bench\n"
         "    threading.Thread(target=bench._end_with_parent, daemon=True).start()\n"
         "    os.write(2, b'')\n"
         "    open('child', 'w').write(str(os.getpid())); time.sleep(600)\n"
@@ -170,11 +170,11 @@ def test_learning_the_tokenizer_ends_at_once(number: int, tmp_path: Path) -> Non
     letters = random.Random(1).choices("ACGT", k=1_500_000)
     (source / "letters.txt").write_text("".join(letters), "utf-8")
     script = (
-        "import kiara.prepare as m\n"
+        "import kiara.data.prepare as m\n"
         "learn = m.train_tokenizer\n"
         "def told(seconds): print('working', flush=True)\n"
         "m.train_tokenizer = lambda texts, size, waiting: learn(texts, size, told)\n"
-        "from kiara.cli import main\n"
+        "from kiara.commands.main import main\n"
         "main()\n"
     )
     command = [sys.executable, "-c", script, "prepare", source, "--out", "out", "--set", "tokenizer.vocab_size=32768"]

@@ -23,9 +23,9 @@ from kiara_runtime.model import load
 
 IMPATIENT = """
 import sys
-import kiara_runtime.server.connections as home
+import kiara_runtime.server.http as home
 home.RECEIVE_SECONDS, home.IDLE_SECONDS, home.CLEANUP_SECONDS = 0.5, 1, 1
-from kiara_runtime.cli import main
+from kiara_runtime.commands.main import main
 main(sys.argv[1:])
 """
 LONG: dict[str, Any] = {"prompt": "x", "max_tokens": 90, "ignore_eos": True}
@@ -228,7 +228,7 @@ def test_urgent_data_ends_a_connection_and_keeps_nobody_busy(bundle: Path) -> No
 
 @pytest.mark.parametrize("behind", [b"\r\n", b"GET /hea", b"POST /x HTTP/1.1\r\nExpect: 100-continue\r\n"])
 def test_what_comes_behind_a_request_does_not_cut_its_answer(bundle: Path, behind: bytes) -> None:
-    slowly = SLOW.partition("from kiara_runtime.cli")[0]
+    slowly = SLOW.partition("from kiara_runtime.commands.main")[0]
     with served(bundle, program=slowly + IMPATIENT) as server:
         connection = server.send({**LONG, "stream": True})
         connection.sendall(behind)  # nothing comes after it for longer than a request may take
@@ -294,7 +294,7 @@ def test_who_asked_twice_at_once_and_leaves_is_noticed(bundle: Path) -> None:
 
 
 def test_a_signal_while_the_model_loads_ends_it_orderly(bundle: Path) -> None:
-    hangs = "import kiara_runtime.generate as home\nhome.load = lambda *_: time.sleep(60)\n"
+    hangs = "import kiara_runtime.model as home\nhome.load = lambda *_: time.sleep(60)\n"
     program = SLOW.replace("main(sys", f"{hangs}main(sys")
     with served(bundle, ready=False, program=program) as server:
         assert server.get("/ready")[0] == 503

@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_line(
     """Files that may not grow past 40 KiB fail as a full disk does."""
     places = {"corpus": corpus, "data": dataset.folder, "source": source, "run": run}
     words = " ".join(word.format(**places) for word in FULL[command])
-    script = f"ulimit -f 40; exec {sys.executable} -c 'from kiara.cli import main; main()' {words}"
+    script = f"ulimit -f 40; exec {sys.executable} -c 'from kiara.commands.main import main; main()' {words}"
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: ")

@@ -265,7 +265,7 @@ def _product(node: ir.Node, weight: ir.Value) -> list[ir.Node]:
 def _to_half(array: NDArray[np.float32]) -> NDArray[np.float16]:
     largest = float(np.abs(array).max(initial=0))
     if largest > np.finfo(np.float16).max:
-        raise UserError(f"--quantize fp16: a weight is {largest:.3g}, beyond what float16 holds; leave fp16 out")
+        raise UserError("--quantize fp16", f"a weight is {largest:.3g}, beyond what float16 holds", "leave fp16 out")
     return array.astype(np.float16)
 
 

@@ -24,10 +24,10 @@ from kiara.model.gpt import GPT
 from kiara_export.proof.reference import Reference
 from kiara_export.proof.verify import departing_layer
 from kiara_runtime.bundle.manifest import Architecture
+from kiara_runtime.bundle.variants import Limits, Variant
 from kiara_runtime.engine.session import Session
 from kiara_runtime.tokens.tokenizer import Tokenizer
 from kiara_runtime.verify.agreement import PathAgreement, cached
-from kiara_runtime.verify.kernels import MIN_END_AGREEMENT, MIN_PATH_AGREEMENT
 
 MAX_TOKENS, MIN_TOKENS = 1 << 16, 1 << 13  # of held-out text that the variants are judged on
 MAX_WORK = 1e12  # tokens times parameters: a dozen seconds a variant on two cores
@@ -37,29 +37,6 @@ MANY = {"session.intra_op.allow_spinning": "0"}  # several sessions: threads tha
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 LEAST_BITS = 0.5  # a byte: on text that says less, such as a line over and over, next to nothing is a large part
 RUN, LEAST_RUNS = 64, 16  # tokens of a run in a standard error, and how many runs there are at least
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a variant may cost. bits_per_byte_loss: relative to float32, or to LEAST_BITS where that has fewer; the
-    others: at least this part agrees.
-
-    All of them are meant for text without end. Of what some text shows two standard errors are taken off.
-    """
-
-    bits_per_byte_loss: float
-    top1_agreement: float
-    path_agreement: float
-    other_paths: float  # prompts' last logits and padded batches, of which few positions are tried
-    end_of_context: float = MIN_END_AGREEMENT
-
-
-LIMITS = {
-    "int8": Limits(0.003, 0.9, 0.95, MIN_PATH_AGREEMENT["int8"]),
-    "int4": Limits(0.02, 0.75, MIN_PATH_AGREEMENT["int4"], MIN_PATH_AGREEMENT["int4"]),
-    "fp16": Limits(0.001, 0.97, MIN_PATH_AGREEMENT["fp16"], MIN_PATH_AGREEMENT["fp16"]),
-    "int8-dynamic": Limits(0.003, 0.9, 0.92, MIN_PATH_AGREEMENT["int8-dynamic"]),
-}
 
 
 @dataclass(frozen=True)
@@ -99,8 +76,11 @@ class Judge:
         self.tokens = min(affordable, split.targets)
 
     def measure(
-        self, float32: Session, variants: Mapping[str, Session], advance: Callable[[int], None] = lambda tokens: None
-    ) -> tuple[Metrics, dict[str, Comparison]]:
+        self,
+        float32: Session,
+        variants: Mapping[Variant, Session],
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> tuple[Metrics, dict[Variant, Comparison]]:
         """Metrics of float32, and of each variant what tells its quality."""
         tally = Tally(self._tokenizer)
         seen = {name: Comparison(self._tokenizer, self._text_bytes) for name in variants}
@@ -158,10 +138,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """Where a variant costs more than it may. field: of Limits. what: the same for a person."""
+    """Where a variant costs more than it may. field: of Limits. problem: the same for a person."""
 
     field: str
-    what: str
+    problem: str
 
 
 def shortfall(quality: Quality, limits: Limits) -> Shortfall | None:
@@ -169,8 +149,8 @@ def shortfall(quality: Quality, limits: Limits) -> Shortfall | None:
     loss, error = quality.bits_per_byte_loss, quality.bits_per_byte_loss_error
     allowed = limits.bits_per_byte_loss * max(1.0, LEAST_BITS / max(quality.metrics.bits_per_byte, 1e-9))
     if not loss - 2 * error <= allowed:  # also where it is not a number
-        what = f"loses {loss:.2%} ± {error:.2%} of its bits per byte, where {allowed:.2%} is allowed"
-        return Shortfall("bits_per_byte_loss", what)
+        problem = f"loses {loss:.2%} ± {error:.2%} of its bits per byte, where {allowed:.2%} is allowed"
+        return Shortfall("bits_per_byte_loss", problem)
     paths = quality.paths
     for field, part, positions in (
         ("top1_agreement", quality.top1_agreement, quality.metrics.tokens),

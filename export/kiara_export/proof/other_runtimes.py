@@ -20,14 +20,13 @@ from typing import Any
 
 from kiara.console import progress
 from kiara.data.dataset import Split
-from kiara_runtime.bundle.manifest import VARIANT_FILES
+from kiara_runtime.bundle.variants import Variant
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model, load
 from kiara_runtime.tokens.tokenizer import Tokenizer
 
 PROMPTS, PROMPT_TOKENS = 20, 24
 IDENTICAL_TOKENS, MAX_TOKENS = 64, 256  # that must be identical; that are looked at for a first difference
-JAVASCRIPT_TYPES = {"int8": "q8", "int4": "q4", "fp16": "fp16", "int8-dynamic": "int8", "fp32": "fp32"}
 HERE = Path(__file__).parent
 
 
@@ -37,20 +36,22 @@ class Check:
 
     runtime: str
     require: Callable[[], None]
-    command: Callable[[str], list[str]]
+    command: Callable[[Variant], list[str]]
 
 
 def _require_genai() -> None:
     if find_spec("onnxruntime_genai") is None:
-        raise UserError("--check-with genai: pip install 'kiara-slm[interop]', which brings onnxruntime-genai")
+        raise UserError("--check-with genai", "onnxruntime-genai is not installed", "pip install 'kiara-slm[interop]'")
 
 
 def _require_transformers_js() -> None:
     if shutil.which("node") is None:
-        raise UserError("--check-with transformersjs: needs Node.js (20 or newer); install it")
+        raise UserError("--check-with transformersjs", "needs Node.js (20 or newer)", "install it")
     command = ["node", "-e", "require.resolve('@huggingface/transformers')"]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        raise UserError("--check-with transformersjs: npm install @huggingface/transformers, in this folder")
+        raise UserError(
+            "--check-with transformersjs", "the package is not in this folder", "npm install @huggingface/transformers"
+        )
 
 
 CHECKS = {
@@ -58,7 +59,7 @@ CHECKS = {
     "transformersjs": Check(
         "transformers.js",
         _require_transformers_js,
-        lambda variant: ["node", str(HERE / "check_transformers.cjs"), JAVASCRIPT_TYPES[variant]],
+        lambda variant: ["node", str(HERE / "check_transformers.cjs"), variant.transformers_js],
     ),
 }
 
@@ -69,18 +70,22 @@ def prompts_of(split: Split, tokenizer: Tokenizer, context_length: int) -> list[
     room = context_length - 2 * PROMPT_TOKENS
     if not prompts or room < 1:
         raise UserError(
-            f"--check-with: {len(prompts)} prompts of held-out text and {max(0, room)} tokens of the context are left "
-            "to compare; leave it out"
+            "--check-with",
+            f"{len(prompts)} prompts of held-out text and {max(0, room)} tokens of the context are left to compare",
+            "leave it out",
         )
     return prompts
 
 
-def greedy_agreement(check: Check, bundle: Path, variant: str, prompts: list[str]) -> dict[str, Any]:
+def greedy_agreement(check: Check, bundle: Path, variant: Variant, prompts: list[str]) -> dict[str, Any]:
     """How far the other runtime's greedy tokens are ours; raises UserError where the runtime fails."""
-    model = load(bundle, variant)
+    model = load(bundle, variant.name)
     tokens = min(MAX_TOKENS, model.context_length - 2 * PROMPT_TOKENS)
     asked = {"prompts": prompts, "max_tokens": tokens}
-    with _opened_by_others(bundle, variant) as folder, progress(f"{check.runtime} {variant}", len(prompts)) as advance:
+    with (
+        _opened_by_others(bundle, variant) as folder,
+        progress(f"{check.runtime} {variant.name}", len(prompts)) as advance,
+    ):
         theirs = _run([*check.command(variant), str(folder)], json.dumps(asked), check.runtime)
         firsts = []
         for prompt, other in zip(prompts, theirs["continuations"], strict=True):
@@ -89,7 +94,7 @@ def greedy_agreement(check: Check, bundle: Path, variant: str, prompts: list[str
     identical = sum(first is None or first >= min(IDENTICAL_TOKENS, tokens) for first in firsts)
     return {
         "runtime": check.runtime,
-        "variant": variant,
+        "variant": variant.name,
         "version": theirs["version"],
         "onnxruntime": theirs.get("onnxruntime"),
         "prompts": len(prompts),
@@ -140,7 +145,7 @@ def _first_difference(model: Model, prompt: str, other: dict[str, Any], tokens: 
 
 
 @contextmanager
-def _opened_by_others(bundle: Path, variant: str) -> Iterator[Path]:
+def _opened_by_others(bundle: Path, variant: Variant) -> Iterator[Path]:
     """The bundle's own files, with onnxruntime-genai's configuration pointing at `variant`."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "bundle")
@@ -149,7 +154,7 @@ def _opened_by_others(bundle: Path, variant: str) -> Iterator[Path]:
             if path.is_file():
                 (folder / path.relative_to(bundle)).symlink_to(path.resolve())
         config = json.loads((bundle / "genai_config.json").read_text("utf-8"))
-        config["model"]["decoder"]["filename"] = VARIANT_FILES[variant]
+        config["model"]["decoder"]["filename"] = variant.file
         (folder / "genai_config.json").unlink()
         (folder / "genai_config.json").write_text(json.dumps(config), "utf-8")
         yield folder
@@ -160,5 +165,7 @@ def _run(command: list[str], asked: str, runtime: str) -> dict[str, Any]:
     done = subprocess.run(command, input=asked, capture_output=True, text=True, env=environment, check=False)
     if done.returncode or not done.stdout.strip():
         said = " ".join(done.stderr.split())[-400:]
-        raise UserError(f"{runtime} cannot run the bundle ({said})")
+        raise UserError(
+            "--check-with", f"{runtime} cannot run the bundle ({said})", "use another version of it, or leave it out"
+        )
     return json.loads(done.stdout.splitlines()[-1])

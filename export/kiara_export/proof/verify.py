@@ -93,13 +93,15 @@ def _compare(path: str, expected: Logits, found: Logits, session: Session, refer
         allowed = max(tolerance(session.architecture.context_length) * scale, rounding)
     if not difference <= allowed:  # also where it is not a number
         raise UserError(
-            f"verification: {path} of the float32 graph differs from PyTorch by {difference:.2g} where "
-            f"{allowed:.2g} is allowed, {_first_departing(session, reference)}; no bundle was written"
+            "verification",
+            f"{path} of the float32 graph differs from PyTorch by {difference:.2g} where "
+            f"{allowed:.2g} is allowed, {_first_departing(session, reference)}",
+            "no bundle was written",
         )
     # Choices may differ only between tokens that PyTorch itself cannot tell apart within the tolerance.
     chosen = np.take_along_axis(expected, found.argmax(-1)[..., None], axis=-1)[..., 0]
     if float((expected.max(-1) - chosen).max()) > 2 * allowed:
-        raise UserError(f"verification: {path} chooses another token than PyTorch; no bundle was written")
+        raise UserError("verification", f"{path} chooses another token than PyTorch", "no bundle was written")
     return Agreement(path, difference, scale, len(expected))
 
 

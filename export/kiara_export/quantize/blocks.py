@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kiara_runtime.bundle.variants import VARIANTS
 from kiara_runtime.errors import UserError
 
-BLOCK_SIZES = (64, 32, 16)
 SLAB = 1024  # rows
 SMALLEST_SCALE = np.float32(2.0**-24)  # of float16
 
@@ -65,18 +65,20 @@ class Blocks:
         return ((self.values - zeros) * self.scales.astype(np.float32)[..., None]).reshape(self.rows, self.columns)
 
 
-def block_size(columns: int, sizes: tuple[int, ...] = BLOCK_SIZES) -> int:
+def block_size(columns: int, sizes: tuple[int, ...]) -> int:
     """The largest block that divides a matrix's inputs; raises UserError where none does."""
     size = next((size for size in sizes if columns % size == 0), None)
     if size is None:
-        raise UserError(f"--quantize: a matrix has {columns} inputs, no multiple of 16; export it with none or fp16")
+        raise UserError(
+            "--quantize", f"a matrix has {columns} inputs, no multiple of 16", "export it with none or fp16"
+        )
     return size
 
 
-def round_int8(weight: NDArray[np.float32], largest: int = BLOCK_SIZES[0]) -> Blocks:
-    """Symmetric 8-bit blocks, each from its largest weight. weight: (out, in). largest: a block's size at most."""
+def round_int8(weight: NDArray[np.float32], sizes: tuple[int, ...] = VARIANTS[0].blocks) -> Blocks:
+    """Symmetric 8-bit blocks, each from its largest weight. weight: (out, in). sizes: of a block, the first to fit."""
     rows, columns = weight.shape
-    size = block_size(columns, tuple(size for size in BLOCK_SIZES if size <= largest))
+    size = block_size(columns, sizes)
     values = np.empty((rows, columns // size, size), dtype=np.uint8)
     scales = np.empty(values.shape[:2], dtype=np.float16)
     for start in range(0, rows, SLAB):  # a large table's intermediate values would take many times its size
@@ -97,7 +99,7 @@ def per_channel(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[
 def half_scales(scales: NDArray[np.float32]) -> NDArray[np.float16]:
     """Rounded to what is stored, before the weights are: so the rounding of scales costs nothing. Never zero."""
     if scales.max(initial=0) > np.finfo(np.float16).max:
-        raise UserError(f"--quantize: a scale of {scales.max():.3g} is beyond float16; export it with none")
+        raise UserError("--quantize", f"a scale of {scales.max():.3g} is beyond float16", "export it with none")
     return np.maximum(scales, SMALLEST_SCALE).astype(np.float16)
 
 

@@ -22,27 +22,26 @@ from kiara_export.quantize.mixed import Choice
 CALIBRATION_TOKENS = 1 << 14
 SLOPE_TOKENS, SLOPE_LENGTH = 1 << 11, 256  # a backward pass holds the activations of one window
 MAX_LENGTH, ROWS = 512, 8  # of a window, and windows a pass
-INT4_BLOCKS = (32, 16)
 DAMPING = 0.01  # of H's mean diagonal, added to it (the paper's)
 SHRINKS = torch.linspace(0.7, 1.0, 13)  # of a block's range: cutting its extremes off can fit the rest better
 TOP = 15  # the largest value of 4 bits
 
 
 def calibrate_int4(
-    model: GPT, split: Split, costs: bool, advance: Callable[[int], None] = lambda layers: None
+    model: GPT, split: Split, blocks: tuple[int, ...], costs: bool, advance: Callable[[int], None] = lambda layers: None
 ) -> dict[str, Choice]:
     """Each matrix of the layers at 4 and at 8 bits, by its name in the traced graph.
 
-    The weights of `model` are rounded as it goes. costs: estimate what each loses, which takes a backward pass.
-    advance: told of each finished layer.
+    The weights of `model` are rounded as it goes. blocks: sizes of a block, the first that fits. costs: estimate what
+    each loses, which takes a backward pass. advance: told of each finished layer.
     """
     slopes = output_slopes(model, split) if costs else {}
     with torch.inference_mode():
-        return dict(_layer_by_layer(model, split, slopes, advance))
+        return dict(_layer_by_layer(model, split, blocks, slopes, advance))
 
 
 def _layer_by_layer(
-    model: GPT, split: Split, slopes: dict[str, Tensor], advance: Callable[[int], None]
+    model: GPT, split: Split, blocks: tuple[int, ...], slopes: dict[str, Tensor], advance: Callable[[int], None]
 ) -> Iterator[tuple[str, Choice]]:
     length = min(model.config.context_length, MAX_LENGTH)
     batches = list(windows(split, length, CALIBRATION_TOKENS, ROWS))
@@ -59,7 +58,7 @@ def _layer_by_layer(
         for hook in hooks:
             hook.remove()
         for name, part in linears.items():
-            four, eight = gptq(part.weight, moments[name] / tokens), round_int8(part.weight.numpy())
+            four, eight = gptq(part.weight, moments[name] / tokens, blocks), round_int8(part.weight.numpy())
             error = part.weight - torch.from_numpy(four.weight())
             full = f"model.layers.{i}.{name}.weight"
             slope = slopes.get(full, torch.zeros(error.shape[0]))
@@ -106,14 +105,14 @@ def _adding(moments: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
 
 
 @torch.inference_mode()
-def gptq(weight: Tensor, moments: Tensor) -> Blocks:
+def gptq(weight: Tensor, moments: Tensor, blocks: tuple[int, ...]) -> Blocks:
     """4-bit blocks of weight (out, in) for inputs with second moments (in, in).
 
     Columns go by falling importance, each on the grid of the block where it lies: the errors of the important
     ones can be paid back by all the others.
     """
     rows, columns = weight.shape
-    size = block_size(columns, INT4_BLOCKS)
+    size = block_size(columns, blocks)
     importance = moments.diagonal()
     grouped = weight.view(rows, -1, size)
     scales, zeros = search_grid(grouped, importance.view(-1, size))

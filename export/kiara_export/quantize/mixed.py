@@ -66,8 +66,9 @@ class Mixed:
 def over_budget(least: int, budget: int) -> UserError:
     """least: bytes of the smallest graph."""
     return UserError(
-        f"--budget {budget / 1e6:.2f}MB: the smallest graph takes {least / 1e6:.2f}MB; allow that, or "
-        "take a smaller model"
+        f"--budget {budget / 1000000.0:.2f}MB",
+        f"the smallest graph takes {least / 1000000.0:.2f}MB",
+        "allow that, or take a smaller model",
     )
 
 

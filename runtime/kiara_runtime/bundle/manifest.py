@@ -24,14 +24,6 @@ FORMAT = (1, 0)  # a reader refuses a newer first number and ignores a newer sec
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_DIMENSION = 1 << 24  # of anything in an architecture
 GRAPH_FOLDER = "onnx"
-# In the order of preference: the first that a bundle has is its default. The names are those of transformers.js.
-VARIANT_FILES = {
-    "int8": "onnx/model_quantized.onnx",
-    "int4": "onnx/model_q4.onnx",
-    "int8-dynamic": "onnx/model_int8.onnx",
-    "fp32": "onnx/model.onnx",
-    "fp16": "onnx/model_fp16.onnx",
-}
 _SELF_HASH = re.compile(rb'"sha256": "([0-9a-f]{64})"\n}\n\Z')
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?\Z")
 
@@ -61,17 +53,20 @@ class Bundle:
     def open(cls, folder: str | Path) -> Bundle:
         """Read the manifest; raises UserError where it is missing, damaged or of a newer format."""
         if not isinstance(folder, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance] - Python does not check
-            raise UserError(f"path: {folder!r:.60} is no path of a bundle")
+            raise UserError("path", "is no path", "name a bundle's folder", value=folder)
         path = Path(folder)
         if not path.is_dir():
-            what = "a file; name the folder it is in" if path.is_file() else "there is no such folder; name a bundle"
-            raise UserError(f"{path}: {what}")
+            raise (
+                UserError(path, "a file", "name the folder it is in")
+                if path.is_file()
+                else UserError(path, "there is no such folder", "name a bundle")
+            )
         try:
             return _interpret(path, _read_manifest(path))
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path / MANIFEST}: not a manifest of this format ({error!r}); export it again") from None
+            raise UserError(path / MANIFEST, f"not a manifest of this format ({error!r})", "export it again") from None
 
     @property
     def variants(self) -> list[str]:
@@ -80,7 +75,7 @@ class Bundle:
 
     def variant_file(self, variant: str | None) -> str:
         if variant is not None and variant not in self.variants:
-            raise UserError(f"variant: {variant!r} is not in {self.folder}; it has {', '.join(self.variants)}")
+            raise UserError("variant", f"is not in {self.folder}", f"it has {', '.join(self.variants)}", value=variant)
         return str(self.manifest["variants"][variant or self.variants[0]]["file"])
 
     def check(self, names: Iterable[str] | None = None) -> None:
@@ -90,7 +85,7 @@ class Bundle:
         # A graph may name files beside it as its weights: none may lie there that was not checked.
         for path in sorted((self.folder / GRAPH_FOLDER).glob("*")):
             if f"{GRAPH_FOLDER}/{path.name}" not in self.manifest["files"]:
-                raise UserError(f"{path}: not listed in {MANIFEST}; move it out of the bundle")
+                raise UserError(path, f"not listed in {MANIFEST}", "move it out of the bundle")
 
     def files_of(self, variant: str | None) -> list[str]:
         """What a run of `variant` stands on: every file but the other variants' graphs."""
@@ -107,23 +102,27 @@ class Bundle:
         try:
             names = external_files(path)
         except (ValueError, OSError) as error:
-            raise UserError(f"{path}: no ONNX graph ({error}); export the bundle again") from None
+            raise UserError(path, f"no ONNX graph ({error})", "export the bundle again") from None
         for name in names:
             if "/" in name or "\\" in name or f"{GRAPH_FOLDER}/{name}" not in self.manifest["files"]:
-                raise UserError(f"{path}: wants weights from {name!r:.80}, which is no file of the bundle; refused")
+                raise UserError(path, f"wants weights from {name!r:.80}, which is no file of the bundle", "refused")
             self._check_file(f"{GRAPH_FOLDER}/{name}")
         return path
 
     def _check_file(self, name: str) -> None:
         path, expected = self.folder / name, self.manifest["files"][name]
         if path.is_symlink() or (path.parent != self.folder and path.parent.is_symlink()):
-            raise UserError(f"{path}: a symbolic link, which no bundle holds; export the bundle again")
+            raise UserError(path, "a symbolic link, which no bundle holds", "export the bundle again")
         if not path.is_file():
-            raise UserError(f"{path}: missing; copy the whole bundle again or export it again")
+            raise UserError(path, "missing", "copy the whole bundle again or export it again")
         if path.stat().st_size != expected["size"]:
-            raise UserError(f"{path}: damaged, {path.stat().st_size} bytes where {expected['size']} are recorded")
+            raise UserError(
+                path,
+                f"damaged, {path.stat().st_size} bytes where {expected['size']} are recorded",
+                "copy or export the bundle again",
+            )
         if hash_file(path) != expected["sha256"]:
-            raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; copy or export the bundle again")
+            raise UserError(path, "damaged, its SHA-256 is not the recorded one", "copy or export the bundle again")
 
 
 def _interpret(path: Path, manifest: dict[str, Any]) -> Bundle:
@@ -133,20 +132,20 @@ def _interpret(path: Path, manifest: dict[str, Any]) -> Bundle:
     for name in names:
         if not 1 <= getattr(architecture, name) <= MAX_DIMENSION:
             raise UserError(
-                f"{path / MANIFEST}: {name} {getattr(architecture, name)} is out of bounds; export it again"
+                path / MANIFEST, f"{name} {getattr(architecture, name)} is out of bounds", "export it again"
             )
     bos, *eos = (int(i) for i in (manifest["bos_token_id"], *manifest["eos_token_ids"]))
     if not eos or not all(0 <= i < architecture.vocab_size for i in (bos, *eos)):
-        raise UserError(f"{path / MANIFEST}: a bos or eos token id is outside the vocabulary; export it again")
+        raise UserError(path / MANIFEST, "a bos or eos token id is outside the vocabulary", "export it again")
     files, graphs = manifest["files"], [variant["file"] for variant in manifest["variants"].values()]
     for name, entry in files.items():
         _ = _check_name(name), entry["size"] + 0, entry["sha256"] + ""
     for name in ("tokenizer.json", "tokenizer_config.json", *graphs):
         if _check_name(name) not in files:
-            raise UserError(f"{path / MANIFEST}: {name} is not listed in it; export it again")
+            raise UserError(path / MANIFEST, f"{name} is not listed in it", "export it again")
     for name in graphs:
         if not name.startswith(f"{GRAPH_FOLDER}/"):
-            raise UserError(f"{path / MANIFEST}: the graph {name} is not in {GRAPH_FOLDER}; export it again")
+            raise UserError(path / MANIFEST, f"the graph {name} is not in {GRAPH_FOLDER}", "export it again")
     _ = graphs[0], [(str(g["text"]), list(g["ids"])) for g in manifest["tokenizer"]["golden"]]
     return Bundle(path, manifest, architecture, frozenset(eos), bos)
 
@@ -177,27 +176,29 @@ def io_names(layers: int) -> tuple[list[str], list[str]]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
-        raise UserError(f"{path}: missing, so {folder} is not a bundle; name one that `kiara export` wrote")
+        raise UserError(path, f"missing, so {folder} is not a bundle", "name one that `kiara export` wrote")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise UserError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB, which no manifest is")
+        raise UserError(
+            path, f"larger than {MAX_MANIFEST_BYTES >> 20} MiB, which no manifest is", "export the bundle again"
+        )
     data = path.read_bytes()
     found = _SELF_HASH.search(data)
     if not found:
-        raise UserError(f"{path}: damaged, its own hash is not where it belongs; copy or export the bundle again")
+        raise UserError(path, "damaged, its own hash is not where it belongs", "copy or export the bundle again")
     if hashlib.sha256(data[: found.start(1)] + b"0" * 64 + data[found.end(1) :]).digest() != bytes.fromhex(
         found[1].decode()
     ):
-        raise UserError(f"{path}: damaged, its SHA-256 is not the recorded one; copy or export the bundle again")
+        raise UserError(path, "damaged, its SHA-256 is not the recorded one", "copy or export the bundle again")
     manifest = cast("dict[str, Any]", json.loads(data))
     version = str(manifest.get("format_version"))
     if int(version.split(".")[0]) > FORMAT[0]:
         ours = ".".join(map(str, FORMAT))
-        raise UserError(f"{path}: bundle format {version} is newer than this runtime's {ours}; update kiara-runtime")
+        raise UserError(path, f"bundle format {version} is newer than this runtime's {ours}", "update kiara-runtime")
     return manifest
 
 
 def _check_name(name: str) -> str:
     """A plain relative name at most one folder deep, so that nothing outside the bundle is ever touched."""
     if not _SAFE_NAME.match(name):
-        raise UserError(f"{MANIFEST}: {name!r} is no name of a file inside a bundle")
+        raise UserError(MANIFEST, "is no name of a file inside a bundle", "export the bundle again", value=name)
     return name

@@ -35,7 +35,9 @@ def read_private_key(path: Path) -> PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     if not isinstance(key, Ed25519PrivateKey):
-        raise UserError(f"--sign-key {path}: not an Ed25519 private key; make one: openssl genpkey -algorithm ed25519")
+        raise UserError(
+            f"--sign-key {path}", "not an Ed25519 private key", "make one: openssl genpkey -algorithm ed25519"
+        )
     return PrivateKey(key, hashlib.sha256(key.public_key().public_bytes_raw()).hexdigest())
 
 
@@ -51,7 +53,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     if not isinstance(key, Ed25519PublicKey):
-        raise UserError(f"--public-key {public_key}: not an Ed25519 public key; openssl pkey -pubout writes one")
+        raise UserError(f"--public-key {public_key}", "not an Ed25519 public key", "openssl pkey -pubout writes one")
     check_signature_by(folder, key)
 
 
@@ -61,12 +63,12 @@ def check_signature_by(folder: Path, key: Ed25519PublicKey) -> None:
 
     path = folder / SIGNATURE
     if path.is_symlink() or not path.is_file():
-        raise UserError(f"{path}: missing, the bundle is not signed; export it with --sign-key")
+        raise UserError(path, "missing, the bundle is not signed", "export it with --sign-key")
     try:
         signature = base64.b64decode(path.read_bytes()[:1024], validate=False)
         key.verify(signature, (folder / MANIFEST).read_bytes())
     except (InvalidSignature, ValueError):
-        raise UserError(f"{path}: not the signature of {MANIFEST} by this key; do not trust the bundle") from None
+        raise UserError(path, f"not the signature of {MANIFEST} by this key", "do not trust the bundle") from None
 
 
 def _read_key(option: str, path: Path, kind: str) -> Ed25519PrivateKey | Ed25519PublicKey | Any:
@@ -74,11 +76,13 @@ def _read_key(option: str, path: Path, kind: str) -> Ed25519PrivateKey | Ed25519
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
     except ImportError:
-        raise UserError(f"{option}: needs the extra; pip install 'kiara-runtime[signing]'") from None
+        raise UserError(option, "needs the extra", "pip install 'kiara-runtime[signing]'") from None
     if not path.is_file() or path.stat().st_size > MAX_KEY_BYTES:
-        raise UserError(f"{option} {path}: there is no such key file; name a PEM file")
+        raise UserError(f"{option} {path}", "there is no such key file", "name a PEM file")
     data = path.read_bytes()
     try:
         return load_pem_private_key(data, password=None) if kind == "private" else load_pem_public_key(data)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise UserError(f"{option} {path}: not a {kind} key in PEM without a password; name an Ed25519 one") from None
+        raise UserError(
+            f"{option} {path}", f"not a {kind} key in PEM without a password", "name an Ed25519 one"
+        ) from None

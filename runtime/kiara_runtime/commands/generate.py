@@ -85,7 +85,7 @@ def run_generate(
     sampling["seed"] = SamplingParams(**sampling).seed  # one is drawn here, so that it can be told
     text = _piped() if prompt is None else prompt
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError("prompt: not UTF-8; convert it (iconv)")
+        raise UserError("prompt", "not UTF-8", "convert it (iconv)")
     given = model.chat_prompt([{"role": "user", "content": text}]) if chat else text
     shown = text if echo else ""
     if n == 1 and not as_json:
@@ -124,4 +124,4 @@ def _piped() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
-        raise UserError(f"prompt: standard input is not UTF-8 at byte {error.start}; convert it (iconv)") from None
+        raise UserError("prompt", f"standard input is not UTF-8 at byte {error.start}", "convert it (iconv)") from None

@@ -17,7 +17,6 @@ from kiara_runtime.commands.serve import serve
 from kiara_runtime.errors import UserError
 from kiara_runtime.system.console import forget_reader, json_text, show_anything, tell
 from kiara_runtime.system.interrupts import CODES, LINES, Terminated, leave, orderly_end
-from kiara_runtime.tokens.golden import load_tokenizer
 
 if TYPE_CHECKING:
     from kiara_runtime.engine.session import Device
@@ -181,7 +180,7 @@ def info(bundle: Path, as_json: bool) -> None:
         lines = list(_describe(bundle, manifest))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{bundle}: its manifest tells less than this version shows ({error!r}); --json prints it"
+            bundle, f"its manifest tells less than this version shows ({error!r})", "--json prints it"
         ) from None
     click.echo("\n".join(lines))
 
@@ -218,6 +217,7 @@ def verify(bundle: Path, deep: bool, public_key: Path | None) -> None:
     """
     from kiara_runtime.bundle.manifest import Bundle
     from kiara_runtime.engine.session import Session
+    from kiara_runtime.tokens.golden import load_tokenizer
 
     opened = Bundle.open(bundle)
     if public_key is not None:

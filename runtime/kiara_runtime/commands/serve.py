@@ -60,7 +60,7 @@ def serve(
         from kiara_runtime.server.lifecycle import serve as run
         from kiara_runtime.server.service import Settings
     except ModuleNotFoundError as error:
-        raise UserError(f"serve: needs the package {error.name}; {EXTRA}") from None
+        raise UserError("serve", f"needs the package {error.name}", EXTRA) from None
     from kiara_runtime.model import load
 
     _check(allow_host, r"[A-Za-z0-9._-]+", "--allow-host", "give a name without a port, such as llm.lan")
@@ -72,7 +72,7 @@ def serve(
     )
     keys = read_keys(_lines(api_key_file)) if api_key_file else frozenset[str]()
     if api_key_file and not keys:
-        raise UserError(f"--api-key-file {api_key_file}: holds no key; write one a line")
+        raise UserError(f"--api-key-file {api_key_file}", "holds no key", "write one a line")
     guard = Guard(keys, frozenset(name.lower() for name in allow_host), frozenset(map(_origin, cors_origin)))
     settings = Settings(slots=slots, queue=queue, guard=guard, **limits)  # pyright: ignore[reportArgumentType]
     room = (slots + queue) * slots  # what requests that are in may bring at once
@@ -90,7 +90,7 @@ def serve(
 def _check(values: tuple[str, ...], form: str, option: str, remedy: str) -> None:
     for value in values:
         if not re.fullmatch(form, value):
-            raise UserError(f"{option} {value}: can match nothing; {remedy}")
+            raise UserError(f"{option} {value}", "can match nothing", remedy)
 
 
 def _origin(value: str) -> str:
@@ -103,4 +103,4 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"--api-key-file {path}: is no text; write one key a line") from None
+        raise UserError(f"--api-key-file {path}", "is no text", "write one key a line") from None

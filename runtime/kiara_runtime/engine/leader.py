@@ -1,4 +1,6 @@
-"""One step at a time, made by whoever waits for its outcome: no thread of its own that could hang at a fork or an exit.
+"""Leader and followers (Schmidt et al. 2000): one of those who wait makes the next step for all.
+
+There is no thread of its own that could hang at a fork or an exit.
 
 After a step only those are woken who have something to fetch, and whoever leaves sees to it that another goes on:
 with forty that wait, all of them waking for every step would take as long as the step of a small model.
@@ -15,7 +17,7 @@ from collections.abc import Callable
 GATHER = 0.005
 
 
-class Turns:
+class Leader:
     """lock: held by whoever changes what a step reads, and never during a step."""
 
     def __init__(self) -> None:
@@ -55,7 +57,15 @@ class Turns:
                     elif self._woken and now < self._gathered:
                         self._gather(mine, self._gathered - now, left)
                     else:
-                        self._lead(step)
+                        try:
+                            self._stepping = True
+                            try:
+                                self.lock.release()
+                                step()  # here, as each further call would be on the way of every token
+                            finally:
+                                self.lock.acquire()
+                        finally:
+                            self._stepped()
             finally:
                 del self._waiting[mine]
                 self._hand_on()
@@ -88,22 +98,14 @@ class Turns:
         finally:
             self._kept = False
 
-    def _lead(self, step: Callable[[], None]) -> None:
-        """Make a step, the lock released meanwhile."""
-        try:
-            self._stepping = True
-            try:
-                self.lock.release()
-                step()
-            finally:
-                self.lock.acquire()
-        finally:
-            self._stepping = False
-            self._idle.notify_all()
-            woken = [(each, returns()) for each, (ready, returns) in self._waiting.items() if ready()]
-            self._woken, self._gathered = sum(back for _, back in woken), time.monotonic() + GATHER
-            for each, _ in woken:
-                each.notify()
+    def _stepped(self) -> None:
+        """Wake those for whom the step brought something."""
+        self._stepping = False
+        self._idle.notify_all()
+        woken = [(each, returns()) for each, (ready, returns) in self._waiting.items() if ready()]
+        self._woken, self._gathered = sum(back for _, back in woken), time.monotonic() + GATHER
+        for each, _ in woken:
+            each.notify()
 
     def _hand_on(self) -> None:
         if self._stepping or self._frozen or (self._kept and self._woken):  # there is one who goes on

@@ -12,7 +12,8 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from operator import index
 from pathlib import Path
@@ -21,10 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kiara_runtime.engine.slots import Stored, common_prefix
 from kiara_runtime.system.folder_lock import FolderLock, LockedError
 
 LEAST_TOKENS = 32  # shorter prompts are computed as fast as they are read
 MAX_BYTES = 1 << 30  # of all files of a model; the ones unused for longest go first
+MOST_WAITING = 4  # prompts that wait to be written, each of which is held in memory
 MAX_FILES = 256  # whose beginnings are read for every prompt
 MAX_HEADER_BYTES = 4 << 20
 SUFFIX, UNFINISHED = ".kv", ".partial"
@@ -38,39 +41,41 @@ class PromptStore:
         self._folder = folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
         self._max_bytes = max_bytes
 
-    def save(self, tokens: Sequence[int], buffers: NDArray[Any]) -> None:
-        """Keep the first len(tokens) positions of buffers (2 L, K, C, E), unless a file has them already."""
-        if len(tokens) < LEAST_TOKENS:
+    def save(self, tokens: Sequence[int], content: NDArray[Any]) -> None:
+        """Keep the keys and values (2 L, K, N, E) of N tokens, unless a file has them already."""
+        if len(tokens) < LEAST_TOKENS or self.covers(tokens, self._prompts().values()):
             return
-        covered = any(common_prefix(tokens, known) == len(tokens) for known in self._prompts().values())
-        if covered:
-            return
-        content = np.ascontiguousarray(buffers[:, :, : len(tokens)])
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with FolderLock(self._folder):
                 self._clear_unfinished()
-                self._write(list(tokens), content.data.cast("B"))
+                self._write(list(tokens), np.ascontiguousarray(content).data.cast("B"))
                 self._make_room()
         except LockedError:  # by another process on the same prompts, perhaps; it is stored when it comes again
             return
         except OSError as error:  # the text is there; only the next start will be slower
             warnings.warn(f"prompt cache: {self._folder}: {error.strerror}; the prompt was not stored", stacklevel=2)
 
-    def restore(self, prompt: Sequence[int], known: int, buffers: NDArray[Any]) -> int:
-        """Fill buffers (2 L, K, C, E) with the longest stored beginning of `prompt`; its length, or `known` if none
-        is longer."""
+    def find(self, prompt: Sequence[int], known: int, buffers: NDArray[Any]) -> Stored | None:
+        """The longest stored beginning of a prompt that is longer than the `known` tokens.
+
+        buffers: (2 L, K, C, E), of whose shape and type the keys and values must be.
+        """
         if len(prompt) < max(LEAST_TOKENS, known + 1):
-            return known
-        shared = {path: common_prefix(tokens, prompt) for path, tokens in self._prompts().items()}
+            return None
+        shared = {path: common_prefix(tokens, list(prompt)) for path, tokens in self._prompts().items()}
         for path in sorted(shared, key=lambda path: -shared[path]):
             if shared[path] < max(LEAST_TOKENS, known + 1):
                 break
             content = self._read(path, buffers)
             if content is not None:
-                buffers[:, :, : shared[path]] = content[:, :, : shared[path]]
-                return shared[path]
-        return known
+                return Stored(shared[path], content)
+        return None
+
+    @staticmethod
+    def covers(tokens: Sequence[int], others: Iterable[list[int]]) -> bool:
+        """Whether one of the others begins with the tokens."""
+        return any(common_prefix(list(tokens), known) == len(tokens) for known in others)
 
     def _prompts(self) -> dict[Path, list[int]]:
         found: dict[Path, list[int]] = {}
@@ -127,6 +132,34 @@ class PromptStore:
                 path.unlink(missing_ok=True)
 
 
+class PromptWriter:
+    """Saves prompts in a thread of its own, so that no step waits for the disk. An exit waits for what is under way."""
+
+    def __init__(self, store: PromptStore) -> None:
+        self._store, self._saved = store, list[list[int]]()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kiara-prompts")
+        self._waiting = 0
+
+    def offer(self, tokens: list[int], buffers: NDArray[Any]) -> None:
+        """Save the first len(tokens) positions of buffers (2 L, K, C, E), copied now, if there is room and need."""
+        if len(tokens) < LEAST_TOKENS or self._waiting >= MOST_WAITING or self._store.covers(tokens, self._saved):
+            return
+        self._waiting += 1
+        self._saved = [*self._saved[-MAX_FILES:], tokens]
+        self._thread.submit(self._save, tokens, np.ascontiguousarray(buffers[:, :, : len(tokens)]))
+
+    def close(self) -> None:
+        """Return once everything is saved."""
+        self._thread.shutdown(wait=True)
+
+    def _save(self, tokens: list[int], content: NDArray[Any]) -> None:
+        try:
+            with suppress(Exception):  # the text matters, not what the next start would have saved
+                self._store.save(tokens, content)
+        finally:
+            self._waiting -= 1
+
+
 def _digest(tokens: list[int], content: bytes | memoryview) -> str:
     digest = hashlib.sha256(json.dumps(tokens).encode())
     digest.update(content)
@@ -141,11 +174,3 @@ def _header(path: Path) -> dict[str, Any] | None:
         return {"tokens": tokens, "sha256": str(header["sha256"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two lists begin with in common."""
-    size = min(len(a), len(b))
-    if a[:size] == b[:size]:  # one comparison in C, the most frequent outcome
-        return size
-    return int(np.argmin(np.equal(a[:size], b[:size])))

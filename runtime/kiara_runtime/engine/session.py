@@ -60,7 +60,9 @@ class Session:
                 self._tables.add_to(options)
             self.graph = ort.InferenceSession(str(graph), options, providers=providers)
         except Exception as error:  # onnxruntime raises classes of its own for every fault of a file
-            raise UserError(f"{graph}: ONNX Runtime cannot open it ({' '.join(str(error).split())[:300]})") from None
+            raise UserError(
+                graph, f"ONNX Runtime cannot open it ({' '.join(str(error).split())[:300]})", "export the bundle again"
+            ) from None
         self.device = "cuda" if _CUDA in self.graph.get_providers() else "cpu"
         _check_device(device, self.device)
         half = any(value.type == "tensor(float16)" for value in self.graph.get_inputs())
@@ -90,7 +92,7 @@ class Session:
         logits = next((value for value in values if value.name == "logits"), None)
         fits = fits and logits is not None and logits.type == "tensor(float)" and logits.shape[2:] == [shape.vocab_size]
         if not fits:
-            raise UserError(f"{graph}: its inputs and outputs are not those that kiara.json describes; export it again")
+            raise UserError(graph, "its inputs and outputs are not those that kiara.json describes", "export it again")
 
 
 class Cache:
@@ -164,10 +166,10 @@ class Cache:
 
 def _providers(device: Device) -> list[str]:
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device: {device!r} will not do; give auto, cpu or cuda")
+        raise UserError("device", "cannot be used", "give auto, cpu or cuda", value=device)
     there = _CUDA in ort.get_available_providers()
     if device == "cuda" and not there:
-        raise UserError("device: this ONNX Runtime has no CUDA; pip install 'kiara-runtime[gpu]', or give cpu")
+        raise UserError("device", "this ONNX Runtime has no CUDA", "pip install 'kiara-runtime[gpu]', or give cpu")
     return [_CUDA, "CPUExecutionProvider"] if there and device != "cpu" else ["CPUExecutionProvider"]
 
 
@@ -176,7 +178,7 @@ def _check_device(wanted: Device, found: str) -> None:
     if found == "cuda" or wanted == "cpu" or _CUDA not in ort.get_available_providers():
         return
     if wanted == "cuda":
-        raise UserError("device: CUDA does not start here (driver, CUDA 12 and cuDNN 9 are needed); give cpu")
+        raise UserError("device", "CUDA does not start here (driver, CUDA 12 and cuDNN 9 are needed)", "give cpu")
     warnings.warn("device: CUDA does not start here; running on the CPU", stacklevel=4)
 
 

@@ -31,8 +31,7 @@ def check_integer(name: str, value: object, least: int, most: int) -> int:
 
 
 def _refusal(name: str, value: object, remedy: str) -> UserError:
-    shown = " ".join(repr(value).split())  # an array's takes several lines
-    return UserError(f"{name}: {shown:.100} will not do; {remedy}")
+    return UserError(name, "cannot be used", remedy, value=value)
 
 
 def _whole(least: int, most: int) -> Check:
@@ -196,7 +195,7 @@ class SamplingParams:
             object.__setattr__(self, each.name, each.metadata["check"](each.name, getattr(self, each.name)))
         given = [name for name in ("json_schema", "regex", "grammar") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UserError(f"{given[1]}: {given[0]} is given, too; give one of json_schema, regex and grammar at most")
+            raise UserError(given[1], f"{given[0]} is given, too", "give one of json_schema, regex and grammar at most")
 
     def check_vocabulary(self, size: int) -> None:
         """Raises UserError for an id that a vocabulary of `size` lacks, and where all of it is banned."""
@@ -207,9 +206,9 @@ class SamplingParams:
             ("stop_token_ids", self.stop_token_ids),
         ):
             if ids and ids[-1] >= size:  # they ascend
-                raise UserError(f"{name}: the vocabulary has no token {ids[-1]}; give ids below {size}")
+                raise UserError(name, f"the vocabulary has no token {ids[-1]}", f"give ids below {size}")
         if len(self.banned_tokens) == size:
-            raise UserError(f"banned_tokens: all {size} tokens are banned; leave one at least")
+            raise UserError("banned_tokens", f"all {size} tokens are banned", "leave one at least")
 
 
 class Sampler:
@@ -301,5 +300,5 @@ def token_logprob(logits: Logits, token: int, top: int) -> TokenLogprob:
 
 def _no_choice(largest: float) -> UserError:
     if largest == -math.inf:
-        return UserError("banned_tokens: with logit_bias and the grammar they leave no token here; ban fewer")
-    return UserError(f"logits: the largest is {largest}, no number; the model overflows here, try another variant")
+        return UserError("banned_tokens", "with logit_bias and the grammar they leave no token here", "ban fewer")
+    return UserError("logits", f"the largest is {largest}, no number", "the model overflows here, try another variant")

@@ -14,8 +14,7 @@ import flask
 import pydantic
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
-from kiara_runtime.engine.engine import BusyError, ClosedError
-from kiara_runtime.errors import UserError
+from kiara_runtime.errors import BusyError, ClosedError, ContextError, UserError
 from kiara_runtime.server.openai.responses import Error, ErrorDetail
 
 MAX_MESSAGE, MAX_PARAM = 400, 100  # characters: an answer stays below 4 KB however they are escaped
@@ -32,12 +31,12 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_FIELD = re.compile(r'([a-z_]+)(?:\["(?:[^"\\]|\\.)*"\]|[.\[][^ ."\[]*)*: ')
-# What a sampling parameter is called where it stands in a request.
-_NAMES = dict.fromkeys(("json_schema", "regex", "grammar"), "response_format") | {"chat": "messages"}
-
-_PLACES = {"json_schema": "response_format.json_schema.schema"} | {
-    name: f"response_format.{name}" for name in ("regex", "grammar")
+# Where a request has what the runtime calls by another name.
+_PLACES = {
+    "json_schema": "response_format.json_schema.schema",
+    "regex": "response_format.regex",
+    "grammar": "response_format.grammar",
+    "chat": "messages",
 }
 
 
@@ -87,11 +86,11 @@ def as_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, BusyError):
         return busy(str(error), "queue_full")
     if isinstance(error, UserError):
-        found = _FIELD.match(str(error))
-        name, said = (found[1] if found else None), str(error)
-        if name in _PLACES:  # as the request spells it
-            said = _PLACES[name] + said.removeprefix(name)
-        return ApiError(400, said, _NAMES.get(name or "", name))
+        code = "context_length_exceeded" if isinstance(error, ContextError) else None
+        place = _PLACES.get(error.name, error.name)  # as the request spells it
+        name = place.partition(".")[0]
+        told = error.renamed(place + error.field.removeprefix(error.name))
+        return ApiError(400, str(told), name if name.isidentifier() else None, code)
     if isinstance(error, pydantic.ValidationError):
         return _refused_field(error)
     if isinstance(error, RequestEntityTooLarge):
@@ -135,7 +134,7 @@ def _refused_field(error: pydantic.ValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, f"body: {first['msg']}", code="invalid_json")
     shown = " ".join(repr(first["input"]).split())
-    return ApiError(400, f"{where}: {shown:.80} will not do; {first['msg']}", name, "invalid_value")
+    return ApiError(400, f"{where}: {shown:.80} cannot be used; {first['msg']}", name, "invalid_value")
 
 
 @dataclass(frozen=True)
@@ -208,10 +207,10 @@ def _preflight(request: flask.Request) -> flask.Response:
 def _check_kind(request: flask.Request) -> None:
     """A foreign page could send any type but JSON without asking first."""
     if request.mimetype != "application/json":
-        raise ApiError(415, f"Content-Type: {request.mimetype!r:.60} will not do; send application/json")
+        raise ApiError(415, f"Content-Type: {request.mimetype!r:.60} cannot be used; send application/json")
     coding = request.headers.get("Content-Encoding", "identity")
     if coding.lower() != "identity":
-        raise ApiError(415, f"Content-Encoding: {coding!r:.60} will not do; send the body as it is")
+        raise ApiError(415, f"Content-Encoding: {coding!r:.60} cannot be used; send the body as it is")
 
 
 def _digest(key: str) -> bytes:
@@ -230,7 +229,7 @@ def read_keys(lines: Iterable[str]) -> frozenset[str]:
     """One a line; empty lines and those after # are none. Raises UserError for one that no client could show."""
     keys = {line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")}
     if any(len(key) < 8 for key in keys):
-        raise UserError("api key: one has less than 8 characters; take a longer one")
+        raise UserError("api key", "one has less than 8 characters", "take a longer one")
     if not all(re.fullmatch(r"[!-~]+", key) for key in keys):
-        raise UserError("api key: one holds a space or a character beyond ASCII; take another")
+        raise UserError("api key", "one holds a space or a character beyond ASCII", "take another")
     return frozenset(keys)

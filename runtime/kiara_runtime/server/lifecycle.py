@@ -36,7 +36,7 @@ def serve(
 ) -> None:
     """Serve a bundle until a signal ends it. The model is loaded while the server already answers.
 
-    say: receives lines for a person. Raises UserError where the bundle, the address or the settings will not do.
+    say: receives lines for a person. Raises UserError where the bundle, the address or the settings cannot be used.
     """
     check_integer("slots", settings.slots, 1, 1024)
     check_integer("queue", settings.queue, 0, 4096)
@@ -121,13 +121,13 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_, where = found[0]
         listener = socket.create_server(where[:2], family=family, backlog=1024)
     except socket.gaierror as error:
-        raise UserError(f"--host {host}: {error.strerror}; give an address of this machine") from None
+        raise UserError(f"--host {host}", str(error.strerror), "give an address of this machine") from None
     except UnicodeError:
-        raise UserError(f"--host {host}: no name of a machine; give an address of this one") from None
+        raise UserError(f"--host {host}", "no name of a machine", "give an address of this one") from None
     except (OSError, OverflowError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         remedy = "another program listens there; give another --port" if taken else "give another --host or --port"
-        raise UserError(f"--host {host} --port {port}: {error}; {remedy}") from None
+        raise UserError(f"--host {host} --port {port}", str(error), remedy) from None
     listener.setblocking(False)
     return listener
 

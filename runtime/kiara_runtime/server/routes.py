@@ -21,7 +21,7 @@ from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.openai.choices import Voice, apart
 from kiara_runtime.server.openapi import document
 from kiara_runtime.server.records import GONE, Record
-from kiara_runtime.server.service import SHOWN, Service, called
+from kiara_runtime.server.service import SHOWN, Service, named
 
 HEARTBEAT = 1.0  # seconds without a token after which a comment is streamed
 PAGE = dict.fromkeys(("page.js", "snippets.js"), "text/javascript") | {
@@ -208,7 +208,7 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
 
     @app.post("/tokenize")
     def tokenize() -> flask.Response:
-        with service.beside, called("prompt"):
+        with service.beside, named("prompt"):
             asked, model = _read(service, api.TokenizeRequest), service.model
             service.check_model(asked.model)
             plain = asked.add_special_tokens is False

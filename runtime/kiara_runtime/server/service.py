@@ -124,8 +124,8 @@ class Service:
             "logprobs": asked.logprobs,
             "prompt_logprobs": echo and logprobs,
         }
-        with called("prompt"):
-            ids = [self._ids(prompt) for prompt in prompts]
+        with named("prompt"):
+            ids = [self.model.prompt_ids(prompt) for prompt in prompts]
         work = self._work(ids, asked.n, sampling, patience)
         echoed = [p if isinstance(p, str) else self.model.detokenize(p) for p in prompts] if echo else None
         return work, CompletionVoice(self._head(f"cmpl-{id}"), work, self.token_texts, echoed, asked.n or 1, logprobs)
@@ -138,9 +138,9 @@ class Service:
         sampling = _sampling(asked, self.model.context_length)
         sampling |= {"max_tokens": min(given)} if given else {}  # two names of one limit
         sampling["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
-        with called("messages"):
+        with named("messages"):
             prompt = self.model.chat_prompt([_message(message) for message in asked.messages])
-        ids = self._ids(prompt, "messages")
+        ids = self.model.prompt_ids(prompt, "messages")
         work = self._work([ids], asked.n, sampling, patience)
         head = self._head(f"chatcmpl-{id}")
         return work, ChatVoice(head, work, self.token_texts, asked.n or 1, bool(asked.logprobs))
@@ -154,20 +154,6 @@ class Service:
             raise ApiError(400, f"logprobs: {told} of echoed prompts are too many; send fewer prompts", "logprobs")
         return Work(self.model, prompts, n or 1, params, self.settings.slots, patience, self.metrics)
 
-    def _ids(self, prompt: str | list[int], name: str = "prompt") -> list[int]:
-        """Raises ApiError with both counts where a prompt is too long for the context."""
-        model = self.model
-        ids = model.tokenizer.check_ids(prompt) if isinstance(prompt, list) else model.encode_prompt(prompt)
-        if len(ids) >= model.context_length:
-            raise ApiError(
-                400,
-                f"{name}: {len(ids)} tokens leave no room in the model's context of {model.context_length} tokens; "
-                f"shorten it to {model.context_length - 1} at most",
-                name,
-                "context_length_exceeded",
-            )
-        return ids or [model.bos_token_id]
-
     @property
     def token_texts(self) -> TokenTexts:
         assert self._texts is not None
@@ -179,14 +165,12 @@ class Service:
 
 
 @contextmanager
-def called(name: str) -> Generator[None]:
-    """What is wrong with a text is wrong with that field."""
+def named(name: str) -> Generator[None]:
+    """What is wrong with a text is wrong with the request's field of this name."""
     try:
         yield
     except UserError as error:
-        if not str(error).startswith("text: "):
-            raise
-        raise ApiError(400, f"{name}: {str(error).removeprefix('text: ')}", name) from None
+        raise (error.renamed(name) if error.field == "text" else error) from None
 
 
 def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:

@@ -21,13 +21,13 @@ def read_bounded_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, 
 def read_bounded(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
     """The text of a file of bounded size; raises UserError with its name where there is none."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; the folder is not complete")
+        raise UserError(path, "there is no such file", "the folder is not complete")
     if path.stat().st_size > max_bytes:
-        raise UserError(f"{path}: larger than {max_bytes >> 20} MiB, which no such file should be")
+        raise UserError(path, f"larger than {max_bytes >> 20} MiB, which no such file should be", "name another")
     try:
         return path.read_text("utf-8")
     except ValueError as error:
-        raise UserError(f"{path}: not UTF-8 ({error})") from None
+        raise UserError(path, f"not UTF-8 ({error})", "convert it (iconv)") from None
 
 
 def parse_object(path: Path, text: str) -> dict[str, Any]:
@@ -35,9 +35,9 @@ def parse_object(path: Path, text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        raise UserError(path, f"not JSON ({error})", "mend it, or fetch it again") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected an object")
+        raise UserError(path, "no JSON object", "name another file, or fetch it again")
     return cast("dict[str, Any]", values)
 
 

@@ -49,7 +49,7 @@ class FolderLock:
                 owner = _owner(descriptor)
                 os.close(descriptor)
                 raise LockedError(
-                    f"{folder}: {owner} is writing it; wait until that has ended, or name another folder"
+                    folder, f"{owner} is writing it", "wait until that has ended, or name another folder"
                 ) from None
             except OSError:  # a file system without locks, on which nobody can hold one
                 pass

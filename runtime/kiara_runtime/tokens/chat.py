@@ -49,7 +49,7 @@ def chat_ids(
     """
     template = template_of(tokenizer.config)
     if template is None:
-        raise UserError("chat: this model has no chat template; continue a plain prompt instead")
+        raise UserError("chat", "this model has no chat template", "continue a plain prompt instead")
     read = read_messages(messages)
     if "developer" not in template:  # a newer name of the same role
         read = [{**one, "role": "system"} if one["role"] == "developer" else one for one in read]
@@ -77,7 +77,7 @@ def chat_problems(tokenizer: Tokenizer) -> dict[str, str]:
         except TemplateRefusalError:
             pass
         except UserError as error:
-            found[name] = str(error).removeprefix("chat: ")
+            found[name] = error.problem
     return found
 
 
@@ -92,18 +92,23 @@ def read_messages(messages: Any) -> list[dict[str, Any]]:
     content may be a text or a list of `{"type": "text", "text": ...}`, and None beside `tool_calls`.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-        raise UserError("messages: give a list of dictionaries, each with a role and a content")
+        raise UserError(
+            "messages",
+            "is no list of messages",
+            "give a list of dictionaries, each with a role and a content",
+            value=messages,
+        )
     if not messages:
-        raise UserError("messages: it is empty; give at least one message")
+        raise UserError("messages", "it is empty", "give at least one message")
     return [_message(f"messages[{i}]", one) for i, one in enumerate(cast("Sequence[Any]", messages))]
 
 
 def _message(name: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise UserError(f"{name}: {given!r:.60} is no dictionary; give one with a role and a content")
+        raise UserError(name, "is no dictionary", "give one with a role and a content", value=given)
     message: dict[str, Any] = _plain(name, given)
     if not isinstance(message.get("role"), str) or not message["role"]:
-        raise UserError(f"{name}.role: {message.get('role')!r:.60} is no role; name one such as user")
+        raise UserError(f"{name}.role", "is no role", "name one such as user", value=message.get("role"))
     content = message.get("content")
     if content is not None or not message.get("tool_calls"):
         message["content"] = _text(f"{name}.content", content)
@@ -117,12 +122,14 @@ def _text(name: str, content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
-        raise UserError(f"{name}: {content!r:.60} is no text; give a str, or a list of text parts")
+        raise UserError(name, "is no text", "give a str, or a list of text parts", value=cast("object", content))
     texts: list[str] = []
     for i, part in enumerate(cast("list[Any]", content)):
         values = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
         if values.get("type") != "text" or not isinstance(values.get("text"), str):
-            raise UserError(f'{name}[{i}]: {part!r:.60} is no text part; give {{"type": "text", "text": ...}}')
+            raise UserError(
+                f"{name}[{i}]", "is no text part", 'give {"type": "text", "text": ...}', value=cast("object", part)
+            )
         texts.append(values["text"])
     return "".join(texts)
 
@@ -133,7 +140,7 @@ def _plain(name: str, value: Any, depth: int = 0) -> Any:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"{name}: half a character (a lone surrogate) at {error.start}; mend it") from None
+            raise UserError(name, f"half a character (a lone surrogate) at {error.start}", "mend it") from None
         return str(value)
     if value is None or isinstance(value, (bool, int, float)):
         return value
@@ -142,12 +149,12 @@ def _plain(name: str, value: Any, depth: int = 0) -> Any:
         return {_key(name, key): _plain(f"{name}.{key}", item, depth + 1) for key, item in items}
     if depth < MAX_DEPTH and isinstance(value, (list, tuple)):
         return [_plain(f"{name}[{i}]", item, depth + 1) for i, item in enumerate(cast("list[Any]", value))]
-    raise UserError(f"{name}: {value!r:.60} is nothing that JSON has; give texts, numbers, lists and dictionaries")
+    raise UserError(name, "is nothing that JSON has", "give texts, numbers, lists and dictionaries", value=value)
 
 
 def _key(name: str, key: Any) -> str:
     if not isinstance(key, str):
-        raise UserError(f"{name}: the key {key!r:.60} is no text; give one")
+        raise UserError(name, f"the key {key!r:.60} is no text", "give one")
     return key
 
 
@@ -162,7 +169,7 @@ def _rendered(template: str, values: Mapping[str, Any], tokenizer: Tokenizer) ->
     text = render(template, {**values, **fixed})
     mark = next((chr(code) for code in _MARKS if chr(code) not in text and chr(code) not in template), "")
     if not mark:
-        raise UserError("chat: the messages hold every private-use character there is; leave one out")
+        raise UserError("chat", "the messages hold every private-use character there is", "leave one out")
     guard = _guard(tokenizer.special_tokens, mark)
     guarded = {name: _each_text(value, guard) for name, value in values.items()}
     if guarded == values:
@@ -170,7 +177,7 @@ def _rendered(template: str, values: Mapping[str, Any], tokenizer: Tokenizer) ->
     marked = render(template, {**guarded, **fixed})
     if marked.replace(mark, "") != text:
         raise UserError(
-            "chat: a message spells the name of a special token that the model's template acts upon; take it out"
+            "chat", "a message spells the name of a special token that the model's template acts upon", "take it out"
         )
     return marked, mark
 

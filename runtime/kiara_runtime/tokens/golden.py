@@ -26,8 +26,14 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     """The tokenizer of a bundle; raises UserError where it gives other ids than the manifest recorded."""
     tokenizer = Tokenizer.load(bundle.folder)
     if tokenizer.vocab_size > bundle.architecture.vocab_size:
-        raise UserError(f"{bundle.folder}: tokenizer.json has more tokens than the graph has logits")
+        raise UserError(
+            bundle.folder, "tokenizer.json has more tokens than the graph has logits", "export the bundle again"
+        )
     for golden in bundle.manifest["tokenizer"]["golden"]:
         if tokenizer.encode(golden["text"]) != golden["ids"]:
-            raise UserError(f"{bundle.folder}: tokenizer.json does not give the recorded ids for {golden['text']!r}")
+            raise UserError(
+                bundle.folder,
+                f"tokenizer.json does not give the recorded ids for {golden['text']!r}",
+                "export the bundle again",
+            )
     return tokenizer

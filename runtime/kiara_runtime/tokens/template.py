@@ -75,9 +75,11 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     try:
         from jinja2 import TemplateError
     except ImportError:
-        raise UserError("chat: templates need the package jinja2; pip install 'kiara-runtime[chat]'") from None
+        raise UserError("chat", "templates need the package jinja2", "pip install 'kiara-runtime[chat]'") from None
     if len(template) > MAX_TEMPLATE_CHARACTERS:
-        raise UserError(f"chat: a template of {len(template)} characters is longer than any should be")
+        raise UserError(
+            "chat", f"a template of {len(template)} characters is longer than any should be", "send a plain prompt"
+        )
     try:
         with _bounded():
             parts, size = list[str](), 0
@@ -85,12 +87,18 @@ def render(template: str, values: Mapping[str, Any]) -> str:
                 parts.append(part)
                 size += len(part)
                 if size > MAX_RENDERED_CHARACTERS:
-                    raise UserError("chat: the template's output is longer than any prompt")
+                    raise UserError(
+                        "chat",
+                        "the template's output is longer than any prompt",
+                        "send fewer messages, or a plain prompt",
+                    )
             return "".join(parts)
     except UserError:
         raise
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"chat: the model's template fails on these messages ({_line(error)})") from None
+        raise UserError(
+            "chat", f"the model's template fails on these messages ({_line(error)})", "send others, or a plain prompt"
+        ) from None
     except (RecursionError, MemoryError):
         raise _too_much() from None
 
@@ -100,7 +108,11 @@ def _line(error: Exception) -> str:
 
 
 def _too_much() -> UserError:
-    return UserError("chat: the model's template takes more time or memory than any should")
+    return UserError(
+        "chat",
+        "the model's template takes more time or memory than any should",
+        "send fewer messages, or a plain prompt",
+    )
 
 
 @lru_cache(8)
@@ -172,7 +184,7 @@ def _environment() -> Any:
 
 
 def _refuse(message: object) -> str:
-    raise TemplateRefusalError(f"chat: the model's template refuses these messages: {message}")
+    raise TemplateRefusalError("chat", f"the model's template refuses these messages: {message}", "send others")
 
 
 def _tojson(

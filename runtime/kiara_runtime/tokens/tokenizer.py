@@ -64,7 +64,7 @@ class Tokenizer:
         try:
             return cls(definition, read_bounded_json(config) if config.is_file() else {}, text)
         except UserError as error:
-            raise UserError(f"{folder}: {error}") from None
+            raise error.inside(folder) from None
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -117,10 +117,10 @@ class Tokenizer:
         except TypeError:
             checked, wrong = [], True
         if wrong:
-            raise UserError(f"{name}: give text or a list of token ids, not {ids!r:.60}")
+            raise UserError(name, "is no prompt", "give text or a list of token ids", value=ids)
         for i in checked:
             if not 0 <= i < self.vocab_size:
-                raise UserError(f"{name}: token id {i} is outside the vocabulary; give 0 to {self.vocab_size - 1}")
+                raise UserError(name, f"token id {i} is outside the vocabulary", f"give 0 to {self.vocab_size - 1}")
         return checked
 
     @cached_property
@@ -134,7 +134,9 @@ class Tokenizer:
         try:
             encode = self._tiktoken.encode_ordinary
         except ValueError as error:  # of the expression
-            raise UserError(f"tokenizer.json: tiktoken cannot read its split pattern ({error})") from None
+            raise UserError(
+                "tokenizer.json", f"tiktoken cannot read its split pattern ({error})", "fetch it again"
+            ) from None
         return self._where_complete(encode) if self._missing else encode
 
     def _where_complete(self, encode: Encode) -> Encode:
@@ -155,7 +157,7 @@ class Tokenizer:
             import tokenizers
         except ImportError:
             raise UserError(
-                "tokenizer: this one needs the package tokenizers; pip install 'kiara-runtime[tokenizers]'"
+                "tokenizer", "this one needs the package tokenizers", "pip install 'kiara-runtime[tokenizers]'"
             ) from None
         library = cast("Any", tokenizers).Tokenizer.from_str(self._definition)
         library.encode_special_tokens = True  # as text, that is
@@ -167,7 +169,7 @@ class Tokenizer:
 def check_text(text: str) -> str:
     """The text, if it can be split: tiktoken's engine keeps a place on its stack for every white space of a run."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - Python does not check
-        raise UserError(f"text: give a str, not {text!r:.60}")
+        raise UserError("text", "is no text", "give a str", value=text)
     if len(text) > MAX_WHITE_SPACE and _LONG_WHITE_SPACE.search(text):
-        raise UserError(f"text: over {MAX_WHITE_SPACE} white-space characters on end; shorten that stretch")
+        raise UserError("text", f"over {MAX_WHITE_SPACE} white-space characters on end", "shorten that stretch")
     return text

@@ -46,7 +46,9 @@ def read_vocabulary(values: Mapping[str, Any]) -> Vocabulary:
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"tokenizer.json: not a byte-level BPE that this runtime reads ({error!r})") from None
+        raise UserError(
+            "tokenizer.json", f"not a byte-level BPE that this runtime reads ({error!r})", "take another model"
+        ) from None
 
 
 def make_definition(tokens: Sequence[bytes], special_tokens: Mapping[str, int]) -> dict[str, Any]:
@@ -129,9 +131,15 @@ def _merges(spelled: list[str]) -> Iterator[list[str]]:
 def _read(values: Mapping[str, Any]) -> Vocabulary:
     model = values["model"]
     if model["type"] != "BPE" or model.get("byte_fallback") or model.get("unk_token"):
-        raise UserError("tokenizer.json: only byte-level BPE is read here, without byte fallback or unknown token")
+        raise UserError(
+            "tokenizer.json",
+            "it is no byte-level BPE, or one with byte fallback or an unknown token",
+            "take another model",
+        )
     if not any(part["type"] == "ByteLevel" for part in _parts(values["pre_tokenizer"])):
-        raise UserError("tokenizer.json: only byte-level BPE is read here, and no ByteLevel step splits the text")
+        raise UserError(
+            "tokenizer.json", "it is no byte-level BPE: no ByteLevel step splits the text", "take another model"
+        )
     entries = values["added_tokens"]
     special = {str(entry["content"]): int(entry["id"]) for entry in entries if entry["special"]}
     added = {str(entry["content"]): int(entry["id"]) for entry in entries if not entry["special"]}
@@ -143,7 +151,7 @@ def _read(values: Mapping[str, Any]) -> Vocabulary:
     ranks = {name.translate(to_byte).encode("latin-1"): int(i) for name, i in ordinary.items()}
     ids = [*ranks.values(), *special.values(), *added.values()]
     if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) > 1 << 24:
-        raise UserError("tokenizer.json: two tokens share an id, or an id is out of bounds")
+        raise UserError("tokenizer.json", "two tokens share an id, or an id is out of bounds", "fetch it again")
     missing = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
     return Vocabulary(ranks, special, added, _pattern(values), missing)
 

@@ -71,7 +71,9 @@ def measure_apart(bundle: Path, variant: str | None = None, **sizes: Any) -> Spe
         os.close(theirs)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}; is there memory enough?"])[-1]
-        raise UserError(f"{bundle}: measuring {variant} failed ({said[:300]})")
+        raise UserError(
+            bundle, f"measuring {variant} failed ({said[:300]})", "close other programs, or use another variant"
+        )
     return Speed(**json.loads(done.stdout))
 
 

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 
 from kiara_runtime.bundle.manifest import MAX_MANIFEST_BYTES, Bundle
+from kiara_runtime.bundle.variants import FLOAT32, find_variant
 from kiara_runtime.engine.session import Session
 from kiara_runtime.errors import UserError
 from kiara_runtime.system.files import read_bounded_json
 from kiara_runtime.verify.agreement import Ids, PathAgreement, in_chunks, path_agreement
 
-# Rounded activations amplify the last bit that differs between a step and a chunk.
-MIN_PATH_AGREEMENT = {"fp32": 0.98, "fp16": 0.95, "int8": 0.85, "int4": 0.8, "int8-dynamic": 0.85}
-MIN_END_AGREEMENT = 0.5  # a wrong position finds tokens by chance, rounding in flat distributions most of them
 MIN_RECORDED_AGREEMENT = 0.9
 MAX_NATS_DIFFERENCE = 0.01  # relative, of the text's negative log-likelihood
 
@@ -74,19 +72,24 @@ def _recorded(bundle: Bundle) -> tuple[Ids, dict[str, dict[str, Any]]]:
         if not 2 <= len(ids) <= bundle.architecture.context_length or not all(0 <= i < vocabulary for i in ids):
             raise ValueError
     except (ValueError, KeyError, TypeError, OverflowError):
-        raise UserError(f"{path}: holds no probe of this bundle; export it again") from None
+        raise UserError(path, "holds no probe of this bundle", "export it again") from None
     return np.array(ids, dtype=np.int64), made
 
 
 def _demand(found: Found) -> None:
-    least = MIN_PATH_AGREEMENT.get(found.variant, MIN_RECORDED_AGREEMENT)
-    if found.paths.lowest() < least or found.paths.end_of_context < MIN_END_AGREEMENT:
+    limits = (find_variant(found.variant) or FLOAT32).limits  # of a variant that is not known the strictest
+    least = limits.elsewhere
+    if found.paths.lowest() < least or found.paths.end_of_context < limits.end_of_context:
         raise UserError(
-            f"{found.variant}: on this machine single steps, chunks or batches find {found.paths.lowest():.1%} of the "
-            f"likeliest tokens of a prefill (needed {least:.0%}); use another variant, or another ONNX Runtime"
+            found.variant,
+            f"on this machine single steps, chunks or batches find {found.paths.lowest():.1%} of "
+            f"the likeliest tokens of a prefill (needed {least:.0%})",
+            "use another variant, or another ONNX Runtime",
         )
     if found.recorded_agreement < MIN_RECORDED_AGREEMENT or not found.nats_difference <= MAX_NATS_DIFFERENCE:
         raise UserError(
-            f"{found.variant}: on this machine it finds {found.recorded_agreement:.1%} of what was likeliest "
-            f"and the log-likelihood is {found.nats_difference:.2%} off; use another variant, or another ONNX Runtime"
+            found.variant,
+            f"on this machine it finds {found.recorded_agreement:.1%} of what was likeliest and "
+            f"the log-likelihood is {found.nats_difference:.2%} off",
+            "use another variant, or another ONNX Runtime",
         )

@@ -41,15 +41,15 @@ class Metrics:
 def read_text(path: Path) -> str:
     """The file as text, byte order marks left out; raises UserError where it is empty, no text or too long."""
     if path.stat().st_size > MAX_TEXT_BYTES:
-        raise UserError(f"{path}: larger than {MAX_TEXT_BYTES >> 20} MiB; evaluate a part of it")
+        raise UserError(path, f"larger than {MAX_TEXT_BYTES >> 20} MiB", "evaluate a part of it")
     try:
         text = path.read_bytes().decode().replace("\ufeff", "")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it (iconv)") from None
+        raise UserError(path, f"not UTF-8 at byte {error.start}", "convert it (iconv)") from None
     if "\0" in text:
-        raise UserError(f"{path}: it holds a NUL, so binary data or UTF-16; convert it (iconv -f UTF-16LE -t UTF-8)")
+        raise UserError(path, "it holds a NUL, so binary data or UTF-16", "convert it (iconv -f UTF-16LE -t UTF-8)")
     if not text.strip():
-        raise UserError(f"{path}: no text at all; give a file with some")
+        raise UserError(path, "no text at all", "give a file with some")
     return text
 
 
@@ -71,7 +71,7 @@ def evaluate(
     session = Session(bundle.graph_of(variant), bundle.architecture, threads)
     ids = np.array([first_token(tokenizer, bundle.bos_token_id), *tokenizer.encode(text)], dtype=np.int64)
     if len(ids) == 1:
-        raise UserError("text: the model has no token for any of it; give another one")
+        raise UserError("text", "the model has no token for any of it", "give another one")
     window = min(bundle.architecture.context_length, MAX_WINDOW)
     nats, right = 0.0, 0
     for start in range(0, len(ids) - 1, window):
@@ -82,7 +82,7 @@ def evaluate(
             nats, right = nats + more[0], right + more[1]
         advance(min(start + window, len(ids) - 1), len(ids) - 1)
     if not math.isfinite(nats):
-        raise UserError(f"{bundle.folder}: its loss on this text is {nats}; name another --variant, or export it again")
+        raise UserError(bundle.folder, f"its loss on this text is {nats}", "name another --variant, or export it again")
     tokens = len(ids) - 1
     return Metrics(
         loss=nats / tokens,

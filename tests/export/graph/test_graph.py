@@ -18,10 +18,10 @@ from kiara.model.gpt import GPT
 from kiara_export.graph import lower
 from kiara_export.graph.onnx_file import save
 from kiara_export.graph.trace import trace
+from kiara_export.pipeline import architecture
 from kiara_export.quantize.blocks import per_channel, round_int8
 from kiara_export.quantize.gptq import calibrate_int4
 from kiara_export.quantize.mixed import Mixed
-from kiara_export.variants import architecture
 from kiara_runtime.bundle.graph_file import external_files
 from kiara_runtime.engine.session import Session
 from kiara_runtime.verify.agreement import batch_of, in_batch, in_chunks
@@ -134,7 +134,7 @@ def test_int4_is_the_model_of_its_calibrated_weights(
 ) -> None:
     model, _ = load_model(find_checkpoint(run))
     traced = trace(model)
-    mixed = Mixed(calibrate_int4(model, dataset.train, True))
+    mixed = Mixed(calibrate_int4(model, dataset.train, (32, 16), True))
     rounded = mixed.rounded(promoted)
     assert len(mixed.eight(promoted)) == promoted
     found = in_chunks(_session(lower.blocks(traced, rounded), model, tmp_path), ids, 96)

@@ -16,16 +16,20 @@ from kiara.model.gpt import GPT
 from kiara_export.graph import lower
 from kiara_export.graph.onnx_file import save
 from kiara_export.graph.trace import trace
-from kiara_export.proof.judge import LIMITS, Comparison, Judge, shortfall, standard_error
+from kiara_export.proof.judge import Comparison, Judge, shortfall, standard_error
 from kiara_export.proof.other_runtimes import prompts_of
 from kiara_export.proof.reference import Reference, reference_of
 from kiara_export.proof.verify import tolerance, verify_float32
 from kiara_export.quantize.blocks import round_int8
 from kiara_export.quantize.smooth import smoothing
 from kiara_runtime.bundle.manifest import Bundle
+from kiara_runtime.bundle.variants import VARIANTS
 from kiara_runtime.engine.session import Cache, Session
 from kiara_runtime.errors import UserError
 from kiara_runtime.verify.agreement import path_agreement
+
+VARIANT = {variant.name: variant for variant in VARIANTS}
+INT8 = VARIANT["int8"]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +115,7 @@ def test_paths_of_int8_agree_and_batches_are_exact(
     assert found.lowest() > 0.97 and found.batch_exact and found.chunks_exact
     with monkeypatch.context() as patch:
         broken = path_agreement(_broken(session, "forget", patch), reference.windows)
-        assert broken.lowest() < LIMITS[name].path_agreement
+        assert broken.lowest() < VARIANT[name].limits.path_agreement
     with monkeypatch.context() as patch:
         assert not path_agreement(_broken(session, "swap", patch), reference.windows).batch_exact
     with monkeypatch.context() as patch:
@@ -158,7 +162,7 @@ def test_each_limit_is_enforced(
     judge = Judge(model, dataset.tokenizer, dataset.val)
     metrics, seen = judge.measure(sessions["fp32"], {"int8": sessions["int8"]})
     quality = seen["int8"].quality(metrics, path_agreement(sessions["int8"], reference.windows))
-    assert shortfall(quality, LIMITS["int8"]) is None
+    assert shortfall(quality, INT8.limits) is None
     plain = dataclasses.replace(quality, bits_per_byte_loss_error=0.0)
     for field, value, word in (
         ("bits_per_byte_loss", 0.0031, "0.31% ± 0.00% of its bits per byte, where 0.30% is allowed"),
@@ -166,15 +170,15 @@ def test_each_limit_is_enforced(
         ("top1_agreement", 0.85, "85.00%"),
         ("path_agreement", 0.84, "84.00%"),
     ):
-        found = shortfall(dataclasses.replace(plain, **{field: value}), LIMITS["int8"])
-        assert found is not None and found.field == field and word in found.what
+        found = shortfall(dataclasses.replace(plain, **{field: value}), INT8.limits)
+        assert found is not None and found.field == field and word in found.problem
     uncertain = dataclasses.replace(plain, bits_per_byte_loss=0.0031, bits_per_byte_loss_error=0.0001)
-    assert shortfall(uncertain, LIMITS["int8"]) is None  # 0.31 % where chance alone makes 0.02 %
-    assert shortfall(dataclasses.replace(uncertain, bits_per_byte_loss=0.0033), LIMITS["int8"]) is not None
+    assert shortfall(uncertain, INT8.limits) is None  # 0.31 % where chance alone makes 0.02 %
+    assert shortfall(dataclasses.replace(uncertain, bits_per_byte_loss=0.0033), INT8.limits) is not None
     hardly_any = dataclasses.replace(quality.metrics, bits_per_byte=0.05)  # of such text a percent is next to nothing
     repeated = dataclasses.replace(plain, metrics=hardly_any, bits_per_byte_loss=0.029)
-    assert shortfall(repeated, LIMITS["int8"]) is None
-    assert shortfall(dataclasses.replace(repeated, bits_per_byte_loss=0.031), LIMITS["int8"]) is not None
+    assert shortfall(repeated, INT8.limits) is None
+    assert shortfall(dataclasses.replace(repeated, bits_per_byte_loss=0.031), INT8.limits) is not None
 
 
 def test_the_standard_error_is_that_of_repeated_texts() -> None:

@@ -13,6 +13,8 @@ from kiara_export.quantize.gptq import gptq
 from kiara_export.quantize.mixed import Choice, Mixed, fewest
 from kiara_runtime.errors import UserError
 
+BLOCKS = (32, 16)
+
 
 @given(
     st.integers(1, 5),
@@ -55,15 +57,15 @@ def test_gptq_errs_less_on_its_inputs_than_plain_rounding(columns: int) -> None:
     def error(made: Blocks) -> float:
         return ((torch.from_numpy(made.weight()) - weight) @ inputs.T).square().mean().item()
 
-    plain = gptq(weight, torch.diag(moments.diagonal()))  # without correlations nothing can be paid back
-    assert error(gptq(weight, moments)) < 0.7 * error(plain)
+    plain = gptq(weight, torch.diag(moments.diagonal()), BLOCKS)  # without correlations nothing can be paid back
+    assert error(gptq(weight, moments, BLOCKS)) < 0.7 * error(plain)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-12, 1e4])
 def test_gptq_bears_odd_weights_and_dead_inputs(scale: float) -> None:
     torch.manual_seed(0)
     weight, moments = torch.randn(8, 32) * scale, torch.zeros(32, 32)
-    back = gptq(weight, moments).weight()
+    back = gptq(weight, moments, BLOCKS).weight()
     assert np.isfinite(back).all()
     # a shrunken range may cut three tenths off the largest
     assert np.abs(back - weight.numpy()).max() <= 0.35 * weight.abs().max().item() + 1e-6

@@ -103,7 +103,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(texts: list[str], tmp_pa
         ),
         (
             lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32)),
-            "rope_freqs.weight has no place",
+            "rope_freqs.weight: the weight has no place",
         ),
         (lambda writer: writer.add_key_length(32), "where config.json asks for"),
     ],
@@ -170,6 +170,6 @@ def test_every_end_that_llama_cpp_knows_ends_a_text(texts: list[str], tmp_path: 
 )  # fmt: skip
 def test_a_key_that_is_missing_is_named(key: str, texts: list[str], tmp_path: Path) -> None:
     _write(tmp_path / "model.gguf", texts, without=key)
-    with pytest.raises(UserError, match=f"the key {key} is missing.*convert the model again"):
+    with pytest.raises(UserError, match=f"{key}: the key is missing.*convert the model again"):
         import_model(tmp_path / "model.gguf", tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]

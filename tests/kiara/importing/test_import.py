@@ -23,9 +23,8 @@ from kiara.model import sizes
 from kiara_export.graph.lower import blocks
 from kiara_export.graph.onnx_file import save
 from kiara_export.graph.trace import trace
-from kiara_export.pipeline import Request, export
+from kiara_export.pipeline import Request, architecture, export
 from kiara_export.quantize.blocks import round_int8
-from kiara_export.variants import architecture
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.engine.session import Session
 from kiara_runtime.model import load
@@ -180,7 +179,7 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
 MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: there is no such file"),
     "config no JSON": (lambda folder: (folder / "config.json").write_text("{", "utf-8"), "config.json: not JSON"),
-    "config a list": (lambda folder: (folder / "config.json").write_text("[]", "utf-8"), "expected an object"),
+    "config a list": (lambda folder: (folder / "config.json").write_text("[]", "utf-8"), "no JSON object"),
     "no model_type": (_config(model_type=...), "model_type None"),
     "other model_type": (_config(model_type="bert"), "model_type 'bert'"),
     "no hidden_size": (_config(hidden_size=...), "hidden_size is missing"),
@@ -204,8 +203,8 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (_truncated, "model.safetensors: damaged or cut short"),
     "absurd header": (_header, "model.safetensors: damaged or cut short"),
     "link out": (_link_out, "leaves the folder"),
-    "weight missing": (_tensors(lambda t: t.pop("model.norm.weight")), "the weight model.norm.weight is missing"),
-    "weight unknown": (_tensors(lambda t: t.update(extra=torch.ones(1))), "the weight extra has no place"),
+    "weight missing": (_tensors(lambda t: t.pop("model.norm.weight")), "model.norm.weight: the weight is missing"),
+    "weight unknown": (_tensors(lambda t: t.update(extra=torch.ones(1))), "extra: the weight has no place"),
     "weight of integers": (
         _tensors(lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int64)})),
         "not floating-point",

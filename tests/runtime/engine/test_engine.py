@@ -17,11 +17,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-import kiara_runtime.engine.engine
 from kiara_runtime.bundle.manifest import Bundle
-from kiara_runtime.engine.engine import Alone, BusyError, Engine
+from kiara_runtime.engine.engine import Engine
+from kiara_runtime.engine.runner import Alone
 from kiara_runtime.engine.session import Session
-from kiara_runtime.errors import UserError
+from kiara_runtime.errors import BusyError, UserError
 from kiara_runtime.model import Model, Stream, load
 
 TEXT = "def main(argv):\n    for name in argv:\n        print(name)\n\n\ndef other(argv):\n    for name in argv:\n"
@@ -232,7 +232,7 @@ def test_a_fault_ends_those_it_befalls_only(bundle: Path, monkeypatch: pytest.Mo
     assert len(good.generation().tokens) == 5
 
 
-PLACING = {"_admit", "_free", "_leave", "_reuse", "_prefill", "_retire"}
+PLACING = {"_admit", "free", "place", "_leave", "reuse", "_prefill", "retire"}
 
 
 @settings(
@@ -246,14 +246,14 @@ def test_an_interrupt_at_any_line_that_places_sequences_loses_nothing(model: Mod
     streams = [crowd.stream(prompt, max_tokens=n, temperature=0.0, ignore_eos=True) for prompt, n in asked]
     found: list[list[int]] = [[] for _ in streams]
     assert isinstance(crowd.runner, Engine)
-    step, steps = crowd.runner._step, [0]
+    step, steps = crowd.runner.step, [0]
 
     def counted() -> None:
         steps[0] += 1
         assert steps[0] < 1000, "a sequence is lost"
         step()
 
-    crowd.runner._step = counted  # type: ignore[method-assign]
+    crowd.runner.step = counted  # type: ignore[method-assign]
 
     def interrupt(frame: Any, event: str, _: Any) -> Any:
         if frame.f_code.co_name not in PLACING:
@@ -278,7 +278,7 @@ def test_an_interrupt_at_any_line_that_places_sequences_loses_nothing(model: Mod
     assert found == [model.generate(p, max_tokens=n, temperature=0.0, ignore_eos=True).tokens for p, n in asked]
     again = crowd.generate(asked[2][0], max_tokens=13, temperature=0.0, ignore_eos=True).tokens
     assert again == found[2]
-    assert len({id(slot) for slot in crowd.runner._slots}) == 3
+    assert len({id(slot) for slot in crowd.runner._slots._slots}) == 3
 
 
 def test_a_closed_model_says_so_and_two_models_share_a_process(bundle: Path) -> None:
@@ -340,7 +340,7 @@ def test_threads_wait_for_each_other_and_all_end(bundle: Path, model: Model) -> 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(kiara_runtime.engine, "CHUNK", 16)
+    monkeypatch.setattr("kiara_runtime.engine.scheduler.CHUNK", 16)
     yield
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kiara_runtime.engine.leader import Turns
+from kiara_runtime.engine.leader import Leader
 
 LONG = 20.0  # seconds that no test should ever take
 
@@ -31,17 +31,17 @@ def _started(*calls: Callable[[], object]) -> list[threading.Thread]:
 def test_steps_wait_for_those_whom_the_last_one_woke(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three that take each step's outcome at their own pace: every step but the first finds all of them."""
     monkeypatch.setattr("kiara_runtime.engine.leader.GATHER", LONG)
-    turns, made, found, end = Turns(), [0], [list[int]() for _ in range(3)], 20
+    leader, made, found, end = Leader(), [0], [list[int]() for _ in range(3)], 20
 
     def step() -> None:
-        while not made[0] and len(turns._waiting) < len(found):
+        while not made[0] and len(leader._waiting) < len(found):
             time.sleep(0.001)
         assert all(len(taken) == made[0] for taken in found)
         made[0] += 1
 
     def follow(taken: list[int], pace: float) -> None:
         while len(taken) < end:
-            turns.until(lambda: made[0] > len(taken), lambda: made[0] < end, step, _nothing)
+            leader.until(lambda: made[0] > len(taken), lambda: made[0] < end, step, _nothing)
             taken.append(made[0])
             time.sleep(pace)
 
@@ -52,19 +52,19 @@ def test_steps_wait_for_those_whom_the_last_one_woke(monkeypatch: pytest.MonkeyP
 
 
 def test_one_that_does_not_come_back_holds_nobody_up() -> None:
-    turns, made = Turns(), [0]
+    leader, made = Leader(), [0]
 
     def step() -> None:
         made[0] += 1
 
-    turns.until(lambda: made[0] > 0, _always, step, _nothing)  # says that it comes back, and does not
+    leader.until(lambda: made[0] > 0, _always, step, _nothing)  # says that it comes back, and does not
     started = time.monotonic()
-    turns.until(lambda: made[0] > 1, _always, step, _nothing)
+    leader.until(lambda: made[0] > 1, _always, step, _nothing)
     assert made[0] == 2 and time.monotonic() - started < 1
 
 
 def test_freezing_waits_for_one_step_and_not_for_all_that_its_maker_wants() -> None:
-    turns, made, asked, frozen = Turns(), [0], threading.Event(), threading.Event()
+    leader, made, asked, frozen = Leader(), [0], threading.Event(), threading.Event()
 
     def step() -> None:
         made[0] += 1
@@ -76,18 +76,18 @@ def test_freezing_waits_for_one_step_and_not_for_all_that_its_maker_wants() -> N
         while made[0] < 6:
             time.sleep(0.001)
         asked.set()
-        turns.freeze()
+        leader.freeze()
         frozen.set()
 
-    _started(lambda: turns.until(lambda: made[0] >= 5000, _always, step, _nothing), freeze)
+    _started(lambda: leader.until(lambda: made[0] >= 5000, _always, step, _nothing), freeze)
     assert frozen.wait(LONG) and made[0] < 5000
 
 
 def test_a_timeout_ends_while_another_watches_and_steps() -> None:
-    turns, ends = Turns(), dict[str, float]()
+    leader, ends = Leader(), dict[str, float]()
 
     def wait(name: str, seconds: float) -> None:
-        turns.until(lambda: False, _always, lambda: time.sleep(0.001), _nothing, seconds)
+        leader.until(lambda: False, _always, lambda: time.sleep(0.001), _nothing, seconds)
         ends[name] = time.monotonic()
 
     started = time.monotonic()

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiara_runtime.engine.prompt_store import PromptStore, common_prefix
+from kiara_runtime.engine.prompt_store import PromptStore
+from kiara_runtime.engine.slots import common_prefix
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import load
 
 TOKENS = list(range(100, 160))
 RNG = np.random.default_rng(0)
 BUFFERS = RNG.standard_normal((4, 2, 96, 8)).astype(np.float32)
+
+
+def _save(store: PromptStore, tokens: list[int], buffers: np.ndarray) -> None:
+    store.save(tokens, buffers[:, :, : len(tokens)])
+
+
+def _restore(store: PromptStore, prompt: list[int], known: int, buffers: np.ndarray) -> int:
+    """Fill the buffers with the longest stored beginning; its length, or `known` if none is longer."""
+    found = store.find(prompt, known, buffers)
+    if found is None:
+        return known
+    buffers[:, :, : found.length] = found.content[:, :, : found.length]
+    return found.length
 
 
 def _file(folder: Path) -> Path:
@@ -26,8 +42,8 @@ def _file(folder: Path) -> Path:
 
 def test_the_longest_known_beginning_comes_back(tmp_path: Path) -> None:
     store = PromptStore(tmp_path, "model")
-    store.save(TOKENS, BUFFERS)
-    store.save(TOKENS[:40], BUFFERS)  # the longer one has it already
+    _save(store, TOKENS, BUFFERS)
+    _save(store, TOKENS[:40], BUFFERS)  # the longer one has it already
     _file(tmp_path)
     for prompt, known, expected in (
         (TOKENS, 0, 60),
@@ -38,11 +54,11 @@ def test_the_longest_known_beginning_comes_back(tmp_path: Path) -> None:
         (TOKENS[:20], 3, 3),  # too short to be worth a file
     ):
         found = np.zeros_like(BUFFERS)
-        assert store.restore(prompt, known, found) == expected
+        assert _restore(store, prompt, known, found) == expected
         count = expected if expected > known else 0
         np.testing.assert_array_equal(found[:, :, :count], BUFFERS[:, :, :count])
         assert not found[:, :, count:].any()
-    assert PromptStore(tmp_path, "another").restore(TOKENS, 0, BUFFERS.copy()) == 0
+    assert _restore(PromptStore(tmp_path, "another"), TOKENS, 0, BUFFERS.copy()) == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,12 +66,12 @@ def test_the_longest_known_beginning_comes_back(tmp_path: Path) -> None:
 def test_a_damaged_file_is_not_believed(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
     folder = tmp_path_factory.mktemp("store")
     store = PromptStore(folder, "model")
-    store.save(TOKENS, BUFFERS)
+    _save(store, TOKENS, BUFFERS)
     content = bytearray(_file(folder).read_bytes())
     content[int(place * len(content))] ^= 1 << bit
     _file(folder).write_bytes(content)
     found = np.zeros_like(BUFFERS)
-    count = store.restore(TOKENS, 0, found)
+    count = _restore(store, TOKENS, 0, found)
     assert count in (0, len(TOKENS))  # white space of the header may differ
     np.testing.assert_array_equal(found[:, :, :count], BUFFERS[:, :, :count])
     assert not found[:, :, count:].any()
@@ -63,21 +79,21 @@ def test_a_damaged_file_is_not_believed(tmp_path_factory: pytest.TempPathFactory
 
 def test_cut_files_other_sizes_and_nonsense_are_passed_over(tmp_path: Path) -> None:
     store = PromptStore(tmp_path, "model")
-    store.save(TOKENS, BUFFERS)
+    _save(store, TOKENS, BUFFERS)
     path, found = _file(tmp_path), np.zeros_like(BUFFERS)
     content = path.read_bytes()
     for damaged in (content[:-1], content + b"x", b"", b"[]\n", b'{"tokens": 5, "sha256": 1}\n', b"{" * 100000):
         path.write_bytes(damaged)
-        assert store.restore(TOKENS, 0, found) == 0
+        assert _restore(store, TOKENS, 0, found) == 0
     path.write_bytes(content)
-    assert store.restore(TOKENS, 0, np.zeros((4, 2, 96, 4), np.float32)) == 0
-    assert store.restore(TOKENS, 0, np.zeros((4, 2, 50, 8), np.float32)) == 0  # a context that is too short
+    assert _restore(store, TOKENS, 0, np.zeros((4, 2, 96, 4), np.float32)) == 0
+    assert _restore(store, TOKENS, 0, np.zeros((4, 2, 50, 8), np.float32)) == 0  # a context that is too short
 
 
 def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
     store = PromptStore(tmp_path, "model", max_bytes=40_000)
     for first in range(4):
-        store.save([first, *TOKENS], BUFFERS)
+        _save(store, [first, *TOKENS], BUFFERS)
     kept = [json.loads(path.read_bytes().split(b"\n")[0])["tokens"][0] for path in tmp_path.glob("*/*.kv")]
     assert sorted(kept) == [2, 3]
     assert (next(tmp_path.glob("*/*.kv")).stat().st_mode & 0o077) == 0
@@ -86,7 +102,7 @@ def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_costs_the_store_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="the prompt was not stored"):
-        PromptStore(tmp_path / "file", "model").save(TOKENS, BUFFERS)
+        _save(PromptStore(tmp_path / "file", "model"), TOKENS, BUFFERS)
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
@@ -101,11 +117,34 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_computed(
 def test_a_restored_prompt_gives_what_a_computed_one_gives(bundle: Path, tmp_path: Path) -> None:
     prompt = load(bundle).tokenize("def main(argv):\n    return argv\n" * 4)[:60]
     options = {"max_tokens": 20, "temperature": 0.7, "seed": 3, "logprobs": 2}
-    computed = load(bundle, prompt_cache=tmp_path).generate(prompt, **options)
+    with load(bundle, prompt_cache=tmp_path) as model:  # what it saves is there once it is closed
+        computed = model.generate(prompt, **options)
     restored = load(bundle, prompt_cache=tmp_path).generate(prompt, **options)
     assert (computed.cached_tokens, restored.cached_tokens) == (0, len(prompt) - 2)
     assert (restored.tokens, restored.logprobs) == (computed.tokens, computed.logprobs)
     assert load(bundle, "fp32", prompt_cache=tmp_path).generate(prompt, **options).cached_tokens == 0
+
+
+def test_no_step_waits_for_the_disk(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that answers only once another request has all its tokens."""
+    written, finished = threading.Event(), threading.Event()
+    save = PromptStore.save
+
+    def slow(self: PromptStore, *given: Any) -> None:
+        finished.wait(60)
+        save(self, *given)
+        written.set()
+
+    monkeypatch.setattr(PromptStore, "save", slow)
+    with load(bundle, prompt_cache=tmp_path) as model:
+        prompt = model.tokenize("def main(argv):\n    return argv\n" * 4)[:60]
+        other = model.stream("import", max_tokens=30, ignore_eos=True)
+        next(other)
+        model.generate(prompt, max_tokens=2)
+        assert len(other.generation().tokens) == 29 and not written.is_set()
+        finished.set()
+    assert written.is_set()
+    _file(tmp_path)
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))

@@ -255,7 +255,7 @@ def test_what_cannot_be_used_is_refused_by_name(client: FlaskClient, body: Any, 
 
 def test_one_mistake_is_told_and_not_each_of_thousands(client: FlaskClient) -> None:
     error = _refused(client, COMPLETIONS, {"prompt": [-1] * 1000})
-    assert error["message"] == "prompt[0]: -1 will not do; Input should be greater than or equal to 0"
+    assert error["message"] == "prompt[0]: -1 cannot be used; Input should be greater than or equal to 0"
     error = _refused(client, COMPLETIONS, {"prompt": "x", "stop": ["a"] * 17})
     assert "at most 16 items" in error["message"]
     named = {"type": "json_schema", "json_schema": {"schema": {}}}

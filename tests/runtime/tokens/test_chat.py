@@ -211,8 +211,8 @@ def test_others_memory_and_time_do_not_count(library: Any) -> None:
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
-        ("hello", "messages: give a list of dictionaries"),
-        ({"role": "user", "content": "x"}, "messages: give a list of dictionaries"),
+        ("hello", "is no list of messages; give a list of dictionaries"),
+        ({"role": "user", "content": "x"}, "is no list of messages; give a list of dictionaries"),
         ([], "messages: it is empty"),
         (["x"], "messages[0]: 'x' is no dictionary"),
         ([MESSAGES[0], {"role": "user"}], "messages[1].content: None is no text"),

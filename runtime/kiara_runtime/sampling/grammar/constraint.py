@@ -278,7 +278,7 @@ def _library(field: str) -> Any:
     try:
         import llguidance
     except ImportError:
-        raise UserError(f"{field}: needs the package llguidance; pip install 'kiara-runtime[structured]'") from None
+        raise UserError(field, "needs the package llguidance", "pip install 'kiara-runtime[structured]'") from None
     return llguidance
 
 
@@ -295,4 +295,4 @@ def _refusal(field: str, text: str, reason: str) -> UserError:
     line = "".join(letter if letter.isprintable() else " " for letter in " ".join(" ".join(lines).split()))
     if len(line) > MAX_REASON:  # it quotes the whole grammar in the middle
         line = f"{line[:40]}…{line[41 - MAX_REASON :]}"
-    return UserError(f"{field}: {text!r:.60} cannot be used: {line}; mend or simplify it")
+    return UserError(field, f"cannot be used: {line}", "mend or simplify it", value=text)

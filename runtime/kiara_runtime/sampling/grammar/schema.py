@@ -43,13 +43,16 @@ MAX_SECONDS = 2  # for finding the part of a schema for which there is no gramma
 # What %json is not found in: a text, a comment or an expression of Lark.
 _LARK = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|%json\s*')
 _WHY = {
-    "$ref": "it leads to nothing in this schema that a text can be held to; name a part of `$defs`",
-    "oneOf": "its options are not plainly exclusive; use anyOf",
-    "patternProperties": "it is no expression that can be used, or one that may fit a name which another fits; mend it",
-    "maxProperties": "it is held to only where `required` has all of `properties`; leave it out, and check it yourself",
+    "$ref": ("it leads to nothing in this schema that a text can be held to", "name a part of `$defs`"),
+    "oneOf": ("its options are not plainly exclusive", "use anyOf"),
+    "patternProperties": ("it is no expression that can be used, or may fit a name that another one fits", "mend it"),
+    "maxProperties": (
+        "it is held to only where `required` has all of `properties`",
+        "leave it out, and check it yourself",
+    ),
 }
 _WHY["minProperties"] = _WHY["maxProperties"]
-_NO_VALUE = "no text can be held to it, beside the rest of the schema; mend it or leave it out"
+_NO_VALUE = ("no text can be held to it, beside the rest of the schema", "mend it or leave it out")
 
 
 def schema_source(library: Any, text: str) -> str:
@@ -70,7 +73,7 @@ def lark_text(text: str) -> str:
                 try:
                     options = _mend(cast("Schema", schema))
                 except UserError as error:
-                    raise UserError(f"grammar: of its %json, {error}") from None
+                    raise error.inside("grammar", ": of its %json, ") from None
                 made += [text[place : match.end()], json.dumps({**schema, "x-guidance": options})]
                 place = end
     return "".join([*made, text[place:]])
@@ -82,7 +85,8 @@ def culprit(library: Any, text: str, begin: Callable[[str], object]) -> UserErro
     That is the last of the parts, the likeliest first, that must go until there is a grammar; and so within it.
     """
     root = _parsed(text)
-    path, node, why = "", root, f"{text!r:.60}: {_NO_VALUE}"
+    path, node, (problem, remedy) = "", root, _NO_VALUE
+    shown = f"{text!r:.60}"
     give_up = time.monotonic() + MAX_SECONDS
 
     def works(node: Schema, parts: list[Part]) -> bool:
@@ -101,12 +105,12 @@ def culprit(library: Any, text: str, begin: Callable[[str], object]) -> UserErro
             value = node[key] if name is None else node[key][name]
             path += step(key) if name is None else step(key) + step(name)
             known = _WHY if name is None or key == "patternProperties" else {}
-            why = f"{value!r:.60}: {known.get(key, _NO_VALUE)}"
+            (problem, remedy), shown = known.get(key, _NO_VALUE), f"{value!r:.60}"
             if not isinstance(value, dict) or (name is None and key not in ONE):
                 break
             _remove(node, parts[:last])
             node = cast("Schema", value)
-    return refusal(path, why)
+    return refusal(path, f"{shown}: {problem}", remedy)
 
 
 Part = tuple[str, str | int | None]  # a keyword, and of one that holds several schemas the name or index of one
@@ -148,19 +152,19 @@ def _parsed(text: str) -> Schema:
         schema: Any = _DECODER.decode(text)
         json.dumps(schema, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise refusal("", "half of a surrogate pair is in it, which no text can have; leave it out") from None
+        raise refusal("", "half of a surrogate pair is in it, which no text can have", "leave it out") from None
     except RecursionError:
-        raise refusal("", f"it is more than {MAX_DEPTH} levels deep; make it flatter, by `$ref`") from None
+        raise refusal("", f"it is more than {MAX_DEPTH} levels deep", "make it flatter, by `$ref`") from None
     except ValueError as error:
-        raise refusal("", f"{text!r:.60} is no JSON: {error}; mend it") from None
+        raise refusal("", f"{text!r:.60} is no JSON: {error}", "mend it") from None
     if not isinstance(schema, dict):
-        raise refusal("", f"{text!r:.60} is no JSON object; give a schema such as {{}}")
+        raise refusal("", f"{text!r:.60} is no JSON object", "give a schema such as {}")
     levels, layer = 0, [cast("Any", schema)]
     while layer:
         levels += 1
         layer = [inner for value in layer for inner in _inside(value)]
     if levels > MAX_DEPTH:
-        raise refusal("", f"it is more than {MAX_DEPTH} levels deep; make it flatter, by `$ref`")
+        raise refusal("", f"it is more than {MAX_DEPTH} levels deep", "make it flatter, by `$ref`")
     return cast("Schema", schema)
 
 
@@ -212,4 +216,4 @@ def _mend(schema: Schema) -> dict[str, Any]:
 
 def _check_closed(path: str, schema: Schema) -> None:
     if ("properties" in schema or "patternProperties" in schema) and schema.get("additionalProperties") is not False:
-        raise refusal(path, "beside control characters it must be closed; add additionalProperties: false")
+        raise refusal(path, "beside control characters it must be closed", "add additionalProperties: false")

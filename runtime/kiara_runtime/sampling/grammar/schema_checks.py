@@ -33,10 +33,10 @@ _POINTER = re.compile(r"(/(items|additionalProperties|(allOf|anyOf|oneOf|prefixI
                       r"(properties|patternProperties|\$defs|definitions)/[^/]*))*")  # fmt: skip
 
 
-def refusal(path: str, why: str) -> UserError:
+def refusal(path: str, problem: str, remedy: str) -> UserError:
     """Of the part of a schema at this path. A long one is cut in the middle."""
     shown = path if len(path) <= MAX_PATH else f"{path[: MAX_PATH // 2]}…{path[-MAX_PATH // 2 :]}"
-    return UserError(f"json_schema{shown}: {why}")
+    return UserError(f"json_schema{shown}", problem, remedy)
 
 
 def step(name: str | int) -> str:
@@ -89,7 +89,7 @@ def _led_to(root: Schema, path: str, reference: str) -> tuple[str, Any]:
         except (LookupError, TypeError, ValueError):
             if _inner_ids(root):  # it is another schema's, inside
                 return "", None
-            raise refusal(path, f"{reference!r:.60}: there is no such place in the schema; mend it") from None
+            raise refusal(path, f"{reference!r:.60}: there is no such place in the schema", "mend it") from None
     return there, value
 
 
@@ -106,12 +106,12 @@ def check_shapes(found: list[tuple[str, Schema]]) -> None:
                 continue
             if key in UNSUPPORTED:
                 raise refusal(
-                    path + step(key), "output cannot be held to this keyword; leave it out, and check it yourself"
+                    path + step(key), "output cannot be held to this keyword", "leave it out, and check it yourself"
                 )
             fits, kind = _KINDS.get(key, (lambda value: True, ""))
             if not fits(value):
                 hint = "; a list is older than 2020-12: use prefixItems" if key == "items" else ""
-                raise refusal(path + step(key), f"{value!r:.60} will not do; give {kind}{hint}")
+                raise refusal(path + step(key), f"{value!r:.60} cannot be used", f"give {kind}{hint}")
         _check_least(path, schema)
         _check_reference(root, path, schema)
         schema.pop("uniqueItems", None)
@@ -121,7 +121,7 @@ def _check_least(path: str, schema: Schema) -> None:
     least, required = schema.get("minProperties", 0), schema.get("required", [])
     if least > max(1, len(set(cast("list[str]", required)))):
         raise refusal(
-            f"{path}.minProperties", "a name that comes twice would count twice; name the properties in `required`"
+            f"{path}.minProperties", "a name that comes twice would count twice", "name the properties in `required`"
         )
 
 
@@ -131,7 +131,7 @@ def _check_reference(root: Schema, path: str, schema: Schema) -> None:
     base, _, fragment = reference.partition("#")
     strange = fragment.startswith("/") and not _POINTER.fullmatch(fragment) and (base or _inner_ids(root))
     if strange or "json-schema.org" in base:
-        raise refusal(f"{path}.$ref", f"{reference!r:.60} leads out of this schema's own parts; put it into `$defs`")
+        raise refusal(f"{path}.$ref", f"{reference!r:.60} leads out of this schema's own parts", "put it into `$defs`")
 
 
 def needs_numbers_for_characters(schema: Schema) -> bool:

@@ -37,7 +37,7 @@ def mend_numbers(path: str, schema: Schema) -> None:
             schema[key] = int(schema[key])  # 2.0 is an integer
     for key in ("const", "enum"):
         if key in schema and (wide := _wide(schema[key])) is not None:
-            raise refusal(f"{path}.{key}", f"{wide} is beyond {EXACT}, where programs round; give it as a text")
+            raise refusal(f"{path}.{key}", f"{wide} is beyond {EXACT}, where programs round", "give it as a text")
     if "multipleOf" in schema:
         _mend_step(path, schema)
     for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
@@ -61,8 +61,8 @@ def _mend_step(path: str, schema: Schema) -> None:
     given = schema["multipleOf"]
     exact = Decimal(repr(given))
     if exact != Decimal(given):
-        why = "is no sum of halves, and programs differ on its multiples; count in a smaller unit, or check it yourself"
-        raise refusal(f"{path}.multipleOf", f"{given} {why}")
+        problem = f"{given} is no sum of halves, and programs differ on its multiples"
+        raise refusal(f"{path}.multipleOf", problem, "count in a smaller unit, or check it yourself")
     if exact == int(exact):
         schema["multipleOf"] = int(exact)
     else:
@@ -80,8 +80,8 @@ def limit_steps(found: list[tuple[str, Schema]]) -> None:
         if "multipleOf" in schema:
             steps.append(schema["multipleOf"])
             if _together(steps) > MAX_STEP:
-                why = "alone or with other steps, it is too much to count in; leave it out, and check it yourself"
-                raise refusal(f"{path}.multipleOf", f"{steps[-1]}: {why}")
+                problem = f"{steps[-1]}: alone or with other steps, it is too much to count in"
+                raise refusal(f"{path}.multipleOf", problem, "leave it out, and check it yourself")
     for _, schema in found:
         bounds = [math.ulp(schema[key]) for key in ("exclusiveMinimum", "exclusiveMaximum") if key in schema]
         if bounds and "multipleOf" not in schema and schema.get("type") != "integer":
@@ -104,7 +104,7 @@ def _mend_bound(path: str, schema: Schema, key: str) -> None:
     sign = 1 if key.endswith("inimum") else -1
     bound = sign * schema[key]  # from below, whichever it is
     if bound > EXACT:
-        raise refusal(f"{path}.{key}", f"{schema[key]} is beyond {EXACT}, where programs round; leave it out")
+        raise refusal(f"{path}.{key}", f"{schema[key]} is beyond {EXACT}, where programs round", "leave it out")
     if 0 < bound < TINY:
         bound = TINY
     elif -TINY < bound < 0:
@@ -120,7 +120,7 @@ def mend_strings(path: str, schema: Schema) -> None:
         inner = f"{path}.patternProperties"
         names = {name: _expression(inner + step(name), name, exact=True) for name in schema["patternProperties"]}
         if len(set(names.values())) < len(names):
-            raise refusal(inner, "two of its expressions fit the same names; let each name fit one of them")
+            raise refusal(inner, "two of its expressions fit the same names", "let each name fit one of them")
         schema["patternProperties"] = {names[name]: value for name, value in schema["patternProperties"].items()}
     format = schema.get("format")
     if format == "hostname":
@@ -135,7 +135,7 @@ def _expression(path: str, pattern: str, exact: bool = False) -> str:
     try:
         return rust_expression(pattern, exact)
     except ValueError as error:
-        raise refusal(path, f"{pattern!r:.60}: {error}; mend it, or leave it out and check it yourself") from None
+        raise refusal(path, f"{pattern!r:.60}: {error}", "mend it, or leave it out and check it yourself") from None
 
 
 def mend_options(schema: Schema) -> None:

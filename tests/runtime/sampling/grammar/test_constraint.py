@@ -402,7 +402,7 @@ BAD = [
     ("json_schema", "[1]", "object"),
     ("json_schema", "true", "object"),
     ("json_schema", '{"type": "objec"}', "objec"),
-    ("json_schema", '{"type": "\\u001b[31m\\u0007"}', "will not do"),
+    ("json_schema", '{"type": "\\u001b[31m\\u0007"}', "cannot be used"),
     ("json_schema", '{"enum": ["\\ud800"]}', "surrogate"),
     ("json_schema", '{"type": "string", "pattern": "("}', "pattern: '('"),
     ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 3}', "minimum"),

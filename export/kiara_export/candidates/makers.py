@@ -1,0 +1,146 @@
+"""The ways to round a model, each a function from one trace of it to the graph that a variant ships."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from kiara.console import logger, progress
+from kiara.data.dataset import Split
+from kiara.model.gpt import GPT, Linear
+from kiara_export.candidates.orders import LossOf, Made, Order, Texts
+from kiara_export.graph import lower
+from kiara_export.graph.onnx_file import graph_bytes, save
+from kiara_export.graph.trace import trace
+from kiara_export.quantize.blocks import Blocks, block_size, round_int8
+from kiara_export.quantize.gptq import calibrate_int4
+from kiara_export.quantize.mixed import Mixed, fewest
+from kiara_export.quantize.smooth import SHARE, costly, smoothing
+from kiara_runtime.bundle.manifest import GRAPH_FOLDER
+from kiara_runtime.bundle.variants import FLOAT32, Rounding, Variant
+
+
+@dataclass(frozen=True)
+class Material:
+    """model, and the trace of it. path: where the graph goes, and trial graphs before it. loss_of: of a trial graph."""
+
+    model: GPT
+    traced: ir.Model
+    calibrate: Split | None
+    path: Path
+    loss_of: Callable[[Path], float]
+
+    @property
+    def text(self) -> Split:
+        assert self.calibrate is not None, "a variant that is calibrated comes with text"
+        return self.calibrate
+
+
+Maker = Callable[[Material, Order], tuple[ir.Model, tuple[str, ...]]]  # the graph, and its matrices of 8 bits
+
+
+class Workshop:
+    """Makes graphs below a folder. load: gives the model, which making may use up."""
+
+    def __init__(self, folder: Path, load: Callable[[], GPT], texts: Texts, loss_of: LossOf) -> None:
+        self._folder, self._load, self._texts, self._loss_of = folder, load, texts, loss_of
+
+    def make(self, orders: list[Order], float32: Path) -> dict[Variant, Made]:
+        """The graphs of the orders. float32: where its graph is, for comparison; written where it is not there yet."""
+        (self._folder / GRAPH_FOLDER).mkdir(exist_ok=True)
+        model = self._load()
+        with progress("Tracing the graph", 1) as advance:
+            traced = trace(model)
+            advance(1)
+        if not float32.exists():
+            save(lower.float32(traced), float32, apart=FLOAT32 not in [order.variant for order in orders])
+        made: dict[Variant, Made] = {}
+        for order in sorted(orders, key=lambda order: order.variant.rounding == "gptq"):  # it rounds the model itself
+            path = self._folder / order.variant.file
+            material = Material(model, traced, self._texts.calibrate, path, partial(self._loss_of, float32))
+            graph, eight_bit = MAKERS[order.variant.rounding](material, order)
+            save(graph, path)
+            made[order.variant] = Made(path, eight_bit)
+        return made
+
+
+def _plain(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
+    return lower.float32(material.traced), ()
+
+
+def _half(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
+    return lower.half(material.traced), ()
+
+
+def _blocks(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
+    """Each attempt takes blocks half as large."""
+    return lower.blocks(material.traced, _rounded(order)), ()
+
+
+def _dynamic(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
+    """Each attempt lets the rounding of activations cost a quarter of what it did, so that more matrices are in
+    blocks.
+    """
+    factors = smoothing(material.model, material.text)
+    kept = costly(material.model, material.text, factors, SHARE / 4**order.attempt)
+    logger.info("%s keeps %d matrices in blocks: %s", order.variant.name, len(kept), " ".join(sorted(kept)))
+    return lower.dynamic(material.traced, _rounded(order), factors, kept), ()
+
+
+def _gptq(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
+    """With as many matrices at 8 bits as the budget allows, or as few as the loss needs; else none."""
+    with progress(f"Calibrating {order.variant.name}", len(material.model.layers)) as advance:
+        mixed = Mixed(calibrate_int4(material.model, material.text, order.variant.blocks, order.searches, advance))
+
+    def graph(promoted: int) -> ir.Model:
+        return lower.blocks(material.traced, mixed.rounded(promoted))
+
+    def size_of(promoted: int) -> int:
+        save(graph(promoted), material.path)
+        return graph_bytes(material.path)
+
+    def loss_with(promoted: int) -> float:
+        save(graph(promoted), material.path)
+        loss = material.loss_of(material.path)
+        told = order.variant.name, promoted, len(mixed), 100 * loss
+        logger.info("%s with %d of %d matrices at 8 bits loses %.2f%%", *told)
+        return loss
+
+    most = len(mixed) if order.budget is None else mixed.within(size_of(0), order.budget)
+    promoted = most if order.searches else 0
+    if order.max_loss is not None:
+        promoted = fewest(most, loss_with, order.max_loss)
+    return graph(promoted), tuple(mixed.eight(promoted))
+
+
+MAKERS: dict[Rounding, Maker] = {
+    "none": _plain,
+    "half": _half,
+    "blocks": _blocks,
+    "dynamic": _dynamic,
+    "gptq": _gptq,
+}
+
+
+def _rounded(order: Order) -> Callable[[str, NDArray[np.float32]], Blocks]:
+    sizes = order.variant.blocks[order.attempt :]
+    return lambda name, weight: round_int8(weight, sizes)
+
+
+def check_widths(model: GPT, variants: list[Variant]) -> None:
+    """Refuse, before any work, matrices that a variant cannot hold in blocks."""
+    for blocks in {variant.blocks for variant in variants if variant.blocks}:
+        for part in model.modules():
+            if isinstance(part, Linear):
+                block_size(part.in_features, blocks)
+
+
+def reference_path(folder: Path, variants: list[Variant]) -> Path:
+    """Where float32's graph is while the others are judged: as the variant, or beside them."""
+    return folder / (FLOAT32.file if FLOAT32 in variants else f"{GRAPH_FOLDER}/float32.onnx")

@@ -1,0 +1,45 @@
+"""Sizes and percentages as people write them, such as 40MB and 0.5%."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import click
+
+
+def size_of(option: str, value: str | None) -> int | None:
+    """Bytes of a size such as 40MB; a megabyte is a million."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kMG]?)B\s*", value)
+    if not found or not 0 < float(found[1]) < 1e9:
+        raise click.UsageError(f"{option}: {value!r} is no size; give one such as 40MB")
+    return round(float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]])
+
+
+def losses_of(option: str, values: Iterable[str]) -> float | Mapping[str, float]:
+    """A part for every variant, from `0.5%`, or one for each that is named, from `int4=2%`."""
+    named: dict[str, float] = {}
+    for value in values:
+        name, equals, percentage = value.rpartition("=")
+        part = _percent(option, percentage)
+        if not equals:
+            if named:
+                raise click.UsageError(f"{option}: {value!r} beside others is for no variant; write int4={value}")
+            named[""] = part
+        elif "" in named:
+            raise click.UsageError(
+                f"{option}: {value!r} is given beside a percentage for all; name the variant of each"
+            )
+        else:
+            named[name.strip()] = part
+    return named.get("", named)
+
+
+def _percent(option: str, value: str) -> float:
+    """The part of a percentage such as 0.5%."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", value)
+    if not found:
+        raise click.UsageError(f"{option}: {value!r} is no percentage; give one such as 0.5%")
+    return float(found[1]) / 100

@@ -1,0 +1,142 @@
+"""The variants of a graph: what each is, in one record that export, manifest, receipt and commands read.
+
+Making one is not done here (`kiara_export.candidates`), nor is judging what it lost (`kiara_export.proof`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Rounding = Literal["none", "half", "blocks", "gptq", "dynamic"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a variant may cost on held-out text. Two standard errors are allowed for what one text shows.
+
+    bits_per_byte_loss: relative to float32. The others are parts of the positions whose likeliest token must be the
+    same. top1_agreement: as float32's. path_agreement: as its own prefill's, by single steps and by chunks;
+    other_paths: by prompts' last logits and in padded batches, of which few positions are tried; end_of_context: at the
+    end of the context. elsewhere: by every path but the last, on another machine than the exporter's.
+    """
+
+    bits_per_byte_loss: float
+    top1_agreement: float
+    path_agreement: float
+    other_paths: float
+    elsewhere: float
+    end_of_context: float = 0.5  # behind a made-up cache distributions are flat, and rounding decides often
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of graph that a bundle can have.
+
+    name: as `--variant` and the manifest call it. choice: as `--quantize` does. file: in the bundle, by the name that
+    transformers.js looks for; transformers_js: its `dtype` there. rounding: how its weights are. bits: of a weight of
+    the layers. blocks: how many inputs share a scale, the usual number first, then those of finer attempts.
+    zero_points: whether a block has one. calibrated: whether making it takes text. mixed: whether some of its matrices
+    may keep 8 bits, to hold a budget or a loss. batch_exact: whether a sequence has the same bits in every batch.
+    cache: type of keys and values. attempts: how often it is made at most, each time finer. summary: for people.
+    """
+
+    name: str
+    choice: str
+    file: str
+    transformers_js: str
+    rounding: Rounding
+    bits: int
+    limits: Limits
+    summary: str
+    blocks: tuple[int, ...] = ()
+    zero_points: bool = False
+    calibrated: bool = False
+    mixed: bool = False
+    batch_exact: bool = True
+    cache: Literal["float32", "float16"] = "float32"
+    attempts: int = 1
+
+    @property
+    def lossless(self) -> bool:
+        """Whether it is float32 itself."""
+        return self.rounding == "none"
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """On disk, with the share of a block's float16 scale, and of its zero point."""
+        shared = 2 + self.bits / 8 * self.zero_points
+        return self.bits / 8 + (shared / self.blocks[0] if self.blocks else 0)
+
+
+# In the order of preference: the first that a bundle has is its default.
+VARIANTS = (
+    Variant(
+        name="int8",
+        choice="int8",
+        file="onnx/model_quantized.onnx",
+        transformers_js="q8",
+        rounding="blocks",
+        bits=8,
+        limits=Limits(0.003, 0.9, 0.95, 0.85, 0.85),
+        summary="8-bit weights in blocks, nearly without loss",
+        blocks=(64, 32, 16),
+        attempts=3,
+    ),
+    Variant(
+        name="int4",
+        choice="int4",
+        file="onnx/model_q4.onnx",
+        transformers_js="q4",
+        rounding="gptq",
+        bits=4,
+        limits=Limits(0.02, 0.75, 0.8, 0.8, 0.8),
+        summary="4-bit weights in blocks by GPTQ, the smallest",
+        blocks=(32, 16),
+        zero_points=True,
+        calibrated=True,
+        mixed=True,
+        attempts=3,
+    ),
+    Variant(
+        name="int8-dynamic",
+        choice="int8-dynamic",
+        file="onnx/model_int8.onnx",
+        transformers_js="int8",
+        rounding="dynamic",
+        bits=8,
+        limits=Limits(0.003, 0.9, 0.92, 0.85, 0.85),
+        summary="8-bit weights and activations, the fastest at prompts",
+        blocks=(64, 32, 16),
+        calibrated=True,
+        attempts=3,
+    ),
+    Variant(
+        name="fp32",
+        choice="none",
+        file="onnx/model.onnx",
+        transformers_js="fp32",
+        rounding="none",
+        bits=32,
+        limits=Limits(0.0, 1.0, 0.98, 0.98, 0.98),
+        summary="float32, the model as it is",
+    ),
+    Variant(
+        name="fp16",
+        choice="fp16",
+        file="onnx/model_fp16.onnx",
+        transformers_js="fp16",
+        rounding="half",
+        bits=16,
+        limits=Limits(0.001, 0.97, 0.95, 0.95, 0.95),
+        summary="float16, for GPUs and browsers",
+        batch_exact=False,
+        cache="float16",
+    ),
+)
+FLOAT32 = next(variant for variant in VARIANTS if variant.lossless)
+
+
+def find_variant(name: str) -> Variant | None:
+    """The variant of this name; None for one of a newer version."""
+    return next((variant for variant in VARIANTS if variant.name == name), None)
