@@ -35,7 +35,7 @@ def _bundle_files(values: dict[str, Any]) -> set[str]:
 def _dataset_files(values: dict[str, Any]) -> set[str]:
     splits = values["splits"]
     shards = {shard["file"] for split in splits.values() for shard in split["shards"]}
-    indices = {f"{split}-documents.npy" for split in splits}
+    indices = {f"{split}-documents.npy" for split in splits}  # of folders from before these were left out
     return {DATASET_FILE, *TOKENIZER_FILES, *shards, *indices} if values["fingerprint"] else set()
 
 

@@ -77,7 +77,8 @@ class TokenIds:
         values = read_json(folder / "generation_config.json")
         eos: Any = values.get("eos_token_id")
         ends: list[Any] = eos if isinstance(eos, list) else [eos]
-        bos: Any = values.get("bos_token_id", ends[0] if ends else None)
+        given: Any = values.get("bos_token_id")
+        bos: Any = ends[0] if given is None and ends else given  # a model without one begins with what ends a text
         if not ends or not all(type(i) is int and i >= 0 for i in (*ends, bos)):
             raise UserError(
                 f"{folder}/generation_config.json",

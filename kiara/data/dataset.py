@@ -1,8 +1,8 @@
 """Token shards on disk, and batches of them.
 
 A prepared folder holds `dataset.json`, the tokenizer, and for each split memory-mapped token files
-(`train-00000.bin`, little-endian uint16 or uint32) with the offsets at which documents start
-(`train-documents.npy`, int64). Writing it is `kiara.data.prepare`'s.
+(`train-00000.bin`, little-endian uint16 or uint32), in which an end-of-text token begins each document. Writing it is
+`kiara.data.prepare`'s.
 
 A batch is a pure function of (seed, step, row): an interrupted run goes on with the same data, and so
 would any number of processes that share the rows among them.

@@ -248,17 +248,16 @@ def _encode(
     dtype: np.dtype[Any],
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Write the split's token files and document index; returns its part of the manifest."""
+    """Write the split's token files; returns its part of the manifest."""
     shards: list[dict[str, Any]] = []
-    starts: list[int] = []
-    tokens = text_bytes = 0
+    documents_read = tokens = text_bytes = 0
     end = np.array([tokenizer.special_tokens[END_OF_TEXT]], dtype)
     for batch in _batches(documents):
         rows: list[np.ndarray] = []
         encoded = tokenizer.encode_batch([part for _, part in batch], threads=os.cpu_count() or 1)
         for (begins, _), ids in zip(batch, encoded, strict=True):
             if begins:
-                starts.append(tokens)
+                documents_read += 1
                 rows.append(end)
             rows.append(np.array(ids, dtype))
             tokens += len(ids) + begins
@@ -266,11 +265,10 @@ def _encode(
         read = sum(_bytes(part) for _, part in batch)
         text_bytes += read
         advance(read)
-    np.save(folder / f"{split}-documents.npy", np.array(starts, dtype=np.int64))
     for shard in shards:
         with (folder / shard["file"]).open("rb") as file:
             shard["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"documents": len(starts), "bytes": text_bytes, "tokens": tokens, "shards": shards}
+    return {"documents": documents_read, "bytes": text_bytes, "tokens": tokens, "shards": shards}
 
 
 def _append(folder: Path, split: str, shards: list[dict[str, Any]], tokens: np.ndarray) -> None:

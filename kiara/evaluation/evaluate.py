@@ -63,11 +63,11 @@ def window_length(model: GPT) -> int:
 
 
 def rows_at_once(model: GPT) -> int:
-    """Windows a batch, so that the logits of one stay below 256 MiB."""
+    """Windows a batch, of `window_length` tokens each, so that the logits of one batch stay below 256 MiB."""
     return max(1, min(16, (1 << 26) // (window_length(model) * model.vocab_size)))
 
 
-def windows(split: Split, length: int, max_tokens: int | None = None, rows: int = 16) -> Iterator[Tensor]:
+def windows(split: Split, length: int, max_tokens: int | None = None, rows: int = 1) -> Iterator[Tensor]:
     """The split in order as batches of windows, int64 (rows at most, length + 1).
 
     max_tokens: take only as many whole windows, spread evenly over the split, so that all its documents have a say.

@@ -51,6 +51,22 @@ def _has_compiler() -> bool:
 
 
 @contextmanager
+def memory_told(field: str, remedy: str) -> Iterator[None]:
+    """Raises UserError, for the setting that would need less, where memory runs out in the block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _ran_out(error):
+            raise
+        raise UserError(field, "too large for the memory of this machine", remedy) from None
+
+
+def _ran_out(error: Exception) -> bool:
+    """PyTorch has a class for a GPU's memory; the CPU's allocator can be told by its name alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
 def repeatable(device: str) -> Iterator[None]:
     """On a CPU the same seed gives the same losses, bit for bit.
 

@@ -28,11 +28,11 @@ from kiara.checkpoints.checkpoint import (
 from kiara.config.sections import Config
 from kiara.console import log_to_file, log_without_bar, logger, progress
 from kiara.data.dataset import Dataset
-from kiara.evaluation.evaluate import Metrics, evaluate, windows
+from kiara.evaluation.evaluate import Metrics, evaluate, rows_at_once, window_length, windows
 from kiara.evaluation.reference import reference_model
 from kiara.model import sizes
 from kiara.model.gpt import GPT
-from kiara.training.device import check_device, pick_device, repeatable, use_bfloat16, use_compile
+from kiara.training.device import check_device, memory_told, pick_device, repeatable, use_bfloat16, use_compile
 from kiara.training.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
 from kiara.training.plot import plot_run
 from kiara.training.run import PLOT_FILE, Run
@@ -57,9 +57,11 @@ def _train(run: Run, dataset: Dataset) -> bool:
     if run.last and run.last.step >= most:
         logger.info("%s is finished at step %d; a higher training.max_steps goes on.", run.folder, run.last.step)
         return True
-    trainer = _trainer(run, dataset)
+    with memory_told("model", "make hidden_size or num_hidden_layers smaller"):
+        trainer = Trainer(run, dataset)
     run.begin()
-    with log_to_file(run.folder / "train.log"):
+    shortage = memory_told("training.batch_size", "lower it, or model.context_length; --resume goes on")
+    with log_to_file(run.folder / "train.log"), shortage:
         with repeatable(trainer.device):
             trainer.announce()  # compiles, so it must know already
             with stop_request() as stopping:
@@ -79,17 +81,6 @@ def check_settings(config: Config) -> None:
     least = sum(1 for _ in regex.finditer(SPLIT_PATTERN, training.sample_prompt))
     if training.sample_tokens and least >= length:
         raise UserError("training.sample_prompt", f"as long as model.context_length ({length})", "shorten it")
-
-
-def _trainer(run: Run, dataset: Dataset) -> Trainer:
-    try:
-        return Trainer(run, dataset)
-    except RuntimeError as error:  # what PyTorch raises where memory is short
-        if "alloc" not in str(error) and "memory" not in str(error):
-            raise
-        raise UserError(
-            "model", "too large for the memory of this machine", "make hidden_size or layers smaller"
-        ) from None
 
 
 class Trainer:
@@ -275,7 +266,8 @@ class Trainer:
             with self._autocast():
                 return self.model(ids.to(self.device))[0]
 
-        metrics = evaluate(predict, self.dataset.tokenizer, windows(self.dataset.val, self.length, tokens))
+        batches = windows(self.dataset.val, window_length(self.model), tokens, rows_at_once(self.model))
+        metrics = evaluate(predict, self.dataset.tokenizer, batches)
         self.model.train()
         return metrics
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from kiara_runtime.engine.sequence import Piece
     from kiara_runtime.errors import BusyError, UserError
     from kiara_runtime.model import Generation, Model, Score, Stream, load
-    from kiara_runtime.sampling.params import SamplingParams, TokenLogprob
+    from kiara_runtime.sampling.params import SamplingParams
+    from kiara_runtime.sampling.sampler import TokenLogprob
     from kiara_runtime.tokens.tokenizer import Tokenizer
 
 __all__ = [
@@ -51,7 +52,7 @@ _HOMES = {
     "SamplingParams": "sampling.params",
     "Score": "model",
     "Stream": "model",
-    "TokenLogprob": "sampling.params",
+    "TokenLogprob": "sampling.sampler",
     "Tokenizer": "tokens.tokenizer",
     "UserError": "errors",
     "load": "model",

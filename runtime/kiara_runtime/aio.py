@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from kiara_runtime.engine.sequence import Piece
 from kiara_runtime.model import Generation, Model, Prompt, Score
+from kiara_runtime.sampling.params import Sampling
 from kiara_runtime.tokens.chat import Message
 
 MOST_THREADS = 1024  # of requests that wait; they are made when needed
@@ -26,7 +27,7 @@ class AsyncModel:
         self.model = model
         self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="kiara")
 
-    async def generate(self, prompt: Prompt, **sampling: Any) -> Generation:
+    async def generate(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Generation:
         """As `Model.generate`."""
         stream = self.model.stream(prompt, **sampling)
         try:
@@ -34,7 +35,7 @@ class AsyncModel:
         finally:
             stream.close()
 
-    async def stream(self, prompt: Prompt, **sampling: Any) -> AsyncIterator[Piece]:
+    async def stream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> AsyncIterator[Piece]:
         """As `Model.stream`."""
         stream = self.model.stream(prompt, **sampling)
         try:
@@ -43,7 +44,7 @@ class AsyncModel:
         finally:
             stream.close()
 
-    async def chat(self, messages: Sequence[Message], **sampling: Any) -> Generation:
+    async def chat(self, messages: Sequence[Message], **sampling: Unpack[Sampling]) -> Generation:
         """As `Model.chat`."""
         prompt = await self._apart(self.model.chat_prompt, messages)
         return await self.generate(prompt, **sampling)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as List
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from kiara_runtime.bundle.manifest import GRAPH_FOLDER, Bundle
 from kiara_runtime.engine.engine import QUEUE, SLOTS, Engine
@@ -20,7 +22,9 @@ from kiara_runtime.engine.runner import Runner
 from kiara_runtime.engine.sequence import Facts, FinishReason, Piece, Sequence
 from kiara_runtime.engine.session import Device, Session
 from kiara_runtime.errors import BusyError, ContextError, UserError
-from kiara_runtime.sampling.params import SamplingParams, TokenLogprob, check_integer
+from kiara_runtime.sampling.checks import check_integer
+from kiara_runtime.sampling.params import Sampling, SamplingParams, sampling_params
+from kiara_runtime.sampling.sampler import TokenLogprob
 from kiara_runtime.system.machine import machine
 from kiara_runtime.tokens.chat import Message, chat_ids
 from kiara_runtime.tokens.golden import load_tokenizer
@@ -135,6 +139,7 @@ class Model:
         self.tokenizer, self.runner = tokenizer, runner
         self.context_length, self.vocab_size = context_length, vocab_size
         self.eos_token_ids, self.bos_token_id = eos_token_ids, bos_token_id
+        self._longer: dict[int, list[int]] = {}  # tokens that begin with the text of another
         self._facts = Facts(tokenizer.token_bytes, eos_token_ids, context_length)
 
     def tokenize(self, text: str) -> list[int]:
@@ -162,27 +167,30 @@ class Model:
         """
         return chat_ids(self.tokenizer, messages, tools, documents)
 
-    def generate(self, prompt: Prompt, **sampling: Any) -> Generation:
-        """Continue `prompt`, text or token ids. sampling: fields of SamplingParams, such as max_tokens=64."""
+    def generate(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Generation:
+        """Continue `prompt`, text or token ids. sampling: keywords of `Sampling`, such as max_tokens=64.
+
+        Raises UserError, with the field, for a value out of range and for a keyword that is none.
+        """
         return self.stream(prompt, **sampling).generation()
 
-    def stream(self, prompt: Prompt, **sampling: Any) -> Stream:
+    def stream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Stream:
         """As `generate`, a piece a token. Bad arguments are refused here; it begins at once, with others' steps."""
-        return self.start(self.prompt_ids(prompt), SamplingParams(**sampling))
+        return self.start(self.prompt_ids(prompt), sampling_params(sampling), heal=isinstance(prompt, str))
 
-    def generate_all(self, prompts: List[Prompt], n: int = 1, **sampling: Any) -> list[list[Generation]]:
+    def generate_all(self, prompts: List[Prompt], n: int = 1, **sampling: Unpack[Sampling]) -> list[list[Generation]]:
         """`n` continuations of each prompt, all at once. The first of each is that of `generate` with the same seed."""
         check_integer("n", n, 1, 1024)
         if isinstance(prompts, str):
             raise UserError("prompts", "give a list of prompts", "generate takes a single one")
-        params = SamplingParams(**sampling)
-        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        params = sampling_params(sampling)
+        ids = [(self.prompt_ids(prompt), isinstance(prompt, str)) for prompt in prompts]
         found: list[Generation] = []
         streams: list[Stream] = []
-        for one, choice in itertools.product(ids, range(n)):
+        for (one, heal), choice in itertools.product(ids, range(n)):
             while True:
                 try:
-                    streams.append(self.start(one, params, choice))
+                    streams.append(self.start(one, params, choice, heal))
                     break
                 except BusyError:
                     if len(found) == len(streams):
@@ -191,7 +199,7 @@ class Model:
         found += [stream.generation() for stream in streams[len(found) :]]
         return [found[i : i + n] for i in range(0, len(found), n)]
 
-    def chat(self, messages: List[Message], **sampling: Any) -> Generation:
+    def chat(self, messages: List[Message], **sampling: Unpack[Sampling]) -> Generation:
         """The answer to a conversation. Raises UserError where the model has no chat template."""
         return self.generate(self.chat_prompt(messages), **sampling)
 
@@ -233,12 +241,33 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.close()
 
-    def start(self, prompt: list[int], params: SamplingParams, choice: int = 0) -> Stream:
-        """As `stream`, of ids from `prompt_ids`. choice: which of several continuations, each with draws of its own."""
+    def start(self, prompt: list[int], params: SamplingParams, choice: int = 0, heal: bool = False) -> Stream:
+        """As `stream`, of ids from `prompt_ids`. choice: which of several continuations, each with draws of its own.
+
+        heal: the prompt is a text, whose end may be inside a token.
+        """
         params.check_vocabulary(self.vocab_size)
-        sequence = Sequence(prompt, params, self._facts, choice, self._constraint(params))
+        constraint = self._constraint(params)
+        plain = constraint is None and params.max_tokens > 0 and not params.prompt_logprobs
+        healing = self._healing(prompt, params.banned_tokens) if heal and params.token_healing and plain else None
+        sequence = Sequence(prompt, params, self._facts, choice, constraint, healing=healing)
         self.runner.submit(sequence)
         return Stream(self.runner, sequence, params.seed or 0)
+
+    def _healing(self, prompt: list[int], banned: Iterable[int]) -> NDArray[np.bool_] | None:
+        """(V,): the prompt's last token and those that begin with its text; None where there are no such."""
+        last, texts = prompt[-1], self.tokenizer.token_bytes
+        if len(prompt) < 2 or last >= len(texts) or not texts[last]:
+            return None
+        if last not in self._longer:
+            self._longer[last] = [i for i, text in enumerate(texts) if i != last and text.startswith(texts[last])]
+        if not self._longer[last]:
+            return None
+        allowed = np.zeros(self.vocab_size, dtype=np.bool_)
+        allowed[self._longer[last]] = True
+        allowed[list(banned)] = False
+        allowed[last] = True
+        return allowed
 
     def _constraint(self, params: SamplingParams) -> Constraint | None:
         grammars = {"json_schema": params.json_schema, "regex": params.regex, "grammar": params.grammar}
@@ -250,7 +279,7 @@ class Model:
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Bundle,
     variant: str | None = None,
     threads: int | None = None,
     device: Device = "auto",
@@ -259,7 +288,7 @@ def load(
     prompt_cache: str | Path | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Model:
-    """Open a bundle, once every file that this takes has the recorded size and hash.
+    """Open a bundle, by its folder or as it was opened, once every file that this takes has the recorded size and hash.
 
     variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
     for every core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: requests that run at once. queue:
@@ -269,7 +298,7 @@ def load(
     """
     check_integer("slots", slots, 1, 1024)
     check_integer("queue", queue, 0, 1 << 20)
-    bundle = Bundle.open(path)
+    bundle = path if isinstance(path, Bundle) else Bundle.open(path)
     bundle.check(name for name in bundle.files_of(variant) if not name.startswith(GRAPH_FOLDER))
     with ThreadPoolExecutor(1) as beside:  # hashing leaves a core to Python
         names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]

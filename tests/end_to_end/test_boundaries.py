@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import venv
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 REPOSITORY = Path(__file__).parents[2]
 MAX_INSTALL_BYTES = 170 << 20  # of everything but pip and its helpers, compiled bytecode included
@@ -95,3 +98,29 @@ def test_the_server_says_what_it_needs(alone: Path, bundle: Path) -> None:
     done = subprocess.run([alone / "bin/kiara-run", "serve", bundle], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "Error: serve: needs the package flask; pip install 'kiara-runtime[server]'\n"
+
+
+@pytest.mark.parametrize("command", ["kiara", "kiara_runtime"])
+def test_ctrl_c_while_a_command_is_imported_is_one_line(command: str) -> None:
+    """The import is stopped at its first module, as if the key had come then."""
+    program = (
+        "import os, signal, sys, importlib.abc\n"
+        "class Pressed(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'click': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"import {command}.__main__ as entry\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "entry.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "Interrupted; run the same command again.\n")
+
+
+def test_what_is_subclassed_of_waitress_is_of_a_bounded_version() -> None:
+    """server/http.py builds on classes that waitress does not promise."""
+    [needed] = [line for line in metadata.requires("kiara-runtime") or () if line.startswith("waitress")]
+    assert SpecifierSet(needed.partition(";")[0].removeprefix("waitress")).contains(metadata.version("waitress"))
+    assert "<" in needed

@@ -20,14 +20,17 @@ import kiara_export.candidates.makers
 import kiara_export.pipeline
 import kiara_export.quantize.gptq
 import kiara_export.request
-from kiara.checkpoints.checkpoint import find_checkpoint, load_model
+from kiara.checkpoints.checkpoint import find_checkpoint, load_model, trained_on
 from kiara.model import sizes
 from kiara.model.gpt import GPT
 from kiara_export.quantize.blocks import Blocks, round_int8
+from kiara_export.request import Request
+from kiara_export.texts import texts_of
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.bundle.variants import VARIANTS, Limits
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import load
+from kiara_runtime.tokens.tokenizer import Tokenizer
 
 INT8, INT4 = VARIANTS[:2]
 
@@ -340,3 +343,30 @@ def test_damaged_checkpoints_are_refused_by_name(
     assert result.exit_code == 1
     assert expected in result.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (0.02, {"int8": 0.003, "int4": 0.02}),  # never looser for one that stands beside others
+        (0.001, {"int8": 0.001, "int4": 0.001}),
+        ({"int4": 0.05}, {"int8": 0.003, "int4": 0.05}),
+        ({}, {"int8": 0.003, "int4": 0.02}),
+    ],
+)
+def test_what_int4_may_lose_loosens_no_other(loss: Any, expected: dict[str, float]) -> None:
+    orders = Request(("int8", "int4"), max_bpb_loss=loss).orders()
+    assert {order.variant.name: order.limits.bits_per_byte_loss for order in orders} == expected
+    assert [order.limits.bits_per_byte_loss for order in Request(("int8",), max_bpb_loss=0.02).orders()] == [0.02]
+
+
+def test_three_texts_calibrate_choose_and_report(run: Path) -> None:
+    checkpoint = find_checkpoint(run)
+    request = Request(("int4",), max_bpb_loss=0.02)
+    texts = texts_of(checkpoint, Tokenizer.load(checkpoint), request, request.orders())
+    assert (
+        texts.calibrate
+        and texts.choose
+        and len({texts.calibrate.sha256, texts.choose.sha256, texts.report.sha256}) == 3
+    )
+    assert texts.calibrate.tokens + texts.choose.tokens == trained_on(checkpoint).train.tokens

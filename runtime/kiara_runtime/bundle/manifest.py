@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,13 +41,14 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest has been read and checked; the other files are checked by `check`."""
+    """A bundle whose manifest has been read and checked; the other files are checked by `check`, each once."""
 
     folder: Path
     manifest: Mapping[str, Any]
     architecture: Architecture
     eos_token_ids: frozenset[int]
     bos_token_id: int
+    checked: set[str] = field(default_factory=set[str], compare=False, repr=False)
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
@@ -110,6 +111,12 @@ class Bundle:
         return path
 
     def _check_file(self, name: str) -> None:
+        """Once for each file, as hashing takes most of the time of opening a bundle."""
+        if name not in self.checked:
+            self._compare(name)
+            self.checked.add(name)
+
+    def _compare(self, name: str) -> None:
         path, expected = self.folder / name, self.manifest["files"][name]
         if path.is_symlink() or (path.parent != self.folder and path.parent.is_symlink()):
             raise UserError(path, "a symbolic link, which no bundle holds", "export the bundle again")

@@ -55,12 +55,14 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 
 def _option(field: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    name = f"--{field.name.replace('_', '-')}"
     if field.type == "bool":
         kind: dict[str, Any] = {"is_flag": True}
+        name = f"{name}/--no-{name[2:]}" if field.default else name
     else:
         kind = _KINDS.get(field.name, {"type": int if "int" in str(field.type) else float})
     shown: dict[str, Any] = {"default": field.default, "show_default": isinstance(field.default, (int, float)), **kind}
-    return click.option(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **shown)
+    return click.option(name, help=field.metadata["help"], **shown)
 
 
 def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:

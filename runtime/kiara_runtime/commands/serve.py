@@ -82,7 +82,7 @@ def serve(
         port,
         settings,
         variant,
-        lambda: load(bundle, variant, threads, device, slots, room, prompt_cache),
+        lambda opened: load(opened, variant, threads, device, slots, room, prompt_cache),
         tell,
     )
 

@@ -45,8 +45,9 @@ class Alone:
     def wait(self, sequences: List[Sequence], timeout: float | None = None) -> None:
         while not any(sequence.ready for sequence in sequences):
             for sequence in sequences:
-                logits = self._running[sequence](sequence.tokens[sequence.computed :])
-                sequence.take(len(sequence.tokens), logits)
+                end = len(sequence.tokens) - sequence.heals  # a token that may become another is not computed yet
+                logits = self._running[sequence](sequence.tokens[sequence.computed : end])
+                sequence.take(end, logits)
 
     def load(self) -> tuple[int, int]:
         return sum(not sequence.over for sequence in self._running), 0

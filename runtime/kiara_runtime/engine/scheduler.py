@@ -115,7 +115,10 @@ class Scheduler:
         chunk = CHUNK_BESIDE_OTHERS + CHUNK_FOR_EACH * decoding if decoding else CHUNK
         if sequence.computed == sequence.reused and rest <= SHORT:
             chunk = rest
-        yield self._pass(index, rest if rest <= chunk + 1 else chunk)
+        count = rest if rest <= chunk + 1 else chunk
+        if sequence.heals and count == rest > SHORT:
+            count = rest - 2  # healing needs the logits after the last two, and a pass with all of them takes longer
+        yield self._pass(index, count)
 
     def _pass(self, index: int, count: int) -> Batch:
         """The next `count` tokens of one sequence."""

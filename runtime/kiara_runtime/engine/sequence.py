@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.engine.drafter import Drafter
-from kiara_runtime.sampling.params import Sampler, SamplingParams, TokenLogprob, token_logprob
+from kiara_runtime.sampling.params import SamplingParams
+from kiara_runtime.sampling.sampler import Sampler, TokenLogprob, token_logprob
 from kiara_runtime.tokens.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ class Sequence:
         choice: int = 0,
         constraint: Constraint | None = None,
         scored_from: int | None = None,
+        healing: NDArray[np.bool_] | None = None,
     ) -> None:
-        """choice: of several for one prompt. scored_from: the first token of the prompt that is scored."""
+        """choice: of several for one prompt. scored_from: the first token of the prompt that is scored. healing: (V,),
+        the last token and those that begin with its text, where the prompt may have ended inside one of them."""
         self.tokens = list(prompt)
         self.prompt_tokens = len(prompt)
         self.computed = self.reused = 0
@@ -83,6 +86,7 @@ class Sequence:
         self._sample = Sampler(params, prompt, choice)
         self._text = TextStream(facts.token_bytes, params.stop)
         self._end = min(len(prompt) + params.max_tokens, facts.context_length)
+        self._healing = healing
         self._draft: list[int] = []
         self._ends = {*params.stop_token_ids, *(() if params.ignore_eos else facts.eos_token_ids)}
         if self._end == len(prompt) and self._scored_from is None:
@@ -95,6 +99,11 @@ class Sequence:
     def started(self) -> bool:
         """Whether its prompt is done, with what a grammar forces to follow it at once."""
         return self.computed >= self._first
+
+    @property
+    def heals(self) -> bool:
+        """Whether the last token of its prompt may still become another."""
+        return self._healing is not None
 
     @property
     def over(self) -> bool:
@@ -124,6 +133,8 @@ class Sequence:
 
     def wants_every(self, start: int, end: int) -> bool:
         """Whether a pass over positions `start` to `end` must give the logits after each, not the last alone."""
+        if self._healing is not None and end == self.prompt_tokens:
+            return True
         scored = self._scored_from is not None and self._scored_from < end and start + 1 < self.prompt_tokens
         return scored or (bool(self._draft) and end > len(self.tokens))
 
@@ -134,6 +145,8 @@ class Sequence:
             if place + 1 < len(self.tokens):
                 self._score(place + 1, row)
                 self.computed = place + 1
+                if self._healing is not None and place + 2 == self.prompt_tokens and self._heal(row):
+                    break
                 continue
             if place + 1 == self._end:
                 self._finish("length")
@@ -156,12 +169,35 @@ class Sequence:
         if self._scored_from is not None and self._scored_from <= place < self.prompt_tokens:
             self.prompt_logprobs.append(token_logprob(row, self.tokens[place], self._params.logprobs or 0))
 
+    def _heal(self, row: NDArray[np.float32]) -> bool:
+        """Choose the prompt's last token anew, among those that begin with its text; whether it became another.
+
+        Where the prompt ended at a token's end it stays, and everything goes on as without healing: this draw is none
+        of the sequence's own.
+        """
+        given, allowed, self._healing = self.tokens[-1], self._healing, None
+        token = self._sample.heal(row, allowed)
+        if token == given:
+            return False
+        self.tokens.pop()
+        self.prompt_tokens -= 1
+        self._end = min(self.prompt_tokens + self._params.max_tokens, self._facts.context_length)
+        self._first = len(self.tokens)
+        self._text.skip(len(self._facts.token_bytes[given]))
+        logprobs = [] if self._params.logprobs is None else [token_logprob(row, token, self._params.logprobs)]
+        self._note_first()
+        self._append(token, logprobs)
+        return True
+
+    def _note_first(self) -> None:
+        if len(self.times) == 1:
+            self.times.append(time.perf_counter())
+
     def _next(self, row: NDArray[np.float32]) -> int:
         """Choose the token after the last one."""
         token = self._sample(row, None if self._constraint is None else self._constraint.allowed())
         logprobs = [] if self._params.logprobs is None else [token_logprob(row, token, self._params.logprobs)]
-        if len(self.times) == 1:
-            self.times.append(time.perf_counter())
+        self._note_first()
         if token in self._ends or (self._constraint is not None and token in self._facts.eos_token_ids):
             self._finish("stop", logprobs)
             return token

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kiara_runtime.bundle.manifest import Architecture, io_names
 from kiara_runtime.engine.tables import Tables
 from kiara_runtime.errors import UserError
-from kiara_runtime.sampling.params import check_integer
+from kiara_runtime.sampling.checks import check_integer
 from kiara_runtime.system.memory import give_back, untouched
 
 Device = Literal["auto", "cpu", "cuda"]

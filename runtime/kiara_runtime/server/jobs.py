@@ -80,6 +80,14 @@ class ClientGoneError(Exception):
     """Nobody waits for the answer."""
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """heal: it was given as a text, whose end may be inside a token."""
+
+    ids: list[int]
+    heal: bool = False
+
+
 class Work:
     """`n` continuations of each prompt; at most `window` of them in the engine at once, for the others' sake.
 
@@ -89,7 +97,7 @@ class Work:
     def __init__(
         self,
         model: Model,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[Prompt],
         n: int,
         params: SamplingParams,
         window: int,
@@ -155,7 +163,7 @@ class Work:
         while len(self._running) < self._window and len(self.streams) < len(self._planned):
             self._patience.check()  # a grammar may take seconds to begin
             prompt, choice = self._planned[len(self.streams)]
-            stream = self._model.start(prompt, self._params, choice)
+            stream = self._model.start(prompt.ids, self._params, choice, prompt.heal)
             self._running[len(self.streams)] = stream
             self.streams.append(stream)
 

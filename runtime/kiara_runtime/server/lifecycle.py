@@ -17,7 +17,7 @@ from waitress.server import TcpWSGIServer
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
-from kiara_runtime.sampling.params import check_integer
+from kiara_runtime.sampling.checks import check_integer
 from kiara_runtime.server.http import connections
 from kiara_runtime.server.service import Service, Settings
 from kiara_runtime.system.memory import share_arena
@@ -31,7 +31,7 @@ def serve(
     port: int,
     settings: Settings,
     variant: str | None,
-    load: Callable[[], Model],
+    load: Callable[[Bundle], Model],
     say: Callable[[str], None],
 ) -> None:
     """Serve a bundle until a signal ends it. The model is loaded while the server already answers.
@@ -53,7 +53,7 @@ def serve(
     def begin() -> None:
         started = time.perf_counter()
         try:
-            service.begin(load())
+            service.begin(load(bundle))
             say(f"{service.name} is loaded ({time.perf_counter() - started:.2f} s)")
         except Exception as error:
             failed.append(error)

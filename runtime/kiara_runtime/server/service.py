@@ -15,7 +15,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
 from kiara_runtime.sampling.params import SamplingParams
 from kiara_runtime.server.guard import ApiError, Guard, busy
-from kiara_runtime.server.jobs import Admission, Patience, Work
+from kiara_runtime.server.jobs import Admission, Patience, Prompt, Work
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.openai.choices import ChatVoice, CompletionVoice, TokenTexts, Voice
@@ -32,7 +32,7 @@ DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
 # Fields of a request that are sampling parameters by the same name.
 _SAMPLING = (
     "max_tokens temperature top_p seed stop presence_penalty frequency_penalty logit_bias top_k min_p typical_p "
-    "repetition_penalty banned_tokens stop_token_ids ignore_eos speculate"
+    "repetition_penalty banned_tokens stop_token_ids ignore_eos speculate token_healing"
 ).split()
 
 
@@ -125,7 +125,7 @@ class Service:
             "prompt_logprobs": echo and logprobs,
         }
         with named("prompt"):
-            ids = [self.model.prompt_ids(prompt) for prompt in prompts]
+            ids = [Prompt(self.model.prompt_ids(prompt), isinstance(prompt, str)) for prompt in prompts]
         work = self._work(ids, asked.n, sampling, patience)
         echoed = [p if isinstance(p, str) else self.model.detokenize(p) for p in prompts] if echo else None
         return work, CompletionVoice(self._head(f"cmpl-{id}"), work, self.token_texts, echoed, asked.n or 1, logprobs)
@@ -141,15 +141,16 @@ class Service:
         with named("messages"):
             prompt = self.model.chat_prompt([_message(message) for message in asked.messages])
         ids = self.model.prompt_ids(prompt, "messages")
-        work = self._work([ids], asked.n, sampling, patience)
+        work = self._work([Prompt(ids)], asked.n, sampling, patience)
         head = self._head(f"chatcmpl-{id}")
         return work, ChatVoice(head, work, self.token_texts, asked.n or 1, bool(asked.logprobs))
 
-    def _work(self, prompts: list[list[int]], n: int | None, sampling: dict[str, Any], patience: Patience) -> Work:
+    def _work(self, prompts: list[Prompt], n: int | None, sampling: dict[str, Any], patience: Patience) -> Work:
         choices, params = len(prompts) * (n or 1), SamplingParams(**sampling)
         if choices > CHOICES:
             raise ApiError(400, f"n: {choices} choices of all prompts are too many; ask for {CHOICES} at most", "n")
-        told = (1 + (params.logprobs or 0)) * (n or 1) * sum(map(len, prompts)) * params.prompt_logprobs
+        tokens = sum(len(prompt.ids) for prompt in prompts)
+        told = (1 + (params.logprobs or 0)) * (n or 1) * tokens * params.prompt_logprobs
         if told > TOLD:
             raise ApiError(400, f"logprobs: {told} of echoed prompts are too many; send fewer prompts", "logprobs")
         return Work(self.model, prompts, n or 1, params, self.settings.slots, patience, self.metrics)
@@ -189,7 +190,7 @@ def _message(message: api.ChatMessage) -> dict[str, Any]:
 
 def _sampling(asked: api.Generation, max_tokens: int) -> dict[str, Any]:
     """Fields of SamplingParams as far as they are given; OpenAI's defaults for the rest."""
-    given = {name: value for name in _SAMPLING if (value := getattr(asked, name)) is not None}
+    given = {name: value for name in _SAMPLING if (value := getattr(asked, name, None)) is not None}
     if asked.seed is not None:
         given["seed"] = asked.seed % SEEDS
     return {"temperature": 1.0, "max_tokens": max_tokens, **given, **_form(asked.response_format)}

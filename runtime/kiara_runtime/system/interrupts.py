@@ -67,6 +67,20 @@ def orderly_end() -> Generator[set[int]]:
 
 
 @contextmanager
+def early_interrupts() -> Generator[None]:
+    """For the moment in which a command is imported: Ctrl-C ends the process with a line, and no traceback."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: _end(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _watched(hear: object, heard: set[int]) -> Generator[None]:
     """A thread that waits for the raw signals; not on Windows, whose console tells of them in another way."""
     if sys.platform == "win32":

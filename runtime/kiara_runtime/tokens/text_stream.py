@@ -18,11 +18,19 @@ class TextStream:
         self._token_bytes, self._stop = token_bytes, stop
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: str = ""
+        self._skipped = 0
         self.stopped: bool = False
+
+    def skip(self, count: int) -> None:
+        """Leave out the first bytes of what comes: they stand in the prompt already."""
+        self._skipped = count
 
     def feed(self, token: int) -> str:
         # A model's table may be padded beyond the tokenizer: such an id stands for no text.
         text = self._token_bytes[token] if token < len(self._token_bytes) else b""
+        if self._skipped:
+            skipped, self._skipped = text[: self._skipped], max(0, self._skipped - len(text))
+            text = text[len(skipped) :]
         return self._release(self._utf8.decode(text))
 
     def flush(self) -> str:

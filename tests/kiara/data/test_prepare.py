@@ -33,11 +33,11 @@ def _prepare(tmp_path: Path, source: Path | str, *settings: str) -> Dataset:
 
 
 def _documents(dataset: Dataset, split: Split) -> list[str]:
-    """The documents of a split, decoded from its token files through its index."""
+    """The documents of a split, decoded from its token files."""
     tokens = np.concatenate(split.shards).tolist()
-    starts = np.load(dataset.folder / f"{split.name}-documents.npy").tolist()
     end = dataset.tokenizer.special_tokens[END_OF_TEXT]
-    assert [i for i, token in enumerate(tokens) if token == end] == starts
+    starts = [i for i, token in enumerate(tokens) if token == end]
+    assert starts[0] == 0 and len(starts) == dataset.manifest["splits"][split.name]["documents"]
     return [dataset.tokenizer.decode(tokens[a:b]) for a, b in zip(starts, [*starts[1:], len(tokens)], strict=True)]
 
 

@@ -296,3 +296,8 @@ def test_what_a_chat_template_cannot_do_is_said_at_import(
     result = kiara("import", folder, "--out", tmp_path / "ours")
     assert result.exit_code == 0 and said in result.stderr and ("chat template" in result.stderr.lower()) == bool(said)
     assert can_chat(Tokenizer.load(tmp_path / "ours")) is chats
+
+
+def test_a_model_without_a_begin_of_text_token_begins_with_the_end(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"bos_token_id": null, "eos_token_id": [7, 9]}')
+    assert TokenIds.read(tmp_path) == TokenIds(7, frozenset({7, 9}))

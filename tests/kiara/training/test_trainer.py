@@ -5,8 +5,9 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from kiara.checkpoints.checkpoint import best_checkpoint, list_checkpoints, load
 from kiara.config.load import load_config, parse_config
 from kiara.config.sections import Config
 from kiara.data.dataset import Dataset
-from kiara.evaluation.evaluate import Tally, evaluate_checkpoint
+from kiara.evaluation.evaluate import Tally, evaluate_checkpoint, rows_at_once, window_length
 from kiara.training.optim import schedule
 from kiara.training.run import Run
 from kiara.training.trainer import Trainer, train
@@ -149,6 +150,43 @@ def test_a_run_goes_on_with_its_data_whatever_becomes_of_the_source(
     shard.write_bytes(shard.read_bytes()[::-1])
     result = kiara("evaluate", tmp_path / "run")
     assert result.exit_code == 1 and "val-00000.bin: damaged" in result.stderr
+
+
+def test_memory_that_runs_out_in_a_step_is_told_and_what_was_saved_stays(
+    small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer._step
+
+    def hungry(trainer: Trainer) -> float:
+        if trainer.step == 2:
+            torch.empty(1 << 60)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "_step", hungry)
+    config = _changed(small_config, max_steps=4, checkpoint_every=1, eval_every=4)
+    with pytest.raises(UserError, match=r"training.batch_size: .* memory .*; lower it") as told:
+        train(Run(tmp_path / "run", config, resume=False), dataset)
+    assert told.value.name == "training"
+    assert list_checkpoints(tmp_path / "run")[-1].step == 2
+
+
+def test_validation_holds_no_more_logits_than_256_mib(
+    small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = list[int]()
+    batches = kiara.training.trainer.windows
+
+    def watched(*given: Any) -> Iterator[torch.Tensor]:
+        for batch in batches(*given):
+            sizes.append(batch[:, 1:].numel())
+            yield batch
+
+    monkeypatch.setattr(kiara.training.trainer, "windows", watched)
+    large: Any = SimpleNamespace(config=small_config.model, vocab_size=1 << 16)
+    assert rows_at_once(large) * window_length(large) * large.vocab_size <= 1 << 26
+    monkeypatch.setattr(kiara.training.trainer, "rows_at_once", lambda model: 2)
+    assert train(Run(tmp_path / "run", _changed(small_config, max_steps=1, checkpoint_every=1), False), dataset)
+    assert sizes and max(sizes) <= 2 * small_config.model.context_length
 
 
 @pytest.mark.parametrize(

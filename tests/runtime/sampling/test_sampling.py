@@ -19,7 +19,8 @@ from transformers.generation import logits_process
 
 from kiara_runtime.errors import UserError
 from kiara_runtime.sampling import filters
-from kiara_runtime.sampling.params import Sampler, SamplingParams, TokenLogprob, token_logprob
+from kiara_runtime.sampling.params import SamplingParams
+from kiara_runtime.sampling.sampler import Sampler, TokenLogprob, token_logprob
 
 Array = NDArray[Any]
 

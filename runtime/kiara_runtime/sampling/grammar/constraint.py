@@ -9,10 +9,11 @@ Choosing among the tokens that are allowed is not done here (`kiara_runtime.engi
 from __future__ import annotations
 
 import codecs
+import copy
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -23,14 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.sampling.grammar.deep_stack import deeply
 from kiara_runtime.sampling.grammar.schema import culprit, lark_text, schema_source
 from kiara_runtime.tokens.tokenizer import Tokenizer
 
 MAX_TOKEN_BYTES = 1000  # llguidance panics at 1024
 MAX_CHARACTERS = 1 << 15  # of a grammar: the worst ones of this size take llguidance some seconds, of more a minute
-# llguidance calls itself for each rule that leads to another and each parenthesis, and a stack that is full ends the
-# process. The worst grammars found take 1 KiB of it for a character. Only what is used of it becomes memory.
-LEAST_STACK, STACK_FOR_EACH = 64 << 20, 2 << 10
+KEPT_GRAMMARS = 16  # of a tokenizer, the last ones compiled
 MAX_REASON = 160
 _MARKER = 0xFF  # what llguidance's special tokens begin with, and never a byte of UTF-8
 _TOO_MUCH = "what it asks for at this place is too much to keep to"
@@ -73,6 +73,12 @@ class Constraint:
         assert len(self._text) <= vocab_size
         self._text[[i for i in self._eos if i < len(self._text)]] = False  # an end and nothing else, even one with text
         self._allowed, self._more = self._look()
+
+    def copy(self) -> Constraint:
+        """The same, for another sequence."""
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
 
     def allowed(self) -> NDArray[np.bool_]:
         """(V,): which tokens may come next, ends of text among them where the text may end. Not to be written to."""
@@ -145,9 +151,33 @@ def constrain(
 ) -> Constraint:
     """The constraint of a sequence that begins. Exactly one of the last three: JSON text, an expression, or Lark.
 
-    vocab_size: of the model, V; the tokenizer's may be smaller. Raises UserError where llguidance is missing, cannot
-    read the grammar or finds it too complex, or where no text satisfies it.
+    vocab_size: of the model, V; the tokenizer's may be smaller. A grammar is compiled once for all sequences that have
+    it, as long as the last few are kept. Raises UserError where llguidance is missing, cannot read the grammar or finds
+    it too complex, or where no text satisfies it.
     """
+    key = (vocab_size, eos_token_ids, json_schema, regex, grammar)
+    with _lock:
+        known = _compiled.setdefault(tokenizer, OrderedDict())
+        found = known.get(key)
+    if found is None:
+        found = _compile(tokenizer, vocab_size, eos_token_ids, json_schema=json_schema, regex=regex, grammar=grammar)
+        with _lock:
+            known[key] = found
+            while len(known) > KEPT_GRAMMARS:
+                known.popitem(last=False)
+    return found.copy()
+
+
+def _compile(
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    eos_token_ids: frozenset[int],
+    *,
+    json_schema: str | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+) -> Constraint:
+    """As `constrain`, at its beginning, for copies to be made of."""
     given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
     [(field, text)] = [(name, text) for name, text in given.items() if text is not None]
     library, refuse = _library(field), partial(_refusal, field, text)
@@ -157,14 +187,14 @@ def constrain(
     limits = library.LLParserLimits(verbose_errors=False)  # its defaults, but errors without its own state
 
     def give_up(reason: str) -> UserError:
-        return refuse(_TOO_MUCH if field == "json_schema" and reason != _NO_TEXT else reason)
+        return refuse(_TOO_MUCH if field == "json_schema" and reason is not _NO_TEXT else reason)
 
     def begun(source: str) -> Constraint:
         def begin() -> Constraint:
             matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
             return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, give_up)
 
-        return _deeply(begin, LEAST_STACK + STACK_FOR_EACH * len(source), refuse).result()
+        return deeply(begin)
 
     if field == "json_schema":
         source = schema_source(library, text)
@@ -181,29 +211,6 @@ def constrain(
     return begun(source)
 
 
-def _deeply(act: Callable[[], Constraint], stack: int, refuse: Callable[[str], UserError]) -> Future[Constraint]:
-    """Call `act` on a stack of so many bytes."""
-    found: Future[Constraint] = Future()
-    with _lock:  # the size is one for the whole process
-        before = threading.stack_size(stack)
-        try:
-            threading.Thread(target=_settle, args=(found, act), daemon=True).start()
-        except (RuntimeError, MemoryError):  # no thread, or no address space, is left
-            raise refuse(f"there is no room for a stack of {stack >> 20} MiB") from None
-        finally:
-            threading.stack_size(before)
-    return found
-
-
-def _settle(found: Future[Constraint], act: Callable[[], Constraint]) -> None:
-    try:
-        found.set_result(act())
-    except BaseException as error:
-        found.set_exception(error)
-    finally:
-        del found  # or an error would hold this frame, which holds it
-
-
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """The tokenizer's vocabulary, made at the first call and kept as long as the tokenizer; from any thread."""
     with _lock:
@@ -214,6 +221,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 _lock = threading.Lock()
 _vocabularies: WeakKeyDictionary[Tokenizer, Vocabulary] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[Tokenizer, OrderedDict[object, Constraint]] = WeakKeyDictionary()
 
 
 def _read(tokenizer: Tokenizer) -> Vocabulary:

@@ -172,6 +172,9 @@ class CompletionRequest(Generation):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
         None, description="Log-probabilities of the tokens and of so many of the likeliest; of echoed prompts, too."
     )
+    token_healing: bool | None = Field(
+        None, description="Where a text ends inside a token, choose that token anew; on by default."
+    )
     best_of: Annotated[None, Nothing(1)] = None
     suffix: Annotated[None, Nothing("")] = None
 

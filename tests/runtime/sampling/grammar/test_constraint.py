@@ -6,12 +6,14 @@ import gc
 import json
 import re
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import llguidance
 import numpy as np
 import pytest
 from families import make_tokenizer
@@ -531,3 +533,20 @@ def test_a_vocabulary_goes_with_its_tokenizer() -> None:
     gc.collect()
     assert alive() is None and vocabulary() is None
     assert _write(made, constraint, 0, follow=True) == "name 12"
+
+
+def test_a_grammar_is_compiled_once_and_changes_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a request's choices each has a place of its own in it."""
+    compiled, before = [0], threading.stack_size()
+    matcher = llguidance.LLMatcher
+
+    def counted(*given: Any, **options: Any) -> Any:
+        compiled[0] += 1
+        return matcher(*given, **options)
+
+    monkeypatch.setattr(llguidance, "LLMatcher", counted)
+    tokenizer = Tokenizer.from_merges([bytes([i]) for i in range(256)], {"<|endoftext|>": 256})
+    first, second = (constrain(tokenizer, 257, frozenset({256}), regex="ab?c{7}") for _ in range(2))
+    first.accept(ord("a"))
+    assert compiled == [1] and threading.stack_size() == before
+    assert second.allowed()[ord("a")] and not first.allowed()[ord("a")] and first.allowed()[ord("b")]
