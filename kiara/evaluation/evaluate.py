@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kiara.checkpoints.checkpoint import TokenIds, find_checkpoint, load_model, trained_on
@@ -24,42 +23,13 @@ from kiara.data.sources import resolve_source
 from kiara.model.gpt import GPT
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens.tokenizer import Tokenizer
-from kiara_runtime.verify.scoring import Metrics, first_token
-
-MAX_WINDOW = 1024
-
-
-class Tally:
-    """Sums up predictions, from whichever engine, into Metrics."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._token_bytes = torch.tensor([len(token) for token in tokenizer.token_bytes])
-        self._nats = 0.0
-        self._right = self._tokens = self._bytes = 0
-
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        """logits (..., V), targets (...)."""
-        logits, targets = logits.flatten(0, -2).float().cpu(), targets.flatten().cpu()
-        self._nats += F.cross_entropy(logits, targets, reduction="sum").item()
-        self._right += int((logits.argmax(-1) == targets).sum())
-        self._bytes += int(self._token_bytes[targets].sum())
-        self._tokens += len(targets)
-
-    def metrics(self, text_bytes: int | None = None) -> Metrics:
-        """text_bytes: of all that was predicted, where it is known better than from its tokens."""
-        loss = self._nats / self._tokens
-        return Metrics(
-            loss=loss,
-            perplexity=math.exp(min(loss, 700.0)),
-            accuracy=self._right / self._tokens,
-            bits_per_byte=self._nats / math.log(2) / max(1, text_bytes or self._bytes),
-            tokens=self._tokens,
-        )
+from kiara_runtime.verify import scoring
+from kiara_runtime.verify.scoring import Metrics, Scorer, first_token
 
 
 def window_length(model: GPT) -> int:
     """Tokens a window: the whole context, or what a long one's logits still leave room for."""
-    return min(model.config.context_length, MAX_WINDOW)
+    return scoring.window_length(model.config.context_length)
 
 
 def rows_at_once(model: GPT) -> int:
@@ -92,11 +62,13 @@ def evaluate(
     text_bytes: int | None = None,
 ) -> Metrics:
     """predict: ids (B, S) to logits (B, S, V). advance: told of the tokens of each finished batch."""
-    tally = Tally(tokenizer)
+    scorer = Scorer(tokenizer)
     for batch in batches:
-        tally.add(predict(batch[:, :-1]), batch[:, 1:])
-        advance(batch[:, 1:].numel())
-    return tally.metrics(text_bytes)
+        logits, targets = predict(batch[:, :-1]).float().cpu().numpy(), batch[:, 1:].numpy()
+        for row, following in zip(logits, targets, strict=True):
+            scorer.add(row, following)
+        advance(targets.size)
+    return scorer.metrics(text_bytes)
 
 
 def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) -> Split:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from kiara.data.dataset import Split
-from kiara.evaluation.evaluate import Metrics, Tally, rows_at_once, window_length, windows
+from kiara.evaluation.evaluate import Metrics, rows_at_once, window_length, windows
 from kiara.model.gpt import GPT
 from kiara_export.proof.reference import Reference
 from kiara_export.proof.verify import departing_layer
@@ -28,6 +28,7 @@ from kiara_runtime.bundle.variants import Limits, Variant
 from kiara_runtime.engine.session import Session
 from kiara_runtime.tokens.tokenizer import Tokenizer
 from kiara_runtime.verify.agreement import PathAgreement, cached
+from kiara_runtime.verify.scoring import Scorer
 
 MAX_TOKENS, MIN_TOKENS = 1 << 16, 1 << 13  # of held-out text that the variants are judged on
 MAX_WORK = 1e12  # tokens times parameters: a dozen seconds a variant on two cores
@@ -82,18 +83,18 @@ class Judge:
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> tuple[Metrics, dict[Variant, Comparison]]:
         """Metrics of float32, and of each variant what tells its quality."""
-        tally = Tally(self._tokenizer)
+        scorer = Scorer(self._tokenizer)
         seen = {name: Comparison(self._tokenizer, self._text_bytes) for name in variants}
         for batch in windows(self._split, self._length, self._part, self._rows):
             for window in batch:
                 base, decoders = float32.decoder(), {name: session.decoder() for name, session in variants.items()}
                 for ids, targets in zip(window[:-1].split(PASS), window[1:].split(PASS), strict=True):
-                    expected = torch.from_numpy(base.append(ids.numpy()))
-                    tally.add(expected, targets)
+                    expected = base.append(ids.numpy())
+                    scorer.add(expected, targets.numpy())
                     for name, decoder in decoders.items():
-                        seen[name].add(torch.from_numpy(decoder.append(ids.numpy())), expected, targets)
+                        seen[name].add(decoder.append(ids.numpy()), expected, targets.numpy())
                     advance(len(ids))
-        return tally.metrics(self._text_bytes), seen
+        return scorer.metrics(self._text_bytes), seen
 
     def loss_of_files(self, shape: Architecture, float32: Path, variant: Path) -> float:
         """Relative loss of bits per byte of the second graph against the first, which is measured only once."""
@@ -107,15 +108,16 @@ class Comparison:
     """A variant beside float32, as the text goes by."""
 
     def __init__(self, tokenizer: Tokenizer, text_bytes: int | None = None) -> None:
-        self._tally, self._text_bytes, self._agreeing = Tally(tokenizer), text_bytes, 0
+        self._scorer, self._text_bytes, self._agreeing = Scorer(tokenizer), text_bytes, 0
         self._divergences, self._losses = list[float](), list[float]()  # of each token, in nats
 
-    def add(self, found: Tensor, expected: Tensor, targets: Tensor) -> None:
+    def add(self, found: NDArray[np.float32], expected: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
         """Logits (S, V) of the variant and of float32, and the tokens that came (S,)."""
-        self._tally.add(found, targets)
+        self._scorer.add(found, targets)
         self._agreeing += int((found.argmax(-1) == expected.argmax(-1)).sum())
         rows = max(1, CELLS // found.shape[-1])
-        parts = zip(found.split(rows), expected.split(rows), targets.split(rows), strict=True)
+        tensors = (torch.from_numpy(array).split(rows) for array in (found, expected, targets))
+        parts = zip(*tensors, strict=True)
         for ours, theirs, came in parts:
             ahead = ours.logsumexp(-1) - theirs.logsumexp(-1)
             self._losses += (ahead - (ours - theirs).gather(-1, came[:, None])[:, 0]).tolist()
@@ -123,7 +125,7 @@ class Comparison:
             self._divergences += (inner + ahead).tolist()
 
     def quality(self, float32: Metrics, paths: PathAgreement) -> Quality:
-        metrics, divergences = self._tally.metrics(self._text_bytes), torch.tensor(self._divergences).clamp(min=0)
+        metrics, divergences = self._scorer.metrics(self._text_bytes), torch.tensor(self._divergences).clamp(min=0)
         return Quality(
             metrics=metrics,
             bits_per_byte_loss=metrics.bits_per_byte / float32.bits_per_byte - 1,

@@ -145,8 +145,8 @@ def bench(bundle: Path, variant: str | None, as_json: bool, **sizes: Any) -> Non
 def evaluate(bundle: Path, file: Path, variant: str | None, threads: int | None, as_json: bool) -> None:
     """Bits per byte and perplexity of a text, on this machine."""
     from kiara_runtime.bundle.manifest import Bundle
-    from kiara_runtime.verify.scoring import evaluate as run
-    from kiara_runtime.verify.scoring import read_text
+    from kiara_runtime.verify.evaluate import evaluate as run
+    from kiara_runtime.verify.evaluate import read_text
 
     text = read_text(file)
     with click.progressbar(length=1000, file=sys.stderr) as bar:

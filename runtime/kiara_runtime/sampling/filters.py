@@ -69,6 +69,12 @@ def log_softmax(logits: Logits) -> Floats:
     return np.subtract(below, math.log(np.exp(below).sum()), out=below)
 
 
+def nats(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> Floats:
+    """The negative log-likelihood of each of targets (S,) under logits (S, V), in nats, (S,)."""
+    ahead = logits - logits.max(-1, keepdims=True)
+    return np.log(np.exp(ahead).sum(-1, dtype=np.float64)) - ahead[np.arange(len(targets)), targets]
+
+
 def ranked(scores: NDArray[np.floating], least: int) -> Places:
     """Places by rising score, equal scores by place: the first `least` or somewhat more, or all there are."""
     places = np.arange(len(scores))

@@ -16,6 +16,7 @@ from kiara_runtime.bundle.manifest import MAX_MANIFEST_BYTES, Bundle
 from kiara_runtime.bundle.variants import FLOAT32, find_variant
 from kiara_runtime.engine.session import Session
 from kiara_runtime.errors import UserError
+from kiara_runtime.sampling.filters import nats
 from kiara_runtime.system.files import read_bounded_json
 from kiara_runtime.verify.agreement import Ids, PathAgreement, in_chunks, path_agreement
 
@@ -35,10 +36,8 @@ class Found:
 
 def probe(session: Session, ids: Ids) -> dict[str, Any]:
     """What a graph makes of text: its likeliest next tokens, and the negative log-likelihood of the real ones."""
-    logits = in_chunks(session, ids, len(ids)).astype(np.float64)
-    ahead = logits[:-1] - logits[:-1].max(-1, keepdims=True)
-    nats = np.log(np.exp(ahead).sum(-1)) - ahead[np.arange(len(ids) - 1), ids[1:]]
-    return {"nats": float(nats.sum()), "top1": logits.argmax(-1).tolist()}
+    logits = in_chunks(session, ids, len(ids))
+    return {"nats": float(nats(logits[:-1], ids[1:]).sum()), "top1": logits.argmax(-1).tolist()}
 
 
 def verify_deep(bundle: Bundle) -> Iterator[Found]:

@@ -1,27 +1,26 @@
-"""How well a bundle predicts a text on this machine: the figures of `kiara evaluate`, without PyTorch.
+"""The one scorer: negative log-likelihood, accuracy and bits per byte, in NumPy, whichever engine gave the logits.
 
-The text is read in order, in windows that do not overlap; the last one may be shorter.
+`kiara evaluate`, `kiara-run evaluate`, training's validation, receipts and echoed log-probabilities stand on it, so
+that the same text gives the same figure everywhere. A text is read in order, in windows that do not overlap, the last
+of which may be shorter; every token but the first is predicted once.
+
+Shape letters: S positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kiara_runtime.bundle.manifest import Bundle
-from kiara_runtime.engine.session import CHUNK, Session
-from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.golden import load_tokenizer
+from kiara_runtime.sampling.filters import nats
 from kiara_runtime.tokens.tokenizer import Tokenizer
 from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT
 
-MAX_WINDOW = 1024
-MAX_TEXT_BYTES = 1 << 30
+MAX_WINDOW = 1024  # tokens
 
 
 @dataclass(frozen=True)
@@ -38,64 +37,46 @@ class Metrics:
         return {f"{prefix}{name}": value for name, value in asdict(self).items()}
 
 
-def read_text(path: Path) -> str:
-    """The file as text, byte order marks left out; raises UserError where it is empty, no text or too long."""
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise UserError(path, f"larger than {MAX_TEXT_BYTES >> 20} MiB", "evaluate a part of it")
-    try:
-        text = path.read_bytes().decode().replace("\ufeff", "")
-    except UnicodeDecodeError as error:
-        raise UserError(path, f"not UTF-8 at byte {error.start}", "convert it (iconv)") from None
-    if "\0" in text:
-        raise UserError(path, "it holds a NUL, so binary data or UTF-16", "convert it (iconv -f UTF-16LE -t UTF-8)")
-    if not text.strip():
-        raise UserError(path, "no text at all", "give a file with some")
-    return text
+class Scorer:
+    """Sums up predictions."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._token_bytes = np.array([len(token) for token in tokenizer.token_bytes], dtype=np.int64)
+        self._nats = 0.0
+        self._right = self._bytes = self.tokens = 0
+
+    def add(self, logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+        """logits (S, V) at positions that were followed by targets (S,); returns the nats of each target, (S,)."""
+        each = nats(logits, targets)
+        self._nats += float(each.sum())
+        self._right += int((logits.argmax(-1) == targets).sum())
+        self._bytes += int(self._token_bytes[np.minimum(targets, len(self._token_bytes) - 1)].sum())
+        self.tokens += len(targets)
+        return each
+
+    def metrics(self, text_bytes: int | None = None) -> Metrics:
+        """text_bytes: of all that was predicted, where it is known better than from its tokens."""
+        loss = self._nats / self.tokens
+        return Metrics(
+            loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),
+            accuracy=self._right / self.tokens,
+            bits_per_byte=self._nats / math.log(2) / max(1, text_bytes or self._bytes),
+            tokens=self.tokens,
+        )
+
+
+def window_length(context_length: int) -> int:
+    """Tokens a window: the whole context, or what a long one's logits still leave room for."""
+    return min(context_length, MAX_WINDOW)
+
+
+def windows(ids: NDArray[np.int64], length: int) -> Iterator[NDArray[np.int64]]:
+    """Each window of a text (N,): at most `length` inputs and one more, the last one's target."""
+    for start in range(0, len(ids) - 1, length):
+        yield ids[start : start + length + 1]
 
 
 def first_token(tokenizer: Tokenizer, bos: int) -> int:
     """What stands before a text that is judged: the end of the one before, where the model knows it by END_OF_TEXT."""
     return tokenizer.special_tokens.get(END_OF_TEXT, bos)
-
-
-def evaluate(
-    bundle: Bundle,
-    text: str,
-    variant: str | None = None,
-    threads: int | None = None,
-    advance: Callable[[int, int], None] = lambda done, total: None,
-) -> Metrics:
-    """advance: told how many tokens of how many are done."""
-    bundle.check(bundle.files_of(variant))
-    tokenizer = load_tokenizer(bundle)
-    session = Session(bundle.graph_of(variant), bundle.architecture, threads)
-    ids = np.array([first_token(tokenizer, bundle.bos_token_id), *tokenizer.encode(text)], dtype=np.int64)
-    if len(ids) == 1:
-        raise UserError("text", "the model has no token for any of it", "give another one")
-    window = min(bundle.architecture.context_length, MAX_WINDOW)
-    nats, right = 0.0, 0
-    for start in range(0, len(ids) - 1, window):
-        decoder, part = session.decoder(), ids[start : start + window + 1]
-        for i in range(0, len(part) - 1, CHUNK):
-            targets = part[i + 1 : i + 1 + CHUNK]
-            more = _judge(decoder.append(part[i : i + len(targets)]), targets)
-            nats, right = nats + more[0], right + more[1]
-        advance(min(start + window, len(ids) - 1), len(ids) - 1)
-    if not math.isfinite(nats):
-        raise UserError(bundle.folder, f"its loss on this text is {nats}", "name another --variant, or export it again")
-    tokens = len(ids) - 1
-    return Metrics(
-        loss=nats / tokens,
-        perplexity=math.exp(min(nats / tokens, 700.0)),
-        accuracy=right / tokens,
-        bits_per_byte=nats / math.log(2) / len(text.encode()),
-        tokens=tokens,
-    )
-
-
-def _judge(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[float, int]:
-    """The negative log-likelihood of targets (S,) under logits (S, V), nats, and how many were the likeliest."""
-    ahead = logits - logits.max(-1, keepdims=True)
-    rows = np.arange(len(targets))
-    nats = np.log(np.exp(ahead).sum(-1, dtype=np.float64)) - ahead[rows, targets]
-    return float(nats.sum()), int((logits.argmax(-1) == targets).sum())

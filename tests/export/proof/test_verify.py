@@ -27,6 +27,7 @@ from kiara_runtime.bundle.variants import VARIANTS
 from kiara_runtime.engine.session import Cache, Session
 from kiara_runtime.errors import UserError
 from kiara_runtime.verify.agreement import path_agreement
+from kiara_runtime.verify.scoring import Scorer
 
 VARIANT = {variant.name: variant for variant in VARIANTS}
 INT8 = VARIANT["int8"]
@@ -129,7 +130,7 @@ def test_figures_are_what_they_are_called(dataset: Dataset) -> None:
     targets = torch.randint(vocabulary, (50,))
     seen = Comparison(dataset.tokenizer)
     for part in (slice(0, 20), slice(20, 50)):
-        seen.add(found[part], expected[part], targets[part])
+        seen.add(found[part].numpy(), expected[part].numpy(), targets[part].numpy())
     quality = seen.quality(_metrics(dataset, expected, targets), _perfect_paths())
     p, q = expected.double().softmax(-1), found.double().softmax(-1)
     divergence = (p * (p.log() - q.log())).sum(-1)
@@ -137,17 +138,15 @@ def test_figures_are_what_they_are_called(dataset: Dataset) -> None:
     assert quality.kl_quantiles[-1] == pytest.approx(divergence.max().item(), rel=1e-5)
     assert quality.top1_agreement == (expected.argmax(-1) == found.argmax(-1)).double().mean().item()
     same = Comparison(dataset.tokenizer)
-    same.add(expected, expected, targets)
+    same.add(expected.numpy(), expected.numpy(), targets.numpy())
     itself = same.quality(_metrics(dataset, expected, targets), _perfect_paths())
     assert (itself.kl, itself.top1_agreement, itself.bits_per_byte_loss) == (pytest.approx(0, abs=1e-6), 1.0, 0.0)
 
 
 def _metrics(dataset: Dataset, logits: torch.Tensor, targets: torch.Tensor) -> Any:
-    from kiara.evaluation.evaluate import Tally
-
-    tally = Tally(dataset.tokenizer)
-    tally.add(logits, targets)
-    return tally.metrics()
+    scorer = Scorer(dataset.tokenizer)
+    scorer.add(logits.numpy(), targets.numpy())
+    return scorer.metrics()
 
 
 def _perfect_paths() -> Any:

@@ -19,11 +19,12 @@ from kiara.checkpoints.checkpoint import best_checkpoint, list_checkpoints, load
 from kiara.config.load import load_config, parse_config
 from kiara.config.sections import Config
 from kiara.data.dataset import Dataset
-from kiara.evaluation.evaluate import Tally, evaluate_checkpoint, rows_at_once, window_length
+from kiara.evaluation.evaluate import evaluate_checkpoint, rows_at_once, window_length
 from kiara.training.optim import schedule
 from kiara.training.run import Run
 from kiara.training.trainer import Trainer, train
 from kiara_runtime.errors import UserError
+from kiara_runtime.verify.scoring import Scorer
 
 
 def _changed(config: Config, **training: Any) -> Config:
@@ -298,9 +299,10 @@ def test_learning_rate_rises_then_falls_to_nearly_zero(small_config: Config) -> 
 def test_metrics_against_their_definitions(dataset: Dataset) -> None:
     logits = torch.randn(2, 5, dataset.tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([[65, 66, 300, 511, 256], [400, 401, 10, 32, 97]])
-    tally = Tally(dataset.tokenizer)
-    tally.add(logits, targets)
-    found = tally.metrics()
+    scorer = Scorer(dataset.tokenizer)
+    for row, following in zip(logits.numpy(), targets.numpy(), strict=True):
+        scorer.add(row, following)
+    found = scorer.metrics()
     nats = -torch.log_softmax(logits, -1).gather(-1, targets[..., None]).double().sum().item()
     written = len(dataset.tokenizer.decode(targets[0].tolist() + targets[1].tolist()).encode())
     assert found.loss == pytest.approx(nats / 10, rel=1e-5)
