@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kiara.console import logger
 from kiara.data.dataset import Dataset
-from kiara.families.registry import Family, family_of, is_transposed, part_rows, read_config, tensor_names, write_config
+from kiara.families.registry import Family, family_of, is_transposed, read_config, tensor_names, write_config
 from kiara.files import MAX_JSON_BYTES, STATE_FILE, new_folder
 from kiara.model.gpt import GPT
 from kiara.model.ops import rope_tables
@@ -194,7 +194,7 @@ def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
     except UserError as error:
         raise error.inside(folder, "/") from None
     model.load_state_dict(state, assign=True)
-    model.cos, model.sin = rope_tables(model.config.context_length, model.config.head_dim, model.config.rope_theta)
+    model.cos, model.sin = rope_tables(model.config)
     return model.eval(), tokenizer
 
 
@@ -203,8 +203,8 @@ def to_hugging_face(model: GPT) -> dict[str, Tensor]:
     family = family_of(write_config(model.config, model.vocab_size, {}))
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        names = tensor_names(family, name)
-        parts = tensor.split(part_rows(model.config, name)) if len(names) > 1 else [tensor]
+        names = tensor_names(family, model.config, name)
+        parts = tensor.split([rows or len(tensor) for rows in names.values()])
         turned = [part.T if is_transposed(family, name) else part for part in parts]
         tensors.update(zip(names, turned, strict=True))
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -213,7 +213,7 @@ def to_hugging_face(model: GPT) -> dict[str, Tensor]:
 def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}  # all copies, so that nothing keeps the file mapped
     for name, like in model.state_dict().items():
-        names = tensor_names(family, name)
+        names = list(tensor_names(family, model.config, name))
         missing = [part for part in names if part not in tensors]
         if missing:
             raise UserError(WEIGHTS_FILE, f"the weight {missing[0]} is missing", "copy the whole folder again")

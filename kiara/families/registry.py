@@ -8,135 +8,32 @@ provide for is refused by name rather than read past.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from kiara.config.explain import own_error
 from kiara.config.model import ModelConfig
+from kiara.families.arcee import ARCEE
+from kiara.families.family import ABSENT, Family
+from kiara.families.gpt2 import GPT2
 from kiara.families.known_keys import CONFIG, CONFIG_FIXED, check_keys
+from kiara.families.llama import LLAMA
+from kiara.families.mistral import MISTRAL
+from kiara.families.qwen2 import QWEN2
+from kiara.families.qwen3 import QWEN3
+from kiara.model.wiring import packed
 from kiara_runtime.errors import UserError
 
-ABSENT = object()
 # Keys of config.json that are looked at by a function of their own.
 _ELSEWHERE = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "sliding_window", "layer_types")
 _ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
-@dataclass(frozen=True)
-class Family:
-    """features: fields of ModelConfig that it fixes. keys: config.json's name of each other field that it has.
-
-    defaults: values of keys that config.json may leave out. switches: further keys with the values that are
-    supported, the first of which is written out; ABSENT stands for a key that is not there. window: how far its
-    attention reaches where config.json has no `sliding_window`.
-    """
-
-    architecture: str
-    features: Mapping[str, Any]
-    keys: Mapping[str, str]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    switches: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    gpt2_names: bool = False
-    window: int | None = None
-
-
-_LLAMA_KEYS = {
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "num_key_value_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "intermediate_size": "intermediate_size",
-    "context_length": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "rope_theta": "rope_theta",
-    "tie_word_embeddings": "tie_word_embeddings",
-}
-_BIASES = {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
-_LLAMA_DEFAULTS = {"rope_theta": 10000.0, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}
-_LLAMA = {"norm": "rms", "position": "rope", "qk_norm": False}
-_SILU = {"hidden_act": ("silu", ABSENT)}
-_QWEN_WINDOW = {"use_sliding_window": (False, ABSENT)}
-
 # Where several fit a configuration, the first is written: Arcee before all, Llama before its likes.
-FAMILIES: dict[str, Family] = {
-    "arcee": Family(
-        "ArceeForCausalLM",
-        {**_LLAMA, "mlp": "relu2"},
-        {**_LLAMA_KEYS, **_BIASES},
-        _LLAMA_DEFAULTS,
-        {"hidden_act": ("relu2", ABSENT)},
-    ),
-    "llama": Family(
-        "LlamaForCausalLM", {**_LLAMA, "mlp": "swiglu"}, {**_LLAMA_KEYS, **_BIASES}, _LLAMA_DEFAULTS, _SILU
-    ),
-    "mistral": Family(
-        "MistralForCausalLM",
-        {**_LLAMA, "mlp": "swiglu", "attention_bias": False, "mlp_bias": False},
-        _LLAMA_KEYS,
-        _LLAMA_DEFAULTS,
-        _SILU,
-        window=4096,
-    ),
-    "qwen2": Family(
-        "Qwen2ForCausalLM",
-        {**_LLAMA, "mlp": "swiglu", "attention_bias": True, "attention_out_bias": False, "mlp_bias": False},
-        _LLAMA_KEYS,
-        _LLAMA_DEFAULTS,
-        {**_SILU, **_QWEN_WINDOW},
-    ),
-    "qwen3": Family(
-        "Qwen3ForCausalLM",
-        {**_LLAMA, "mlp": "swiglu", "mlp_bias": False, "qk_norm": True},
-        {**_LLAMA_KEYS, "attention_bias": "attention_bias"},
-        {**_LLAMA_DEFAULTS, "head_dim": 128},
-        {**_SILU, **_QWEN_WINDOW},
-    ),
-    "gpt2": Family(
-        "GPT2LMHeadModel",
-        {
-            "norm": "layer",
-            "position": "learned",
-            "mlp": "gelu",
-            "attention_bias": True,
-            "attention_out_bias": True,
-            "mlp_bias": True,
-            "qk_norm": False,
-        },
-        {
-            "hidden_size": "n_embd",
-            "num_hidden_layers": "n_layer",
-            "num_attention_heads": "n_head",
-            "intermediate_size": "n_inner",
-            "context_length": "n_positions",
-            "norm_eps": "layer_norm_epsilon",
-            "tie_word_embeddings": "tie_word_embeddings",
-        },
-        {"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
-        {
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh", ABSENT),
-            "scale_attn_weights": (True, ABSENT),
-            "scale_attn_by_inverse_layer_idx": (False, ABSENT),
-            "add_cross_attention": (False, ABSENT),
-        },
-        gpt2_names=True,
-    ),
-}
-
-_GPT2_PARTS = {
-    "embed_tokens": "wte",
-    "embed_positions": "wpe",
-    "layers": "h",
-    "input_layernorm": "ln_1",
-    "post_attention_layernorm": "ln_2",
-    "self_attn.qkv_proj": "attn.c_attn",
-    "self_attn.o_proj": "attn.c_proj",
-    "mlp.up_proj": "mlp.c_fc",
-    "mlp.down_proj": "mlp.c_proj",
-}
+FAMILIES = {family.model_type: family for family in (ARCEE, LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)}
 
 
 def family_of(values: Mapping[str, Any]) -> Family:
@@ -215,40 +112,30 @@ def write_config(config: ModelConfig, vocab_size: int, token_ids: Mapping[str, A
     }
 
 
-def tensor_names(family: Family, name: str) -> list[str]:
-    """Their names of our tensor `name`: one, or those that are packed into ours, in order of its rows."""
-    if family.gpt2_names:
-        for ours, theirs in _GPT2_PARTS.items():
-            name = name.replace(ours, theirs)
-        return ["lm_head.weight"] if name == "lm_head.weight" else ["transformer." + name.replace("norm.", "ln_f.")]
+def tensor_names(family: Family, config: ModelConfig, name: str) -> dict[str, int | None]:
+    """Their names of our tensor `name`, each with its rows: one, or those packed in ours; None for all of the rows."""
     if name == "lm_head.weight":
-        return [name]
-    for packed, parts in (("qkv_proj", ("q_proj", "k_proj", "v_proj")), ("gate_up_proj", ("gate_proj", "up_proj"))):
-        if packed in name:
-            return ["model." + name.replace(packed, part) for part in parts]
-    return ["model." + name]
+        return {name: None}
+    for ours, theirs in family.names.items():
+        name = re.sub(rf"(?<![a-z_]){re.escape(ours)}(?![a-z_])", theirs, name)
+    parts = () if family.names else packed(config, name)
+    if not parts:
+        return {family.prefix + name: None}
+    *layer, _, kind = name.split(".")
+    return {family.prefix + ".".join([*layer, part, kind]): rows for part, rows in parts}
 
 
 def is_transposed(family: Family, name: str) -> bool:
     """Whether their matrix is stored as inputs by outputs, as GPT-2's are."""
-    return family.gpt2_names and name.endswith("_proj.weight")
-
-
-def part_rows(config: ModelConfig, name: str) -> list[int]:
-    """Rows of each tensor that is packed into ours, in the order of `tensor_names`."""
-    if "qkv_proj" in name:
-        return [heads * config.head_dim for heads in (config.num_attention_heads, *[config.num_key_value_heads] * 2)]
-    return [config.intermediate_size] * 2
+    return family.transposed and name.endswith("_proj.weight")
 
 
 def expected_tensors(family: Family, config: ModelConfig, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
     """Their names, with shapes, of our tensors of the given shapes."""
     expected: dict[str, list[int]] = {}
     for name, shape in shapes.items():
-        names = tensor_names(family, name)
-        rows = part_rows(config, name) if len(names) > 1 else [shape[0]]
-        for part, count in zip(names, rows, strict=True):
-            stored = [count, *shape[1:]]
+        for part, rows in tensor_names(family, config, name).items():
+            stored = [rows or shape[0], *shape[1:]]
             expected[part] = stored[::-1] if is_transposed(family, name) else stored
     return expected
 
@@ -274,7 +161,7 @@ def _derived(family: Family, found: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
         return {}
     derived = {"num_key_value_heads": heads, "head_dim": width // heads}
-    return {**derived, "intermediate_size": 4 * width} if family.gpt2_names else derived
+    return {**derived, "intermediate_size": 4 * width} if family.transposed else derived
 
 
 def _rope(config: ModelConfig) -> dict[str, Any]:

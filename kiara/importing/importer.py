@@ -22,7 +22,7 @@ from kiara.checkpoints.checkpoint import STATE_FILE, WEIGHTS_FILE, TokenIds, che
 from kiara.config.model import ModelConfig
 from kiara.console import logger, progress
 from kiara.families.known_keys import GENERATION, GENERATION_FIXED, RECOMMENDED, check_keys
-from kiara.families.registry import Family, expected_tensors, family_of, read_config, tensor_names, write_config
+from kiara.families.registry import Family, expected_tensors, family_of, read_config, write_config
 from kiara.files import claim, new_folder
 from kiara.importing.gguf import GGUFFile
 from kiara.importing.tokenizers import read_tokenizer, settle_tokenizer
@@ -109,7 +109,7 @@ def _with_own_head(values: dict[str, Any], found: Mapping[str, Source]) -> dict[
     """
     family = family_of(values)
     head = found.get("lm_head.weight")
-    [name] = tensor_names(family, "embed_tokens.weight")
+    name = family.prefix + family.names.get("embed_tokens", "embed_tokens") + ".weight"
     embedding = found.get(name) or found.get(name.removeprefix(PREFIX))
     tied = values.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])
     if not tied or head is None or embedding is None or head.shape != embedding.shape:
@@ -131,7 +131,7 @@ def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_
     """Each tensor that the checkpoint will hold, with where it lies; refuses missing, misshapen and unknown ones."""
     with torch.device("meta"):
         shapes = {name: list(tensor.shape) for name, tensor in GPT(config, vocab_size).state_dict().items()}
-    bare = family.gpt2_names and not any(name.startswith(PREFIX) for name in found)
+    bare = family.prefix == PREFIX and not any(name.startswith(PREFIX) for name in found)
     rest, matched = dict(found), {}
     for name, shape in expected_tensors(family, config, shapes).items():
         tensor = rest.pop(name.removeprefix(PREFIX) if bare else name, None)

@@ -19,9 +19,14 @@ from torch import Tensor, nn
 from kiara.config.model import ModelConfig
 from kiara.model import ops
 from kiara.model.ops import KeyValue, Lengths
+from kiara.model.wiring import Projection, projections
 
 
 class Linear(nn.Linear):
+    @classmethod
+    def of(cls, wired: Projection) -> Linear:
+        return cls(wired.inputs, wired.outputs, bias=wired.bias)
+
     def forward(self, input: Tensor) -> Tensor:
         return ops.linear(input, self.weight, self.bias)
 
@@ -64,9 +69,10 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.widths = [heads * config.head_dim for heads in (self.heads, self.kv_heads, self.kv_heads)]
-        self.qkv_proj = Linear(config.hidden_size, sum(self.widths), bias=config.attention_bias)
-        self.o_proj = Linear(self.widths[0], config.hidden_size, bias=config.attention_out_bias)
+        wired = projections(config)
+        self.widths = [rows for _, rows in wired["self_attn.qkv_proj"].parts]
+        self.qkv_proj = Linear.of(wired["self_attn.qkv_proj"])
+        self.o_proj = Linear.of(wired["self_attn.o_proj"])
         self.q_norm = HeadNorm(config) if config.qk_norm else None
         self.k_norm = HeadNorm(config) if config.qk_norm else None
 
@@ -86,9 +92,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gelu = config.mlp == "gelu"
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gelu, wired = config.mlp == "gelu", projections(config)
+        self.up_proj, self.down_proj = Linear.of(wired["mlp.up_proj"]), Linear.of(wired["mlp.down_proj"])
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         up = self.up_proj(x_BSD)
@@ -100,8 +105,8 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        wired = projections(config)
+        self.gate_up_proj, self.down_proj = Linear.of(wired["mlp.gate_up_proj"]), Linear.of(wired["mlp.down_proj"])
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x_BSD).chunk(2, dim=-1)
@@ -143,7 +148,7 @@ class GPT(nn.Module):
         self.norm = Norm(config)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(config.hidden_size, vocab_size, bias=False)
-        cos, sin = ops.rope_tables(config.context_length, config.head_dim, config.rope_theta)
+        cos, sin = ops.rope_tables(config)
         self.cos: Tensor
         self.sin: Tensor
         self.register_buffer("cos", cos, persistent=False)

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kiara.config.model import ModelConfig
+from kiara.model.rotary import frequencies
+
 KeyValue = tuple[Tensor, Tensor]
 
 
@@ -113,10 +116,10 @@ def wanted_positions(x: Tensor, lengths: Lengths | None) -> Tensor:
     return torch.onnx.ops.symbolic("Slice", (x, lengths.wanted, end, axis), dtype=x.dtype, shape=x.shape)
 
 
-def rope_tables(context_length: int, head_dim: int, theta: float) -> KeyValue:
-    """Cosines and sines of rotary positions (Su et al. 2021), each float32 (C, E / 2)."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies
+def rope_tables(config: ModelConfig) -> KeyValue:
+    """Cosines and sines of rotary positions, each float32 (C, E / 2)."""
+    turns = torch.tensor(frequencies(config), dtype=torch.float64)
+    angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * turns
     return angles.cos().float(), angles.sin().float()
 
 

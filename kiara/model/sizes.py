@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kiara.config.model import ModelConfig
+from kiara.model.wiring import projections
 from kiara_runtime.bundle.variants import VARIANTS, Variant
 
 CACHE_BYTES = 4  # float32 keys and values
@@ -11,9 +12,7 @@ TABLE = VARIANTS[0]  # whose blocks every rounded variant has in its tables
 
 def matrix_parameters(config: ModelConfig) -> int:
     """Weights of the matrices inside the blocks."""
-    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q and o, k and v
-    mlp = 3 if config.mlp == "swiglu" else 2
-    layer = config.hidden_size * (heads * config.head_dim + mlp * config.intermediate_size)
+    layer = sum(projection.outputs * projection.inputs for projection in projections(config).values())
     return layer * config.num_hidden_layers
 
 
@@ -27,9 +26,7 @@ def parameters(config: ModelConfig, vocab_size: int) -> int:
     width, layers = config.hidden_size, config.num_hidden_layers
     norms = (2 * layers + 1) * width * (2 if config.norm == "layer" else 1)
     head_norms = 2 * layers * config.head_dim * config.qk_norm
-    qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    up = config.intermediate_size * (2 if config.mlp == "swiglu" else 1)
-    biases = qkv * config.attention_bias + width * config.attention_out_bias + (up + width) * config.mlp_bias
+    biases = sum(projection.outputs * projection.bias for projection in projections(config).values())
     positions = config.context_length * width * (config.position == "learned")
     tables = matrix_parameters(config) + table_parameters(config, vocab_size)
     return tables + norms + head_norms + layers * biases + positions

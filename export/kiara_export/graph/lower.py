@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from kiara.model.wiring import norm_before
 from kiara_export.graph.trace import ROPE, constant, register
 from kiara_export.quantize.blocks import Blocks, per_channel
 from kiara_export.quantize.smooth import Factors
@@ -168,9 +169,10 @@ def _parameters(linear: ir.Node) -> Iterator[tuple[str, ir.Node, int]]:
     assert rows is not None and weight is not None and weight.name is not None
     yield weight.name, linear, 1
     yield f"{weight.name.removesuffix('weight')}bias", linear, 2
-    before, (*layer, part, _, _) = rows.producer(), weight.name.split(".")
-    if before is not None and "LayerNormalization" in before.op_type:
-        norm = ".".join([*layer, "input_layernorm" if part == "self_attn" else "post_attention_layernorm"])
+    before, (*layer, part, matrix, _) = rows.producer(), weight.name.split(".")
+    read = norm_before(f"{part}.{matrix}")
+    if before is not None and read is not None:
+        norm = ".".join([*layer, read])
         first = 2 if before.op_type.startswith("Skip") else 1
         yield from ((f"{norm}.{kind}", before, first + i) for i, kind in enumerate(("weight", "bias")))
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from kiara.config.model import ModelConfig
 from kiara.model.gpt import GPT
 from kiara.model.ops import Lengths
+from kiara.model.rotary import frequencies
 from kiara_runtime.bundle.manifest import io_names
 
 OPSET = 21
@@ -98,10 +99,10 @@ def _compute_rope(model: ir.Model, config: ModelConfig) -> None:
     which is all that ONNX Runtime's build for browsers can add and multiply.
     """
     coarse = -(-config.context_length // FINE)
-    frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    turns = frequencies(config)
     angles = {
-        "coarse": np.arange(coarse)[:, None, None] * FINE * frequencies,  # (C / FINE, 1, E / 2)
-        "fine": np.arange(FINE)[None, :, None] * frequencies,  # (1, FINE, E / 2)
+        "coarse": np.arange(coarse)[:, None, None] * FINE * turns,  # (C / FINE, 1, E / 2)
+        "fine": np.arange(FINE)[None, :, None] * turns,  # (1, FINE, E / 2)
     }
     waves = {
         f"{wave}.{part}": constant(model, f"{ROPE}{wave}.{part}", getattr(np, wave)(angle).astype(np.float32))

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from kiara.data.dataset import Split
 from kiara.evaluation.evaluate import windows
-from kiara.model.gpt import GPT, MLP, GatedMLP, Linear
+from kiara.model.gpt import GPT, Linear
+from kiara.model.wiring import projections
 
 TOKENS, LENGTH = 1 << 12, 512  # of text to calibrate on, and of a window
 COST_TOKENS, COST_LENGTH = 1 << 11, 256  # for costs: a backward pass holds the activations of one window
@@ -142,19 +143,18 @@ def _scales(size: Tensor, weight: Tensor) -> Tensor:
 
 def _folds(model: GPT, scales: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """A parameter's name and a factor that broadcasts over it."""
+    wired = projections(model.config).values()
     for i, layer in enumerate(model.layers):
-        mlp, at = layer.get_submodule("mlp"), f"layers.{i}."
-        up = "gate_up_proj" if isinstance(mlp, GatedMLP) else "up_proj"
-        for norm, reader in (("input_layernorm", "self_attn.qkv_proj"), ("post_attention_layernorm", f"mlp.{up}")):
-            scale = scales[at + reader]
-            yield f"{at}{reader}.weight", scale
-            for part, _ in layer.get_submodule(norm).named_parameters():
-                yield f"{at}{norm}.{part}", 1 / scale
-        if isinstance(mlp, MLP) and mlp.gelu:
-            continue  # which no factor passes through
-        scale = scales[f"{at}mlp.down_proj"]
-        yield f"{at}mlp.down_proj.weight", scale
-        rows = torch.cat([torch.ones_like(scale), 1 / scale]) if isinstance(mlp, GatedMLP) else scale.rsqrt()
-        yield f"{at}mlp.{up}.weight", rows[:, None]
-        if layer.get_submodule(f"mlp.{up}").bias is not None:
-            yield f"{at}mlp.{up}.bias", rows
+        at = f"layers.{i}."
+        for reader in wired:
+            scale = scales[at + reader.name]
+            if reader.norm is not None:
+                yield f"{at}{reader.name}.weight", scale
+                for part, _ in layer.get_submodule(reader.norm).named_parameters():
+                    yield f"{at}{reader.norm}.{part}", 1 / scale
+            elif reader.through is not None:
+                yield f"{at}{reader.name}.weight", scale
+                rows = torch.cat([torch.ones_like(scale), 1 / scale]) if reader.through == "gate" else scale.rsqrt()
+                yield f"{at}{reader.made_by}.weight", rows[:, None]
+                if layer.get_submodule(f"{reader.made_by}").bias is not None:
+                    yield f"{at}{reader.made_by}.bias", rows

@@ -1,0 +1,5 @@
+"""Llama, and what calls itself one."""
+
+from kiara.families.family import BIASES, LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family
+
+LLAMA = Family("llama", "LlamaForCausalLM", {**LLAMA, "mlp": "swiglu"}, {**LLAMA_KEYS, **BIASES}, LLAMA_DEFAULTS, SILU)

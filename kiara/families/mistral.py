@@ -1,0 +1,13 @@
+"""Mistral, as far as its attention reaches over the whole context."""
+
+from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family
+
+MISTRAL = Family(
+    "mistral",
+    "MistralForCausalLM",
+    {**LLAMA, "mlp": "swiglu", "attention_bias": False, "mlp_bias": False},
+    LLAMA_KEYS,
+    LLAMA_DEFAULTS,
+    SILU,
+    window=4096,
+)
