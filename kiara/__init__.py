@@ -1,0 +1,29 @@
+"""Train a small language model, bring one in, judge it and export it: what `kiara --help` lists, from Python.
+
+import kiara
+
+dataset = kiara.prepare("notes/", "data/notes")
+kiara.train("runs/notes", {"data.train": "data/notes", "training.max_steps": 400})
+print(kiara.evaluate("runs/notes").bits_per_byte)
+kiara.export("runs/notes", "bundles/notes", quantize=["int8"])
+print(kiara.load("runs/notes").generate("Once upon").text)
+
+Every function raises `kiara.UserError`, with field, problem and remedy, for what a user can mend.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kiara_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from kiara.face import evaluate, export, import_model, load, prepare, train
+
+__all__ = ["UserError", "evaluate", "export", "import_model", "load", "prepare", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """PyTorch loads when a function is first used, so that command lines answer `--help` at once."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("kiara.face"), name)

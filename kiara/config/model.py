@@ -32,6 +32,16 @@ class ModelConfig(Section):
     """Tokens the model sees at most, in training and later."""
     rope_theta: float = Field(default=10000.0, gt=1)
     """Base of the rotary position frequencies."""
+    rope_scaling: Literal["none", "llama3"] = "none"
+    """How frequencies are slowed down for a longer context than the first one (Llama 3.1 and later)."""
+    rope_factor: float = Field(default=1.0, ge=1)
+    """How many times slower the slow ones turn then."""
+    rope_low_freq_factor: float = Field(default=1.0, gt=0)
+    """Frequencies with fewer turns than this in the first context are slowed down wholly."""
+    rope_high_freq_factor: float = Field(default=4.0, gt=0)
+    """Those with more turns than this not at all, the others in between."""
+    rope_original_context: int = Field(default=8192, ge=1, le=1 << 20)
+    """Tokens of that first context."""
     norm: Literal["rms", "layer"] = "rms"
     """Root mean square norm, or layer norm with biases."""
     norm_eps: float = Field(default=1e-5, gt=0, lt=1)

@@ -24,12 +24,12 @@ from kiara.families.llama import LLAMA
 from kiara.families.mistral import MISTRAL
 from kiara.families.qwen2 import QWEN2
 from kiara.families.qwen3 import QWEN3
+from kiara.families.rope import rope_fields, rope_parameters, with_rope
 from kiara.model.wiring import packed
 from kiara_runtime.errors import UserError
 
 # Keys of config.json that are looked at by a function of their own.
 _ELSEWHERE = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "sliding_window", "layer_types")
-_ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
 # Where several fit a configuration, the first is written: Arcee before all, Llama before its likes.
@@ -51,12 +51,12 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
     family = family_of(values)
     known = {*family.keys.values(), *family.switches, *CONFIG, *_ELSEWHERE}
     check_keys("config.json", values, known, CONFIG_FIXED)
-    values = {**family.defaults, **_with_plain_rope(values)}
+    values = {**family.defaults, **with_rope(values)}
     for key, supported in family.switches.items():
         if values.get(key, ABSENT) not in supported:
             raise UserError("config.json", f"{key} {values.get(key)!r} is not supported", f"only {supported[0]!r} is")
     found = {name: values[key] for name, key in family.keys.items() if values.get(key) is not None}
-    fields = {**_derived(family, found), **found, **family.features}
+    fields = {**_derived(family, found), **rope_fields(values), **found, **family.features}
     missing = [key for name, key in family.keys.items() if name not in fields]
     if missing:
         raise UserError("config.json", f"the field {missing[0]} is missing", "copy the whole folder again")
@@ -105,7 +105,7 @@ def write_config(config: ModelConfig, vocab_size: int, token_ids: Mapping[str, A
         "model_type": name,
         **{key: supported[0] for key, supported in family.switches.items() if supported[0] is not None},
         **{key: getattr(config, field) for field, key in family.keys.items()},
-        **({"rope_parameters": _rope(config)} if config.position == "rope" else {}),
+        **({"rope_parameters": rope_parameters(config)} if config.position == "rope" else {}),
         "vocab_size": vocab_size,
         **token_ids,
         "dtype": "float32",
@@ -162,26 +162,3 @@ def _derived(family: Family, found: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     derived = {"num_key_value_heads": heads, "head_dim": width // heads}
     return {**derived, "intermediate_size": 4 * width} if family.transposed else derived
-
-
-def _rope(config: ModelConfig) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": config.rope_theta}
-
-
-def _with_plain_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta` at the top, where older files have it; refuses positions that are scaled."""
-    merged = dict(values)
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = merged.pop(key, None) or {}
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-        if kind != "default":
-            raise UserError("config.json", f"{key} {kind!r} is not supported", "only plain rotary positions are")
-        check_keys(f"config.json: {key}", rope, _ROPE_KEYS, {})
-        merged.update({name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope})
-    if merged.get("partial_rotary_factor", 1.0) not in (1, None):
-        raise UserError(
-            "config.json", f"partial_rotary_factor {merged['partial_rotary_factor']!r} is not supported", "only 1.0 is"
-        )
-    if isinstance(merged.get("rope_theta"), int) and not isinstance(merged["rope_theta"], bool):
-        merged["rope_theta"] = float(merged["rope_theta"])
-    return merged

@@ -10,4 +10,11 @@ from kiara.config.model import ModelConfig
 
 def frequencies(config: ModelConfig) -> NDArray[np.float64]:
     """Radians a position, float64 (E / 2,)."""
-    return config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    plain = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    if config.rope_scaling == "none":
+        return plain
+    # Llama 3.1's: slowed down wholly, not at all, or in between, by the turns in the first context.
+    turns = config.rope_original_context * plain / (2 * np.pi)
+    span = config.rope_high_freq_factor - config.rope_low_freq_factor
+    kept = np.clip((turns - config.rope_low_freq_factor) / span, 0.0, 1.0)
+    return plain * (kept + (1 - kept) / config.rope_factor)

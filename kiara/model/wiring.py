@@ -74,7 +74,7 @@ def packed(config: ModelConfig, tensor: str) -> tuple[tuple[str, int], ...]:
 
 
 def norm_before(module: str) -> str | None:
-    """The norm whose output a projection of a block reads, by the projection's name: the same in every configuration."""
+    """The norm whose output a projection of a block reads; it is the same in every configuration."""
     return _NORMS.get(module)
 
 

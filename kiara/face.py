@@ -1,0 +1,109 @@
+"""The Python face of the commands. Each function is what its command does, with typed arguments; the commands are thin
+over the same rooms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from kiara.checkpoints.checkpoint import TokenIds, find_checkpoint, load_model, trained_on
+from kiara.config.load import load_config
+from kiara.data.dataset import Dataset
+from kiara.data.prepare import as_prepared, dataset_of, prepare_folder
+from kiara.evaluation.evaluate import evaluate_checkpoint
+from kiara.evaluation.reference import reference_model
+from kiara.importing import importer
+from kiara.training import trainer
+from kiara.training.run import Run
+from kiara_runtime.model import Model
+from kiara_runtime.verify.scoring import Metrics
+
+Place = str | Path
+Settings = Mapping[str, Any]
+
+
+def prepare(source: str, out: Place, settings: Settings | None = None) -> Dataset:
+    """Turn text into token files below `out`, and open them; does nothing where they are up to date.
+
+    source: a text file, a folder, a glob, a .jsonl file, or `stdlib`. settings: by dotted path, such as
+    {"tokenizer.vocab_size": 4096}. Raises UserError where there is no text, or `out` holds something else.
+    """
+    return prepare_folder(load_config(None, _assignments({**(settings or {}), "data.train": source})), Path(out))
+
+
+def train(out: Place, settings: Settings | None = None, config: Place | None = None, resume: bool = False) -> bool:
+    """Train into the run folder `out`; False where it was interrupted, with a checkpoint written.
+
+    settings: by dotted path, over those of the YAML file `config`; training.batch_size is in sequences,
+    training.max_steps in optimizer steps. resume: go on from the newest checkpoint. Raises UserError for a setting that
+    cannot be used, and where memory runs out.
+    """
+    loaded = load_config(Path(config) if config is not None else None, _assignments(settings or {}))
+    trainer.check_settings(loaded)
+    with closing(Run(Path(out), as_prepared(loaded), resume)) as run:
+        dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
+        return trainer.train(run, dataset)
+
+
+def evaluate(source: Place, text: str | None = None) -> Metrics:
+    """Loss (nats a token), perplexity, accuracy and bits per byte of a checkpoint, or of the best one of a run.
+
+    text: source of held-out text; by default the validation split of the run's data.
+    """
+    return evaluate_checkpoint(Path(source), text)
+
+
+def load(source: Place) -> Model:
+    """A checkpoint, or the best one of a run, in PyTorch: `generate`, `stream`, `chat` and `score` as of a bundle."""
+    folder = find_checkpoint(Path(source))
+    return reference_model(*load_model(folder), TokenIds.read(folder))
+
+
+def import_model(source: Place, out: Place) -> None:
+    """Write the checkpoint `out` from a Hugging Face folder or a GGUF file; raises UserError for what does not fit."""
+    importer.import_model(Path(source), Path(out))
+
+
+def export(
+    source: Place,
+    out: Place,
+    quantize: Sequence[str] = ("int8",),
+    *,
+    text: str | None = None,
+    calibration: str | None = None,
+    budget: int | None = None,
+    max_bpb_loss: float | Mapping[str, float] | None = None,
+    strict: bool = False,
+    check_with: Sequence[str] = (),
+    sign_key: Place | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Write the bundle `out` from a checkpoint, or from the best one of a run; its receipt's figures by variant.
+
+    quantize: names of variants, int8, int4, int8-dynamic, fp32 and fp16. text, calibration: sources of text to judge
+    and to calibrate on. budget: bytes of int4's graph. max_bpb_loss: part of the bits per byte that a variant, or each
+    by its name, may lose, such as 0.005. strict: refuse where one loses more, instead of making it finer or leaving it
+    out. check_with: other runtimes to compare with. sign_key: an Ed25519 private key, PEM.
+    """
+    from kiara_export.pipeline import export as run  # the export stands on this package, so it loads when used
+    from kiara_export.request import Request
+
+    request = Request(
+        variants=tuple(quantize),
+        text=text,
+        calibration=calibration,
+        budget=budget,
+        max_bpb_loss={} if max_bpb_loss is None else max_bpb_loss,
+        strict=strict,
+        check_with=tuple(check_with),
+        sign_key=None if sign_key is None else Path(sign_key),
+    )
+    return run(Path(source), Path(out), request)
+
+
+def _assignments(settings: Settings) -> list[str]:
+    """As `--set` takes them."""
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]
