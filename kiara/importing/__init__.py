@@ -1,0 +1,4 @@
+"""Other people's models to an ordinary checkpoint: Hugging Face folders and GGUF files, nothing pickled.
+
+What a family's names mean is `kiara.families`'.
+"""

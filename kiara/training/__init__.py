@@ -1,0 +1,1 @@
+"""The loop over steps, its optimizers, its machine, and the files of a run."""

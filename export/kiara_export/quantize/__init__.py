@@ -1,0 +1,1 @@
+"""Rounding: blocks, GPTQ, mixed widths, smoothing. Arithmetic on weights, apart from any graph."""
