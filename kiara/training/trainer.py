@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 
 import regex
 import torch
@@ -36,9 +35,9 @@ from kiara.training.device import check_device, memory_told, pick_device, repeat
 from kiara.training.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
 from kiara.training.plot import plot_run
 from kiara.training.run import PLOT_FILE, Run
+from kiara.training.stop_request import stop_request
 from kiara_runtime.bundle.variants import VARIANTS
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.interrupts import answered
 from kiara_runtime.tokens.tokenizer import check_text
 from kiara_runtime.tokens.tokenizer_json import SPLIT_PATTERN
 
@@ -273,28 +272,6 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
-
-
-@contextmanager
-def stop_request() -> Iterator[Callable[[], bool]]:
-    """A first Ctrl-C or SIGTERM is a request, answered between two steps; a second one is the usual end."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        answered(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        restore()
 
 
 def duration(seconds: float) -> str:

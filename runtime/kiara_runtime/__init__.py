@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from kiara_runtime.bundle.manifest import Bundle
     from kiara_runtime.engine.sequence import Piece
     from kiara_runtime.errors import BusyError, UserError
-    from kiara_runtime.model import Generation, Model, Score, Stream, load
+    from kiara_runtime.model import Model, load
     from kiara_runtime.sampling.params import SamplingParams
     from kiara_runtime.sampling.sampler import TokenLogprob
+    from kiara_runtime.stream import Generation, Score, Stream
     from kiara_runtime.tokens.tokenizer import Tokenizer
 
 __all__ = [
@@ -46,12 +47,12 @@ _HOMES = {
     "AsyncModel": "aio",
     "Bundle": "bundle.manifest",
     "BusyError": "errors",
-    "Generation": "model",
+    "Generation": "stream",
     "Model": "model",
     "Piece": "engine.sequence",
     "SamplingParams": "sampling.params",
-    "Score": "model",
-    "Stream": "model",
+    "Score": "stream",
+    "Stream": "stream",
     "TokenLogprob": "sampling.sampler",
     "Tokenizer": "tokens.tokenizer",
     "UserError": "errors",

@@ -123,7 +123,7 @@ def test_signals_end_what_waits_and_what_computes_without_python(
 def test_a_command_that_saves_first_gets_the_time_for_it(tmp_path: Path) -> None:
     """Longer than a long call gets: training has given the signal back by then."""
     script = (
-        "import time; from kiara.commands.main import main; from kiara.training.trainer import stop_request\n"
+        "import time; from kiara.commands.main import main; from kiara.training.stop_request import stop_request\n"
         "@main.command()\n"
         "def work():\n"
         "    with stop_request() as stopping:\n"

@@ -16,7 +16,8 @@ from kiara_runtime.sampling.params import SamplingParams
 from kiara_runtime.system.console import json_text, tell
 
 if TYPE_CHECKING:
-    from kiara_runtime.model import Generation, Model
+    from kiara_runtime.model import Model
+    from kiara_runtime.stream import Generation
 
 MAX_GRAMMAR_BYTES = 1 << 20
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from kiara_runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from kiara_runtime.model import Generation, Model
+    from kiara_runtime.model import Model
+    from kiara_runtime.stream import Generation
 
 PROMPT_TOKENS, DECODE_TOKENS, ROUNDS = 256, 64, 3
 

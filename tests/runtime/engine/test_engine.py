@@ -22,7 +22,8 @@ from kiara_runtime.engine.engine import Engine
 from kiara_runtime.engine.runner import Alone
 from kiara_runtime.engine.session import Session
 from kiara_runtime.errors import BusyError, UserError
-from kiara_runtime.model import Model, Stream, load
+from kiara_runtime.model import Model, load
+from kiara_runtime.stream import Stream
 
 TEXT = "def main(argv):\n    for name in argv:\n        print(name)\n\n\ndef other(argv):\n    for name in argv:\n"
 

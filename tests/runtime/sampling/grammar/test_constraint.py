@@ -21,13 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.sampling.grammar.constraint import (
-    MAX_CHARACTERS,
-    MAX_TOKEN_BYTES,
-    Constraint,
-    constrain,
-    vocabulary_of,
-)
+from kiara_runtime.sampling.grammar.constraint import MAX_CHARACTERS, Constraint, constrain
+from kiara_runtime.sampling.grammar.vocabulary import MAX_TOKEN_BYTES, vocabulary_of
 from kiara_runtime.tokens.tokenizer import MAX_WHITE_SPACE, Tokenizer
 from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT, byte_characters
 
