@@ -18,7 +18,7 @@ COMPILE_FLOPS = {"cpu": 2e13, "cuda": 1e16}
 
 def pick_device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device", "cuda is not to be had here", "set it to auto or cpu")
+        raise UserError("training.device", "no CUDA device is available", "use auto or cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 

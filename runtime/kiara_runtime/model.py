@@ -233,7 +233,7 @@ def load(
 
 
 def _make_folder(folder: Path) -> None:
-    """Now, so that a name that cannot be used is told; a folder that is there may be one to read from only."""
+    """Before any work, so that a bad name is told at once; a folder that exists may be read-only."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -70,7 +70,7 @@ def test_requests_beyond_the_time_to_drain_are_cut(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_who_leaves_is_forgotten_running_and_queued(bundle: Path, stream: bool) -> None:
+def test_a_client_that_disconnects_frees_its_slot_running_or_queued(bundle: Path, stream: bool) -> None:
     with served(bundle, "--slots", 2, program=SLOW) as server:
         connections = [server.send({**LONG, "stream": stream}) for _ in range(6)]
         server.wait_for("kiara_requests_running", 2)
@@ -89,7 +89,7 @@ def test_who_leaves_is_forgotten_running_and_queued(bundle: Path, stream: bool) 
     assert sum('"status": 499' in line for line in server.lines) == 6
 
 
-def test_who_leaves_during_the_prompt_is_forgotten(bundle: Path) -> None:
+def test_a_client_that_disconnects_during_the_prompt_frees_its_slot(bundle: Path) -> None:
     with served(bundle, "--slots", 2, program=SLOW) as server:
         server.send({**LONG, "stream": True}).recv(100)  # beside one that decodes a prompt goes in chunks of 4
         leaver = server.send({"prompt": list(range(90)), "max_tokens": 2, "stream": True})

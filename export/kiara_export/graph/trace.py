@@ -58,7 +58,7 @@ def trace(model: GPT) -> ir.Model:
     """The float32 graph of `model`, its weights inside."""
     config = model.config
     inputs, outputs = io_names(config.num_hidden_layers)
-    batch, new, past = 2, 3, 5  # any sizes above 1 will do: the axes are named below
+    batch, new, past = 2, 3, 5  # any sizes above 1: the axes are named below
     cache = (batch, config.num_key_value_heads, past, config.head_dim)
     arguments = (
         torch.zeros(batch, new, dtype=torch.int64),

@@ -3,7 +3,7 @@
 A quantised graph cannot be compared bit by bit (its activations are rounded to 8 bits, which amplifies the last
 bit that differs between a step and a chunk), so it is judged by bits per byte, by the Kullback-Leibler divergence
 of its next-token distribution from float32's, and by how often both find the same token likeliest. What it can
-promise bit by bit, that company in a batch changes nothing, is tried as such.
+promise bit by bit, that a batch changes nothing, is tested as such.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A block is a run of inputs of one row that share a scale, and at 4 bits a zero point. At blocks of up to 64 (not
 at 128) ONNX Runtime's MatMulNBits computes each row of a batch by itself, so that a request's logits do not
-depend on its company; blocks of 64 read the least beside the weights.
+depend on what else is in the batch; blocks of 64 read the least beside the weights.
 """
 
 from __future__ import annotations

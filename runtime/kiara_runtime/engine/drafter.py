@@ -1,4 +1,4 @@
-"""Guesses at the next tokens, from what followed the same tokens before: speculation without a second model.
+"""Speculation without a second model: the next tokens are guessed from what followed the same tokens before.
 
 Prompt lookup (Saxena 2023): where the last N tokens stood before, what came after them is the guess. One pass
 checks it; how long guesses are, and whether there is one at all, is decided by counting what was accepted and

@@ -2,8 +2,8 @@
 
 There is no thread of its own that could hang at a fork or an exit.
 
-After a step only those are woken who have something to fetch, and whoever leaves sees to it that another goes on:
-with forty that wait, all of them waking for every step would take as long as the step of a small model.
+After a step only the threads that have something to fetch are woken, and a thread that leaves wakes the next leader.
+Waking all of forty waiting threads for every step would take as long as the step of a small model.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
-# Seconds that the next step waits for those whom the last one woke to come back. What they do meanwhile, such as
-# writing to eight clients, would take the cores from the threads of the step: some percent of it on two cores.
+# Seconds that the next step waits for the threads that the last one woke. What they do meanwhile, such as writing to
+# eight clients, would take the cores from the step: a few percent of it on two cores.
 GATHER = 0.005
 
 

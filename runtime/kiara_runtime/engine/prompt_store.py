@@ -1,7 +1,7 @@
 """Keys and values of prompts on disk, so that a long prompt that comes again is not computed again.
 
 One file a prompt, below a folder for the model: a line of JSON (the tokens, the hash of them and the rest), then the
-cache's bytes. A file is believed only if its sizes fit the model and its SHA-256 is right; what cannot be used is
+cache's bytes. A file is used only if its sizes fit the model and its SHA-256 is right; else the prompt is
 computed again. Files hold the prompt's tokens in the clear: only the user may read them.
 """
 

@@ -1,7 +1,7 @@
 """One request: what it has said, which tokens it wants computed next, and when it ends.
 
-Knows neither slots nor sessions: any engine that feeds `pending` and hands the logits to `take` will do, so that
-the PyTorch reference runs through the very same sampling, stopping and assembling of text.
+Knows neither slots nor sessions: any engine can run it that computes `pending` and hands the logits to `take`. So the
+PyTorch reference uses the same sampling, stopping and assembling of text.
 
 Shape letters: N positions of a pass, V vocabulary.
 """
@@ -45,7 +45,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the sequences of a model share."""
+    """What all sequences of a model have in common."""
 
     token_bytes: List[bytes]
     eos_token_ids: frozenset[int]
@@ -53,7 +53,7 @@ class Facts:
 
 
 class Sequence:
-    """A prompt and its continuation, in the making.
+    """A prompt and its continuation so far.
 
     tokens: prompt and output, those that are not computed yet included; at least one. computed: how many of them
     the cache holds. pieces: what has not been fetched yet.

@@ -166,7 +166,7 @@ class Cache:
 
 def _providers(device: Device) -> list[str]:
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError("device", "cannot be used", "give auto, cpu or cuda", value=device)
+        raise UserError("device", "is no device", "use auto, cpu or cuda", value=device)
     there = _CUDA in ort.get_available_providers()
     if device == "cuda" and not there:
         raise UserError("device", "this ONNX Runtime has no CUDA", "pip install 'kiara-runtime[gpu]', or give cpu")

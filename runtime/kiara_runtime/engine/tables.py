@@ -21,7 +21,7 @@ _KINDS: dict[int, type[np.generic]] = {2: np.uint8, 3: np.int8}
 
 
 class Tables:
-    """Keep it for as long as the session that it was added to."""
+    """The tables of a graph's file. Must live as long as the session that they were added to."""
 
     def __init__(self, graph: Path) -> None:
         with graph.open("rb") as file:

@@ -75,7 +75,7 @@ class SamplingParams:
     )
     prompt_logprobs: bool = _documented(False, flag, "Tell the log-probabilities of the prompt's tokens, too.")
     json_schema: str | None = _documented(
-        None, optional(json_schema), "The text is JSON that this JSON Schema allows; a dictionary will do, too."
+        None, optional(json_schema), "The text is JSON that this JSON Schema allows; a dictionary or its text."
     )
     regex: str | None = _documented(None, optional(source), "The text matches this regular expression, whole.")
     grammar: str | None = _documented(None, optional(source), "The text follows this Lark grammar.")

@@ -19,7 +19,7 @@ HEALING = 1  # sets its draws apart from the others of a seed
 
 
 class Sampler:
-    """Picks the tokens of one sequence; draws once for each that it samples, so that a seed repeats in any company.
+    """Picks the tokens of one sequence, with one draw each, so that a seed repeats whatever else is in the batch.
 
     prompt: its ids. choice: which of a request's continuations this is; each has draws of its own.
     The logits change in this order: repetition penalty (prompt and output), presence and frequency penalty

@@ -21,7 +21,7 @@ TICK = 0.25  # seconds: how soon a client's leaving and the deadline are seen wh
 
 
 class Admission:
-    """How many requests are in, bounded, so that the surplus is refused before any work is done for it.
+    """Counts the requests that are being served, and refuses those above the limit before any work is done.
 
     `with` one: enter and leave.
     """
@@ -90,7 +90,7 @@ class Prompt:
 
 
 class Work:
-    """`n` continuations of each prompt; at most `window` of them in the engine at once, for the others' sake.
+    """`n` continuations of each prompt, at most `window` of them in the engine at once, so that others get slots too.
 
     streams: of the choices, in their order, as far as they have begun: those of the first prompt come first.
     """

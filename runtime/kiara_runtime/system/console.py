@@ -1,4 +1,4 @@
-"""Standard output and error of the commands, which neither a poor encoding nor a reader that is gone may end."""
+"""Standard output and error of the commands: a limited encoding or a closed pipe must not end them."""
 
 from __future__ import annotations
 

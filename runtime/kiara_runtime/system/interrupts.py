@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal end a command in order, and within a second whatever library is at work.
+"""Ctrl-C, SIGTERM and a closed terminal end a command cleanly, within a second even inside a long library call.
 
 Python hears a signal only between its own instructions. A thread therefore waits for the raw signal, gives the main
 thread a moment to end by itself, and else ends the process.
@@ -27,7 +27,7 @@ _heard: list[set[int]] = []  # of the blocks of `orderly_end` that run
 
 
 class Terminated(KeyboardInterrupt):
-    """Another of these signals than Ctrl-C's; what clears up after that does so after this, too."""
+    """SIGTERM or SIGHUP. A KeyboardInterrupt, so that the same code cleans up."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -103,14 +103,14 @@ def _watched(hear: object, heard: set[int]) -> Generator[None]:
 
 
 def answered(number: int) -> None:
-    """Called by a handler of a command's own, before it gives the signal back: its way to the end may take time."""
+    """For a command that handles a signal itself: tells the watcher that the command is ending and may take its time."""
     for heard in _heard:
         heard.add(number)
 
 
 @contextmanager
 def on_sudden_end(act: Callable[[], None]) -> Generator[None]:
-    """Call `act` where the process is ended in the middle of a long call in this block, which nothing else survives."""
+    """Call `act` if the process is ended in the middle of a long call in this block, where no `finally` runs."""
     _last_acts.append(act)
     try:
         yield

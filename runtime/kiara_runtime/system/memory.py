@@ -1,4 +1,4 @@
-"""How this process holds memory: asked straight from the system, given back to it, in one place for all threads."""
+"""Memory of this process: large arrays from the system itself, freed memory back to it, one arena for all threads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Ways through a graph that ought to lead to the same logits: the oracle and the suspects of every verifier.
+"""Paths through a graph that must give the same logits, and how often they do.
 
-One prefill is the obvious way; the cache, chunks, padding, company and far positions are what breaks. All of
-them run in the runtime's own session, so that what is proven is what will run.
+One prefill is the oracle. The cache, chunks, padding, batches and far positions are compared with it, all in the
+runtime's own session, so that what is proven is what runs.
 
 Shape letters: S tokens of a sequence, V vocabulary, C context length, L layers, K key/value heads, E head size.
 """
@@ -41,7 +41,7 @@ def batch_of(ids: Ids) -> list[Ids]:
 def in_batch(session: Session, rows: Sequence[Ids]) -> list[Logits]:
     """Sequences of different lengths together: one prompt pass padded at the right, then BATCH_STEPS joint steps.
 
-    Returns the logits (S, V) of each. A batch of one is the same way without company.
+    Returns the logits (S, V) of each. A batch of one is the same path alone.
     """
     cache = session.cache(len(rows))
     starts = [len(row) - BATCH_STEPS for row in rows]

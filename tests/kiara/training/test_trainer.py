@@ -197,13 +197,13 @@ def test_validation_holds_no_more_logits_than_256_mib(
             ["model.hidden_size=65536", "model.intermediate_size=1048576", "model.num_hidden_layers=256"],
             "too large for",
         ),
-        (["training.device=cuda"], "training.device: cuda is not to be had here"),
+        (["training.device=cuda"], "training.device: no CUDA device is available"),
     ],
 )
 def test_what_this_machine_cannot_do_leaves_no_run(
     settings: list[str], expected: str, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
-    if "cuda" in expected and torch.cuda.is_available():
+    if "CUDA" in expected and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     options = [part for setting in (f"data.train={dataset.folder}", *settings) for part in ("--set", setting)]
     result = kiara("train", *options, "--out", tmp_path / "run")
@@ -214,7 +214,7 @@ def test_what_this_machine_cannot_do_leaves_no_run(
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("training.device=cuda", "training.device: cuda"),
+        ("training.device=cuda", "training.device: no CUDA"),
         ("training.compile=always", "training.compile: always needs a C++ compiler"),
         (f"training.sample_prompt={'x ' * 600}", "training.sample_prompt: as long as model.context_length"),
         (r'training.sample_prompt="\ud800"', "training.sample_prompt: cannot be encoded"),

@@ -94,7 +94,7 @@ def _interleaved(streams: list[Stream], order: random.Random) -> list[list[int]]
 
 @settings(max_examples=30, deadline=None)
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=9), order=st.randoms(use_true_random=False))
-def test_company_changes_nothing(
+def test_what_else_is_in_the_batch_changes_nothing(
     pair: tuple[Model, Model], requests: list[dict[str, Any]], order: random.Random
 ) -> None:
     """Whatever shares the slots, whatever was there before and in whichever order texts are read."""
