@@ -1,1 +1,1 @@
-"""`kiara`: click options and what is printed. All work is done in the other rooms, and `kiara_export` loads when used."""
+"""`kiara`: click options and what is printed. The work is done in the other rooms; `kiara_export` loads when used."""

@@ -103,7 +103,7 @@ def _watched(hear: object, heard: set[int]) -> Generator[None]:
 
 
 def answered(number: int) -> None:
-    """For a command that handles a signal itself: tells the watcher that the command is ending and may take its time."""
+    """For a command that handles a signal itself: the watcher lets it end in its own time."""
     for heard in _heard:
         heard.add(number)
 

@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from engines import _alone, _model, _prompt, _session
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.engine.engine import Engine
-from kiara_runtime.engine.runner import Alone
-from kiara_runtime.engine.session import Session
-from kiara_runtime.errors import BusyError, UserError
+from kiara_runtime.errors import BusyError
 from kiara_runtime.model import Model, load
 from kiara_runtime.stream import Stream
-
-TEXT = "def main(argv):\n    for name in argv:\n        print(name)\n\n\ndef other(argv):\n    for name in argv:\n"
-
-
-def _session(bundle: Path, variant: str | None = None) -> Session:
-    opened = Bundle.open(bundle)
-    return Session(opened.graph_of(variant), opened.architecture)
-
-
-def _model(bundle: Path, variant: str | None = None, **engine: Any) -> Model:
-    """As `load`, with an engine of other sizes."""
-    model = load(bundle, variant)
-    model.runner = Engine(_session(bundle, variant), **engine)
-    return model
-
-
-def _alone(bundle: Path, variant: str | None = None) -> Model:
-    """The oracle: one request after the other, each with a cache of its own."""
-    session, model = _session(bundle, variant), load(bundle, variant)
-
-    def begin() -> Callable[[Sequence[int]], Any]:
-        decoder = session.decoder()
-        return lambda ids: decoder.append(np.array(ids, dtype=np.int64))
-
-    model.runner = Alone(begin)
-    return model
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> Model:
-    return load(bundle)
 
 
 @pytest.fixture(scope="module", params=["int8", "fp32"])
@@ -71,11 +34,6 @@ REQUESTS = st.fixed_dictionaries(
         "seed": st.integers(0, 3),
     }
 )
-
-
-def _prompt(model: Model, start: int, length: int) -> list[int]:
-    ids = model.tokenize(TEXT * 12)
-    return ids[start : start + length]
 
 
 def _interleaved(streams: list[Stream], order: random.Random) -> list[list[int]]:
@@ -280,147 +238,3 @@ def test_an_interrupt_at_any_line_that_places_sequences_loses_nothing(model: Mod
     again = crowd.generate(asked[2][0], max_tokens=13, temperature=0.0, ignore_eos=True).tokens
     assert again == found[2]
     assert len({id(slot) for slot in crowd.runner._slots._slots}) == 3
-
-
-def test_a_closed_model_says_so_and_two_models_share_a_process(bundle: Path) -> None:
-    with load(bundle) as one, load(bundle, "fp32") as two:
-        left = one.stream("def ", max_tokens=30, ignore_eos=True)
-        next(left)
-        first, second = (model.generate("def ", max_tokens=8, temperature=0.0).tokens for model in (one, two))
-        assert first and second
-    for attempt in (lambda: one.generate("def "), lambda: list(left)):
-        with pytest.raises(UserError, match="model: it has been closed"):
-            attempt()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 on: threads exist at the fork
-def test_a_forked_process_is_refused_and_does_not_hang(bundle: Path) -> None:
-    model = load(bundle)
-    model.generate("x", max_tokens=2)
-    child = os.fork()
-    if child == 0:
-        try:
-            model.generate("x", max_tokens=2)
-        except UserError as error:
-            os._exit(7 if "forked" in str(error) else 8)
-        finally:
-            os._exit(9)
-    deadline = time.monotonic() + 60
-    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert ended[0] == child and os.waitstatus_to_exitcode(ended[1]) == 7
-
-
-def test_a_program_may_end_in_the_middle_of_a_stream(bundle: Path) -> None:
-    code = (
-        "import sys, threading, kiara_runtime\n"
-        "model = kiara_runtime.load(sys.argv[1])\n"
-        "streams = [model.stream('def ', max_tokens=80, ignore_eos=True) for _ in range(12)]\n"
-        "threading.Thread(target=lambda: list(streams[3]), daemon=True).start()\n"
-        "print(len([next(stream) for stream in streams[:3]]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
-
-
-def test_threads_wait_for_each_other_and_all_end(bundle: Path, model: Model) -> None:
-    shared = _model(bundle, slots=3)
-    expected = [model.generate(_prompt(model, i, 30), max_tokens=15, seed=i).tokens for i in range(10)]
-    found: dict[int, list[int]] = {}
-
-    def work(i: int) -> None:
-        found[i] = shared.generate(_prompt(model, i, 30), max_tokens=15, seed=i).tokens
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert [found[i] for i in range(10)] == expected
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("kiara_runtime.engine.scheduler.CHUNK", 16)
-    yield
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_chunks_end_with_two_tokens_at_least(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt one longer than a chunk would leave one token, whose pass takes another kernel."""
-    for length, expected in ((32, [32]), (33, [16, 17]), (48, [16] * 3), (49, [16, 16, 17]), (50, [16, 16, 16, 2])):
-        model, sizes = load(bundle), list[int]()
-        cache = model.runner._cache
-        run = cache.run
-        monkeypatch.setattr(
-            cache, "run", lambda ids, *rest, run=run, sizes=sizes: sizes.append(ids.size) or run(ids, *rest)
-        )
-        model.generate(_prompt(model, 0, length), max_tokens=1)
-        assert sizes == expected
-
-
-def test_many_may_end_in_one_step(bundle: Path) -> None:
-    """One goes on beside seven that end together: each leaves a hole that another one that is over could fill."""
-    model, alone = load(bundle), _alone(bundle)
-    prompts = [_prompt(model, 3 * i, 8) for i in range(8)]
-    tokens = [40, *range(20, 13, -1)]  # admitted one after the other, over at about the same time
-    streams = [
-        model.stream(prompt, max_tokens=count, temperature=0.0, ignore_eos=True)
-        for prompt, count in zip(prompts, tokens, strict=True)
-    ]
-    found = [list(stream) for stream in streams]
-    for pieces, prompt, count in zip(found, prompts, tokens, strict=True):
-        expected = alone.generate(prompt, max_tokens=count, temperature=0.0, ignore_eos=True)
-        assert [token for piece in pieces for token in piece.tokens] == expected.tokens
-        assert [piece.finish_reason for piece in pieces] == [None] * count + ["length"]
-
-
-def test_a_fault_in_a_joint_step_is_told_to_its_members(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model(bundle, slots=2)
-    assert isinstance(model.runner, Engine)
-    streams = [model.stream(_prompt(model, i, 5), max_tokens=50, ignore_eos=True) for i in range(2)]
-    for stream in streams:
-        next(stream)
-    run = model.runner._cache.run
-
-    def failing(ids: Any, *rest: Any) -> Any:
-        if len(ids) > 1:
-            raise MemoryError("no room")
-        return run(ids, *rest)
-
-    monkeypatch.setattr(model.runner._cache, "run", failing)
-    for stream in streams:
-        with pytest.raises(MemoryError):
-            list(stream)
-    assert len(model.generate("x", max_tokens=3, ignore_eos=True).tokens) == 3
-
-
-def test_a_model_may_be_closed_at_the_very_end(bundle: Path) -> None:
-    code = (
-        "import atexit, sys\n"
-        "models = []\n"
-        "atexit.register(lambda: models[0].close())\n"
-        "import kiara_runtime\n"
-        "models.append(kiara_runtime.load(sys.argv[1]))\n"
-        "models[0].generate('x', max_tokens=2)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_more_requests_than_the_queue_holds(bundle: Path) -> None:
-    model = _model(bundle, slots=2, queue=3)
-    some = model.generate_all(["def ", "class "], n=6, max_tokens=4, seed=1, ignore_eos=True)
-    assert [len(one.tokens) for one in (*some[0], *some[1])] == [4] * 12
-    assert some[1][0].tokens == load(bundle).generate("class ", max_tokens=4, seed=1, ignore_eos=True).tokens
-
-
-def test_limits_hold_for_what_a_grammar_forces(model: Model) -> None:
-    forced = model.generate("x", regex="abcdefgh[0-9]{3}", max_tokens=0, prompt_logprobs=True)
-    assert forced.tokens == []
-    prompt = model.tokenize("def main(argv)")
-    scored = model.generate(prompt, regex="abcdefgh", prompt_logprobs=True)
-    assert scored.text == "abcdefgh" and len(scored.prompt_logprobs) == len(prompt) - 1
-    tokens = model.generate("x", regex="abcdefgh").tokens
-    stopped = [model.generate("x", regex="abcdefgh", stop_token_ids=[tokens[1]], logprobs=k).tokens for k in (None, 0)]
-    assert stopped == [tokens[:1], tokens[:1]]

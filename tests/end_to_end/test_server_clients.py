@@ -1,0 +1,171 @@
+"""Clients that leave, stall or send too much."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from server_clients import IMPATIENT, LONG
+from serving import SLOW, received, served
+
+from kiara_runtime.model import load
+
+
+def test_urgent_data_ends_a_connection_and_keeps_nobody_busy(bundle: Path) -> None:
+    with served(bundle) as server:
+        connection = server.connect()
+        connection.send(b"x", socket.MSG_OOB)
+        with contextlib.suppress(ConnectionError):
+            assert received(connection) == b""
+        assert server.get("/health")[0] == 200
+        assert server.stop() == 0
+    assert not any("unhandled" in line for line in server.lines)
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", b"GET /hea", b"POST /x HTTP/1.1\r\nExpect: 100-continue\r\n"])
+def test_what_comes_behind_a_request_does_not_cut_its_answer(bundle: Path, behind: bytes) -> None:
+    slowly = SLOW.partition("from kiara_runtime.commands.main")[0]
+    with served(bundle, program=slowly + IMPATIENT) as server:
+        connection = server.send({**LONG, "stream": True})
+        connection.sendall(behind)  # nothing comes after it for longer than a request may take
+        assert received(connection, until=b"[DONE]").startswith(b"HTTP/1.1 200")
+
+
+def test_a_grammar_of_endless_rules_does_not_end_the_server(bundle: Path) -> None:
+    rules = "start:a0\n" + "".join(f"a{i:x}:a{i + 1:x}\n" for i in range(3000)) + 'abb8:"q"\n'
+    with served(bundle) as server:
+        asked = {"prompt": "x", "response_format": {"type": "grammar", "grammar": rules}}
+        assert server.post("/v1/completions", asked)[1]["choices"][0]["text"] == "q"
+
+
+def test_a_refusal_reaches_who_still_sends(bundle: Path) -> None:
+    """Neither the sending nor the answer may be cut by what the refused request still brings."""
+    part = b"x" * (1 << 20)
+    with served(bundle) as server:
+        for size in (f"Content-Length: {64 * len(part)}", "Transfer-Encoding: chunked"):
+            connection = server.connect()
+            connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{size}\r\n\r\n".encode())
+            for _ in range(64):
+                connection.sendall(b"%x\r\n%s\r\n" % (len(part), part) if "chunked" in size else part)
+            answer = received(connection).decode()
+            assert answer.startswith("HTTP/1.1 413") and '"code":"body_too_large"' in answer
+        assert server.get("/health")[0] == 200
+
+
+def test_who_is_refused_and_goes_on_sending_is_left(bundle: Path) -> None:
+    with served(bundle, program=IMPATIENT) as server:
+        connection = server.connect()
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
+        received(connection)
+        end = time.monotonic() + 30
+        with pytest.raises(OSError):
+            while time.monotonic() < end:
+                connection.sendall(b"x" * 1000)
+                time.sleep(0.01)
+
+
+def test_who_does_not_read_the_answer_holds_nobody_up(bundle: Path) -> None:
+    """More such clients than there are threads, each with a second request that waits for the first's answer to go."""
+    with served(bundle, "--slots", 1, "--queue", 0, program=IMPATIENT) as server:
+        for _ in range(12):
+            connection = server.send({"prompt": "\U0001f600" * 450_000, "return_token_strs": True}, "/tokenize")
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        deaf = server.send({"prompt": ["x"] * 200, "logprobs": 20, "echo": True, "stream": True})
+        end, answered = time.monotonic() + 30, 0.0
+        while answered < 12:  # the metrics need a thread, too
+            assert time.monotonic() < end
+            with contextlib.suppress(OSError):  # this impatient server may drop our own connection, too
+                answered = server.metric("kiara_requests_total")
+            time.sleep(0.2)
+        deaf.close()
+
+
+def test_who_asked_twice_at_once_and_leaves_is_noticed(bundle: Path) -> None:
+    with served(bundle, program=SLOW) as server:
+        connection = server.send(LONG)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+        server.wait_for("kiara_requests_running", 1)
+        connection.close()
+        server.wait_for("kiara_requests_running", 0, 1.5)
+
+
+def test_a_signal_while_the_model_loads_ends_it_orderly(bundle: Path) -> None:
+    hangs = "import kiara_runtime.model as home\nhome.load = lambda *_: time.sleep(60)\n"
+    program = SLOW.replace("main(sys", f"{hangs}main(sys")
+    with served(bundle, ready=False, program=program) as server:
+        assert server.get("/ready")[0] == 503
+        assert server.stop() == 0
+
+
+def test_what_keeps_it_from_starting_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    def fails(*options: object) -> str:
+        words = [sys.executable, "-m", "kiara_runtime.commands.main", "serve", *map(str, options)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        return done.stderr
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "another program listens there" in fails(bundle, "--port", taken.getsockname()[1])
+    assert "there is no such folder" in fails(tmp_path / "nothing")
+    assert "variant: 'int3'" in fails(bundle, "--variant", "int3", "--port", 0)
+    assert "give an address of this machine" in fails(bundle, "--host", "no.such.host.invalid")
+    assert "no name of a machine" in fails(bundle, "--host", "a..b")
+    assert "can match nothing" in fails(bundle, "--cors-origin", "*")
+    assert "can match nothing" in fails(bundle, "--allow-host", "llm.lan:80")
+    (tmp_path / "keys").write_text("a key with spaces\n")
+    assert "holds a space" in fails(bundle, "--api-key-file", tmp_path / "keys")
+    (tmp_path / "keys").write_text("short\n")
+    assert "less than 8 characters" in fails(bundle, "--api-key-file", tmp_path / "keys")
+    (tmp_path / "keys").write_text("# none\n")
+    assert "holds no key" in fails(bundle, "--api-key-file", tmp_path / "keys")
+
+
+def test_a_damaged_model_ends_it(bundle: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(bundle, tmp_path / "broken")
+    graph = broken / "onnx/model_quantized.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"!")
+    with served(broken, ready=False) as server:
+        assert server.ended() == 1
+    assert "damaged, its SHA-256" in server.lines[-1]
+
+
+def test_others_can_be_let_in_and_are_warned_of(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a-long-key\n")
+    with served(bundle, "--host", "0.0.0.0", "--api-key-file", tmp_path / "keys") as server:
+        assert server.get("/health")[0] == 200
+        assert server.post("/v1/completions", {"prompt": "x"})[0] == 401
+        assert server.post("/v1/completions", {"prompt": "x"}, Authorization="Bearer a-long-key")[0] == 200
+        server.stop()
+    assert any("can be reached from other machines" in line for line in server.lines)
+    assert not any("a-long-key" in line for line in server.lines)
+
+
+def test_eight_streams_get_what_each_gets_alone(bundle: Path) -> None:
+    with load(bundle) as model, served(bundle) as server:
+        found: dict[int, str] = {}
+
+        def ask(seed: int) -> None:
+            connection = server.send({**LONG, "seed": seed, "stream": True})
+            found[seed] = _until_done(connection)
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for seed, text in found.items():
+            assert text == model.generate("x", max_tokens=90, ignore_eos=True, temperature=1.0, seed=seed).text
+
+
+def _until_done(connection: socket.socket) -> str:
+    lines = received(connection, until=b"data: [DONE]").decode().splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    return "".join(event["choices"][0]["text"] for event in events)

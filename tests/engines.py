@@ -1,0 +1,46 @@
+"""What the tests of several files engine share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kiara_runtime.bundle.manifest import Bundle
+from kiara_runtime.engine.engine import Engine
+from kiara_runtime.engine.runner import Alone
+from kiara_runtime.engine.session import Session
+from kiara_runtime.model import Model, load
+
+TEXT = "def main(argv):\n    for name in argv:\n        print(name)\n\n\ndef other(argv):\n    for name in argv:\n"
+
+
+def _session(bundle: Path, variant: str | None = None) -> Session:
+    opened = Bundle.open(bundle)
+    return Session(opened.graph_of(variant), opened.architecture)
+
+
+def _model(bundle: Path, variant: str | None = None, **engine: Any) -> Model:
+    """As `load`, with an engine of other sizes."""
+    model = load(bundle, variant)
+    model.runner = Engine(_session(bundle, variant), **engine)
+    return model
+
+
+def _alone(bundle: Path, variant: str | None = None) -> Model:
+    """The oracle: one request after the other, each with a cache of its own."""
+    session, model = _session(bundle, variant), load(bundle, variant)
+
+    def begin() -> Callable[[Sequence[int]], Any]:
+        decoder = session.decoder()
+        return lambda ids: decoder.append(np.array(ids, dtype=np.int64))
+
+    model.runner = Alone(begin)
+    return model
+
+
+def _prompt(model: Model, start: int, length: int) -> list[int]:
+    ids = model.tokenize(TEXT * 12)
+    return ids[start : start + length]

@@ -1,0 +1,25 @@
+"""What the tests of several files runtime share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kiara_runtime.engine.runner import Alone
+from kiara_runtime.model import Model
+from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT
+
+PROMPT = "def main(argv):\n    "
+
+
+def _scripted(ids: list[int], context_length: int = 64) -> Model:
+    """A model that says `ids` one after the other, over a byte tokenizer."""
+    tokenizer = Tokenizer.from_merges([bytes([byte]) for byte in range(256)], {END_OF_TEXT: 256})
+
+    def begin() -> Any:
+        said = iter(ids)
+        return lambda fed: np.eye(257, dtype=np.float32)[[next(said)]]
+
+    return Model(tokenizer, Alone(begin), context_length, 257, frozenset({256}), 256)
