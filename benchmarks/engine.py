@@ -1,4 +1,5 @@
-"""What the engine promises, on a real model: speculation, requests at once, a long prompt's guests, the same bytes.
+"""What the engine promises, on a real model: speculation, requests at once, decoding beside a long prompt, the same
+bytes.
 
 Run by hand, `make bench-engine`: some ten minutes on two cores. Prints Markdown; ratios are of runs side by side.
 

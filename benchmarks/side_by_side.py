@@ -6,16 +6,13 @@ The peers' models are made once, below runs/peers/. Run by hand on a quiet machi
 
 python benchmarks/side_by_side.py [--rounds 5] [--bundle bundles/smollm2] [--checkpoint runs/smollm2]
     [--peers-python PATH]    the interpreter that has llama-cpp-python and ctranslate2, by default this one
-
-llama.cpp that GCC 12 compiled for a processor with AMX "ended with -11": that compiler drops most of what
-_tile_loadconfig reads. GCC 13, or a barrier before it in ggml-cpu/amx/mmq.cpp, mends it.
+llama.cpp that GCC 12 compiled for a processor with AMX "ended with -11" (it drops what _tile_loadconfig reads): GCC 13.
 """
 
 import argparse
 import ctypes
 import datetime
 import functools
-import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -34,14 +31,17 @@ from typing import Any
 
 import numpy as np
 from peers import NEW, PROMPT, RUNNERS, THREADS
-from side_by_side_report import write
+from side_by_side_report import same_start, write
 
-TOPICS = ("naming", "execmodel", "objects", "import")  # of pydoc, a prompt each: none can be had from another's cache
+from kiara_runtime.bundle.variants import VARIANTS
+
+TOPICS = ("naming", "execmodel", "objects", "import")  # of pydoc, a prompt each
 DISTURBED, TRIES = 0.1, 5  # cores that others may take of a run; it is run again that often, then counts all the same
 PEERS = Path("runs/peers")
-OURS = {"int8": 8, "int4": 4, "int8-dynamic": 8}  # bits of our variants; others are beside the first of as many
+OURS = {
+    variant.name: variant.bits for variant in VARIANTS if variant.bits <= 8
+}  # others stand beside the first with as many
 PLAIN_ATTENTION = {"flash_attention": False}  # here llama.cpp decodes faster without, and reads prompts faster with it
-
 Runs = dict[str, list[dict[str, Any]]]  # of each entry, a round each
 
 
@@ -235,11 +235,6 @@ def measure(entries: list[Entry], prompts: list[list[int]], rounds: int, python:
             told = f"prefill {run['prefill']:7.1f}  decode {run['decode']:6.1f}  cores of others {run['others']:.2f}"
             print(f"round {turn + 1}  {entry.name:34} {told}", file=sys.stderr, flush=True)
     return runs
-
-
-def same_start(found: list[int], expected: list[int]) -> int:
-    """How many tokens are the same up to the first that is not."""
-    return next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), len(expected))
 
 
 def summary(entries: list[Entry], runs: Runs) -> list[dict[str, Any]]:

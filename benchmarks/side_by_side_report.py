@@ -64,3 +64,8 @@ def _plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         label.set_fontweight("bold" if row["kind"] == "kiara" else "normal")
     figure.suptitle(title, fontsize=10, color="#495057")
     figure.savefig(path, dpi=150)
+
+
+def same_start(found: list[int], expected: list[int]) -> int:
+    """How many tokens are the same up to the first that is not."""
+    return next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), len(expected))

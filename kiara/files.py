@@ -1,6 +1,7 @@
-"""Folders that appear whole or not at all, and in which nothing is lost that Kiara did not write.
+"""Output folders: written whole or not at all, and never over files that Kiara did not write.
 
-Everything that writes a folder asks `claim`, which alone decides whether it may, and holds the folder's lock meanwhile.
+Every command that writes a folder calls `claim`, the only place that decides whether it may, and holds the folder's
+lock.
 """
 
 from __future__ import annotations

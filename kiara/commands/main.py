@@ -118,8 +118,8 @@ def train(
 def import_(source: Path, out: Path) -> None:
     """Bring a pretrained model in.
 
-    PATH is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) of a GPT-2, Llama, Mistral, Qwen2,
-    Qwen3 or Arcee model, or a GGUF file of the Llama family. The result is an ordinary checkpoint.
+    PATH is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) of a GPT-2, Llama (up to 3.2), Mistral,
+    Qwen2, Qwen3 or Arcee model, or a GGUF file of the Llama family. The result is an ordinary checkpoint.
     """
     from kiara.importing.importer import import_model
 

@@ -1,7 +1,7 @@
 """Files to documents: a text file is one, a line of a .jsonl file is one.
 
-Files are read in blocks, as strict UTF-8. What is not is refused with its place rather than mended silently; a
-byte order mark alone is left out wherever it stands, as it is no text. A document comes in parts of bounded
+Files are read in blocks, as strict UTF-8. Invalid UTF-8 is refused with its position; a byte
+order mark is dropped wherever it stands. A document comes in parts of bounded
 size, so that nothing that is done with it needs more memory where it is long.
 """
 

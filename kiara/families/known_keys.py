@@ -1,7 +1,8 @@
-"""Keys of other people's files: each is used, known to change nothing here, or refused by its name.
+"""Known keys of imported files: each key is used, known to have no effect here, or refused by name.
 
-What changes a model's words and is not provided for may not be read past. `transformers` itself ignores keys that a
-class does not know; a file that has one was made for other code, so here it is refused, with what to do about it.
+A key that would change the model's output and is not supported must not be ignored. `transformers` itself ignores keys
+that a class does not know; a file that has one was made for other code, so here it is refused, with what to do about
+it.
 """
 
 from __future__ import annotations

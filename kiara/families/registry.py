@@ -1,4 +1,4 @@
-"""Other people's names: how the Hugging Face families spell the one model of `kiara.model.gpt`.
+"""The Hugging Face families: how each spells the configuration and the weights of `kiara.model.gpt`.
 
 A family is a row of FAMILIES: what it fixes of ModelConfig, how its config.json calls the rest, which values
 of its other switches this model can honour, and how its tensors are named. Reading and writing go through

@@ -1,4 +1,4 @@
-"""`kiara import`: a Hugging Face folder or a GGUF file to an ordinary checkpoint that says what it said before.
+"""`kiara import`: a Hugging Face folder or a GGUF file to an ordinary checkpoint that gives the same logits.
 
 The source is untrusted: plain files inside the folder only, safetensors only, every shape held against the
 configuration before anything is written. Tensors go through one at a time, so that the peak of memory is one

@@ -1,4 +1,4 @@
-"""Other people's tokenizers: which engine is exactly right, and what comes along with them.
+"""Imported tokenizers: which engine gives exactly their ids, and what else is kept of them.
 
 tiktoken is preferred, being the runtime's own. Whether it gives the very ids of the `tokenizers` library is
 not argued but tried: on every token's own text, on hard strings and on random strings of tokens. One

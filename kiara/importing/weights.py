@@ -1,4 +1,4 @@
-"""One tensor of somebody's weights, read when it is its turn."""
+"""A tensor of imported weights, read only when it is needed."""
 
 from __future__ import annotations
 

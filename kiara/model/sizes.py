@@ -1,4 +1,4 @@
-"""What a configuration will weigh on the device, told before a step is trained."""
+"""Parameters, file sizes and memory of a configuration, known before a step is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine offers: where to train, in which arithmetic, compiled or not."""
+"""The machine to train on: device, arithmetic, compilation, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: a loop over steps that can be stopped at any of them and go on as if it had not been.
+"""Training: a loop over steps that can be stopped after any of them and resumed with the same result.
 
 Nothing here draws random numbers: the batch of a step follows from (seed, step) and the weights from the
 seed, so a run that is resumed equals one that was not interrupted.

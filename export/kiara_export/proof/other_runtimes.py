@@ -1,4 +1,4 @@
-"""The bundle in other runtimes: greedy tokens of onnxruntime-genai and transformers.js against our own.
+"""The bundle in other runtimes: greedy tokens of onnxruntime-genai and transformers.js compared with Kiara's.
 
 Each runs in a process of its own, on the bundle's own files and with its own tokenizer, from text to tokens.
 """

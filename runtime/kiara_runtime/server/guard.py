@@ -1,4 +1,4 @@
-"""Who may ask, how a refusal looks, and what every answer's headers forbid a browser."""
+"""Keys, hosts and origins; errors as HTTP responses in OpenAI's format; security headers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PLACES = {
 
 
 class ApiError(Exception):
-    """A refusal in OpenAI's shape."""
+    """An error response in OpenAI's format."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ def busy(message: str, code: str) -> ApiError:
 
 
 def as_api_error(error: Exception) -> ApiError | None:
-    """The refusal that an exception stands for; None where it is a defect."""
+    """The response for an exception; None where it is a defect."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ClosedError):

@@ -1,4 +1,4 @@
-"""waitress's connections, made safe from what clients may do to them, with every refusal in the shape of the others.
+"""waitress's connections, with time limits on slow clients and every refusal in one format.
 
 waitress, because it is the one production WSGI server that tells an application whether its client is still there
 (with a request looked ahead), needs nothing but Python on every system, and reads requests in one thread apart from
@@ -79,7 +79,7 @@ class _Answer(WSGITask):
 
 
 class _Refusal(ErrorTask):
-    """What waitress itself refuses, such as a request that is no HTTP, in the shape of every other refusal."""
+    """What waitress itself refuses, such as a request that is no HTTP, in the format of every other refusal."""
 
     def execute(self) -> None:
         channel, request, fault = self.channel, self.request, self.request.error
@@ -171,7 +171,7 @@ class _Channel(HTTPChannel):
 
 
 class _Connections(TcpWSGIServer):
-    """waitress's server, which alone would wait for ever for a client that does not read its answer."""
+    """waitress's server, which by itself would wait for ever for a client that does not read its answer."""
 
     channel_class = _Channel
 

@@ -1,4 +1,4 @@
-"""Starting and stopping the server: its address, its signals, and what it says meanwhile."""
+"""Starting and stopping the server: address, signals, draining, and messages to the terminal."""
 
 from __future__ import annotations
 

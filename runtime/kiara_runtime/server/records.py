@@ -1,4 +1,4 @@
-"""What Prometheus reads, and the line that each request leaves in the log."""
+"""Metrics for Prometheus, and a log line for each request."""
 
 from __future__ import annotations
 

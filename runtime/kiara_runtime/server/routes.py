@@ -1,4 +1,4 @@
-"""The routes. Each one is a few lines over `service`; refusals, headers, log and metrics are the same for all."""
+"""The routes, each a few lines over `service`. Errors, headers, log and metrics are handled once for all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kiara_runtime.server.records import GONE, Record
 from kiara_runtime.server.service import SHOWN, Service, named
 
 HEARTBEAT = 1.0  # seconds without a token after which a comment is streamed
-PAGE = dict.fromkeys(("page.js", "snippets.js"), "text/javascript") | {
+PAGE = dict.fromkeys(("page.js", "client.js", "elements.js", "snippets.js"), "text/javascript") | {
     "index.html": "text/html",
     "style.css": "text/css",
 }
@@ -80,7 +80,7 @@ def _add_hooks(app: flask.Flask, service: Service) -> None:
 
 def _add_generation(app: flask.Flask, service: Service) -> None:
     def answer(kind: type[Asked], begin: Begin[Asked]) -> flask.Response:
-        """Let in, understood, begun, and told: at once or piece by piece."""
+        """Admit, parse, start and answer a request, at once or as a stream."""
         record: Record = flask.g.record
         patience = Patience(time.monotonic() + service.settings.timeout, _gone(flask.request))
         service.admission.enter()

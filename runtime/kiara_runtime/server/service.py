@@ -1,4 +1,4 @@
-"""The model behind the routes: being loaded, ready, or on its way out; requests become work here."""
+"""The model behind the routes, loading, ready or draining; requests become jobs here."""
 
 from __future__ import annotations
 

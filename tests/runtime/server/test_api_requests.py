@@ -160,6 +160,8 @@ def test_pages_and_the_bundles_own_files(client: FlaskClient, chat_bundle: Path)
     for path, kind in (
         ("/", "text/html"),
         ("/page.js", "text/javascript"),
+        ("/client.js", "text/javascript"),
+        ("/elements.js", "text/javascript"),
         ("/snippets.js", "text/javascript"),
         ("/style.css", "text/css"),
     ):

@@ -1,7 +1,7 @@
 """Text that a JSON schema, a regular expression or a Lark grammar allows, token by token, through llguidance, an extra.
 
-A grammar speaks of text alone: special tokens are never allowed, whatever it says, and the name of one in its text is
-ordinary text. An end of text is allowed exactly where the grammar lets the text end.
+A grammar describes text only: special tokens are never allowed, and the name of one in its text is ordinary text. An
+end of text is allowed exactly where the grammar lets the text end.
 
 Choosing among the tokens that are allowed is not done here (`kiara_runtime.engine.sequence`).
 """

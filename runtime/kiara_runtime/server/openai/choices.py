@@ -1,6 +1,6 @@
-"""A request's pieces in OpenAI's words: choices of a whole answer, or chunks of a stream, from the same functions.
+"""A request's pieces as OpenAI's choices: of a whole response, or of a stream's chunks, made by the same functions.
 
-So a stream's chunks joined are the whole answer. Token texts that are no UTF-8 by themselves are written as OpenAI
+So a stream's chunks, joined, are the whole response. Token texts that are no UTF-8 by themselves are written as OpenAI
 writes them, `bytes:\\xe2\\x80`. Log-probabilities name every token that was generated, those of a stop text included,
 and in completions the end of text, whose text is its name though the answer's text does not hold it.
 """

@@ -1,81 +1,18 @@
 // The page of `kiara-run serve`. What the model, the server or the bundle say is inserted as text, never as markup.
 
+import { ask, pieces, url } from "./client.js";
+import { $, NONE, make, number, on, say } from "./elements.js";
 import { asCurl, asPython } from "./snippets.js";
 
-// Not location.href: that may hold a user and a password, and fetch refuses such a URL.
-const BASE = new URL(".", location.origin + location.pathname);
 const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"];
 const STREAMING = { stream: true, stream_options: { include_usage: true } };
 const ESCAPES = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
-const NONE = "–";
 
-let model; // as v1/models describes it, once it is loaded
-let keyed = false; // whether the server wants a key, which the browser has asked for
+let [model, keyed] = [undefined, false]; // as v1/models describes it, once loaded; whether the server wants a key
 let running; // the AbortController of the request in progress
 const conversation = []; // without the system message
 
-const $ = (id) => document.getElementById(id);
 const chatting = () => $("view-chat").checked;
-const url = (path) => new URL(path, BASE).href;
-const on = (id, type, act) => $(id).addEventListener(type, act);
-
-function number(value, digits = 0, options = {}) {
-  const fixed = { minimumFractionDigits: digits, maximumFractionDigits: digits, ...options };
-  return Number.isFinite(value) ? value.toLocaleString("en", fixed) : NONE;
-}
-
-function make(tag, content, attributes = {}) {
-  const made = Object.assign(document.createElement(tag), attributes);
-  made.append(...[content].flat());
-  return made;
-}
-
-function say(text, bad = false) {
-  // The same text again would be read aloud again.
-  if ($("status").textContent !== text) $("status").textContent = text;
-  $("status").classList.toggle("bad", bad);
-}
-
-// Talking to the server
-
-async function ask(path, options) {
-  const response = await fetch(url(path), options);
-  if (response.ok) return response;
-  // The error page of a proxy is not JSON; its status has to do.
-  const { error = {} } = await response.json().catch(() => ({}));
-  const message = error.message ?? `The server answered ${response.status} ${response.statusText}`.trim();
-  throw Object.assign(new Error(message), { param: error.param, status: response.status });
-}
-
-/** The JSON of each event. A chunk may end anywhere, inside a line or a character. */
-async function* events(reader) {
-  const decoder = new TextDecoder();
-  let [rest, complete] = ["", false];
-  for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
-    const lines = (rest + decoder.decode(chunk.value, { stream: true })).split("\n");
-    rest = lines.pop();
-    for (const line of lines.filter((each) => each.startsWith("data:"))) {
-      const data = line.slice("data:".length).trim();
-      complete ||= data === "[DONE]";
-      if (!complete) yield JSON.parse(data);
-    }
-  }
-  if (!complete) throw new Error("The connection closed before the end of the text.");
-}
-
-async function* pieces({ path, body }, signal, run) {
-  const headers = { "Content-Type": "application/json" };
-  const response = await ask(path, { method: "POST", headers, body: JSON.stringify(body), signal });
-  for await (const event of events(response.body.getReader())) {
-    if (event.error) throw Object.assign(new Error(event.error.message), { param: event.error.param });
-    const choice = event.choices?.[0];
-    run.usage = event.usage ?? run.usage;
-    run.finish = choice?.finish_reason ?? run.finish;
-    const text = choice?.text ?? choice?.delta?.content;
-    if (text) yield text;
-  }
-}
-
 // The request, from what the fields hold
 
 function fault(id, text) {
