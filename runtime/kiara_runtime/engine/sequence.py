@@ -87,6 +87,7 @@ class Sequence:
         self._text = TextStream(facts.token_bytes, params.stop)
         self._end = min(len(prompt) + params.max_tokens, facts.context_length)
         self._healing = healing
+        self.healed = b""  # text of the prompt with which the first token of the output begins
         self._draft: list[int] = []
         self._ends = {*params.stop_token_ids, *(() if params.ignore_eos else facts.eos_token_ids)}
         if self._end == len(prompt) and self._scored_from is None:
@@ -183,7 +184,8 @@ class Sequence:
         self.prompt_tokens -= 1
         self._end = min(self.prompt_tokens + self._params.max_tokens, self._facts.context_length)
         self._first = len(self.tokens)
-        self._text.skip(len(self._facts.token_bytes[given]))
+        self.healed = self._facts.token_bytes[given]
+        self._text.skip(len(self.healed))
         logprobs = [] if self._params.logprobs is None else [token_logprob(row, token, self._params.logprobs)]
         self._note_first()
         self._append(token, logprobs)

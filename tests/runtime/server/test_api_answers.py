@@ -152,3 +152,17 @@ def test_text_that_was_held_back_comes_before_the_reason(path: str, client: Flas
     assert "".join(texts) == text and texts[-1] == "" and told[-1]["finish_reason"] == "length"
     assert [one["finish_reason"] for one in told[:-1]] == [None] * (len(told) - 1)
     assert path == COMPLETIONS or told[-1]["delta"] == {}
+
+
+def test_places_of_tokens_after_a_healed_prompt_are_those_of_the_text(client: FlaskClient, model: Model) -> None:
+    healed = 0
+    for prompt in ("def mai", "import o", "    retur", "class Reade", "self.", "x = [1, "):
+        body = {"prompt": prompt, "max_tokens": 6, "temperature": 0, "logprobs": 0, "ignore_eos": True}
+        found = _ok(client, COMPLETIONS, **body)
+        choice = found["choices"][0]
+        told, text = choice["logprobs"], choice["text"]
+        healed += found["usage"]["prompt_tokens"] < len(model.encode_prompt(prompt))
+        assert told["text_offset"][0] == 0
+        for token, place in list(zip(told["tokens"], told["text_offset"], strict=True))[1:]:
+            assert token.startswith("bytes:") or text[place:].startswith(token)
+    assert healed

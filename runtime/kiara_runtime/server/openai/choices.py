@@ -104,7 +104,7 @@ class CompletionVoice(Voice):
     def _choice(self, index: int, pieces: list[Piece]) -> answers.CompletionChoice:
         text, logprobs = "".join(piece.text for piece in pieces), self._empty()
         if index not in self._places:
-            self._places[index] = _Places(self._texts)
+            self._places[index] = _Places(self._texts, self._work.streams[index].sequence.healed)
             if self._echoed is not None:
                 text = self._echoed[index // self._n] + text
                 if logprobs is not None:
@@ -191,8 +191,9 @@ class ChatVoice(Voice):
 class _Places:
     """Where each token begins in the text, in characters."""
 
-    def __init__(self, texts: TokenTexts) -> None:
-        self._texts, self._seen = texts, 0
+    def __init__(self, texts: TokenTexts, healed: bytes = b"") -> None:
+        """healed: what the first token repeats of the prompt, before the text."""
+        self._texts, self._seen = texts, -len(healed.decode("utf-8", "replace"))
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def place(self, token: int) -> int:
@@ -200,7 +201,7 @@ class _Places:
         added, begun = self._texts.bytes(token), self._utf8.getstate()[0]
         place = self._seen + (len(begun.decode("utf-8", "replace")) if _breaks(begun, added) else 0)
         self._seen += len(self._utf8.decode(added))
-        return place
+        return max(0, place)
 
 
 def _breaks(begun: bytes, added: bytes) -> bool:
