@@ -1,5 +1,6 @@
-"""The Python face of the commands. Each function is what its command does, with typed arguments; the commands are thin
-over the same rooms.
+"""The Python face of the commands, and what they call: typed arguments, one function each.
+
+Each function imports what it needs when it is called, so that `kiara prepare` does not load PyTorch.
 """
 
 from __future__ import annotations
@@ -8,45 +9,51 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kiara.checkpoints.checkpoint import TokenIds, find_checkpoint, load_model, trained_on
-from kiara.config.load import load_config
-from kiara.data.dataset import Dataset
-from kiara.data.prepare import as_prepared, dataset_of, prepare_folder
-from kiara.evaluation.evaluate import evaluate_checkpoint
-from kiara.evaluation.reference import reference_model
-from kiara.importing import importer
-from kiara.training import trainer
-from kiara.training.run import Run
-from kiara_runtime.model import Model
-from kiara_runtime.verify.scoring import Metrics
+if TYPE_CHECKING:
+    from kiara.data.dataset import Dataset
+    from kiara_runtime.model import Model
+    from kiara_runtime.verify.scoring import Metrics
 
 Place = str | Path
-Settings = Mapping[str, Any]
+Settings = Mapping[str, Any] | Sequence[str]  # by dotted path, or as `--set` takes them
 
 
-def prepare(source: str, out: Place, settings: Settings | None = None) -> Dataset:
+def prepare(source: str, out: Place, settings: Settings = (), config: Place | None = None) -> Dataset:
     """Turn text into token files below `out`, and open them; does nothing where they are up to date.
 
-    source: a text file, a folder, a glob, a .jsonl file, or `stdlib`. settings: by dotted path, such as
-    {"tokenizer.vocab_size": 4096}. Raises UserError where there is no text, or `out` holds something else.
+    source: a text file, a folder, a glob, a .jsonl file, or `stdlib`. settings: such as {"tokenizer.vocab_size": 4096},
+    over those of the YAML file `config`. Raises UserError where there is no text, or `out` holds something else.
     """
-    return prepare_folder(load_config(None, _assignments({**(settings or {}), "data.train": source})), Path(out))
+    from kiara.config.load import load_config
+    from kiara.data.prepare import prepare_folder
+
+    assignments = [*_assignments(settings), *_assignments({"data.train": source})]
+    return prepare_folder(load_config(_path(config), assignments), Path(out))
 
 
-def train(out: Place, settings: Settings | None = None, config: Place | None = None, resume: bool = False) -> bool:
+def train(out: Place, settings: Settings = (), config: Place | None = None, resume: bool = False) -> bool:
     """Train into the run folder `out`; False where it was interrupted, with a checkpoint written.
 
-    settings: by dotted path, over those of the YAML file `config`; training.batch_size is in sequences,
-    training.max_steps in optimizer steps. resume: go on from the newest checkpoint. Raises UserError for a setting that
-    cannot be used, and where memory runs out.
+    settings: over those of the YAML file `config`; training.batch_size is in sequences, training.max_steps in optimizer
+    steps. resume: go on from the newest checkpoint, with the run's own settings where `config` is None. Raises
+    UserError for a setting that cannot be used, and where memory runs out.
     """
-    loaded = load_config(Path(config) if config is not None else None, _assignments(settings or {}))
+    from kiara.checkpoints.checkpoint import trained_on
+    from kiara.config.load import load_config
+    from kiara.data.prepare import as_prepared, dataset_of
+    from kiara.files import CONFIG_FILE
+    from kiara.training import trainer
+    from kiara.training.run import Run
+
+    saved = Path(out) / CONFIG_FILE
+    own = resume and config is None and saved.is_file()
+    loaded = load_config(saved if own else _path(config), _assignments(settings))
     trainer.check_settings(loaded)
-    with closing(Run(Path(out), as_prepared(loaded), resume)) as run:
-        dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
-        return trainer.train(run, dataset)
+    with closing(Run(Path(out), loaded if own else as_prepared(loaded), resume)) as run:
+        # A run that goes on does so with the very data it began with, whatever has become of its source.
+        return trainer.train(run, trained_on(run.last.folder) if run.last else dataset_of(run.config))
 
 
 def evaluate(source: Place, text: str | None = None) -> Metrics:
@@ -54,17 +61,24 @@ def evaluate(source: Place, text: str | None = None) -> Metrics:
 
     text: source of held-out text; by default the validation split of the run's data.
     """
+    from kiara.evaluation.evaluate import evaluate_checkpoint
+
     return evaluate_checkpoint(Path(source), text)
 
 
 def load(source: Place) -> Model:
     """A checkpoint, or the best one of a run, in PyTorch: `generate`, `stream`, `chat` and `score` as of a bundle."""
+    from kiara.checkpoints.checkpoint import TokenIds, find_checkpoint, load_model
+    from kiara.evaluation.reference import reference_model
+
     folder = find_checkpoint(Path(source))
     return reference_model(*load_model(folder), TokenIds.read(folder))
 
 
 def import_model(source: Place, out: Place) -> None:
     """Write the checkpoint `out` from a Hugging Face folder or a GGUF file; raises UserError for what does not fit."""
+    from kiara.importing import importer
+
     importer.import_model(Path(source), Path(out))
 
 
@@ -104,6 +118,12 @@ def export(
     return run(Path(source), Path(out), request)
 
 
+def _path(place: Place | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
 def _assignments(settings: Settings) -> list[str]:
     """As `--set` takes them."""
+    if not isinstance(settings, Mapping):
+        return list(settings)
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]

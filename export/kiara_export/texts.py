@@ -17,7 +17,7 @@ QUARTER, CALIBRATE = 0.25, 0.6  # of held-out text that is taken to learn from; 
 
 
 def texts_of(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: list[Order]) -> Texts:
-    """No text is part of another; raises UserError where one is too short."""
+    """The texts of a request, of which by default none is part of another; raises UserError where one is too short."""
     texts = _found(checkpoint, tokenizer, request, orders)
     for option, split in (
         ("--text", texts.report),

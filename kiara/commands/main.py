@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +64,14 @@ def prepare(source: str, out: Path, config_file: Path | None, settings: tuple[st
 
     SOURCE is a text file, a folder, a quoted glob, a .jsonl file, or `stdlib`.
     """
-    from kiara.config.load import load_config
-    from kiara.data.prepare import prepare_folder
+    from kiara import face
 
     for setting in settings:
         section, _, name = setting.partition("=")[0].strip().partition(".")
         if section in ("model", "training") or (section, name) in (("data", "train"), ("data", "prepared_dir")):
             remedy = "SOURCE and --out say that here" if section == "data" else "give it to `kiara train`"
             raise click.UsageError(f"--set {setting}: has no effect on what is prepared; {remedy}")
-    settings = (*settings, f"data.train={json.dumps(source, ensure_ascii=False)}")
-    prepare_folder(load_config(config_file, settings), out)
+    face.prepare(source, out, settings, config_file)
 
 
 @main.command()
@@ -91,25 +87,12 @@ def train(
 
     With no options: the default one, on the Python standard library.
     """
-    from kiara.checkpoints.checkpoint import trained_on
-    from kiara.config.load import load_config
-    from kiara.data.prepare import as_prepared, dataset_of
-    from kiara.files import CONFIG_FILE
-    from kiara.training.run import Run
+    from kiara import face
 
     if resume and out is None:
         raise click.UsageError("--resume: name the run to go on with, --out RUN")
-    folder = out or _new_run(config_file)
-    own = resume and config_file is None and (folder / CONFIG_FILE).is_file()
-    loaded = load_config(folder / CONFIG_FILE if own else config_file, settings)
-    from kiara.training.trainer import check_settings, train
-
-    check_settings(loaded)
-    with closing(Run(folder, loaded if own else as_prepared(loaded), resume)) as run:
-        # A run that goes on does so with the very data it began with, whatever has become of its source.
-        dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
-        if not train(run, dataset):
-            ctx.exit(CODES[signal.SIGINT])
+    if not face.train(out or _new_run(config_file), settings, config_file, resume):
+        ctx.exit(CODES[signal.SIGINT])
 
 
 @main.command("import")
@@ -121,9 +104,9 @@ def import_(source: Path, out: Path) -> None:
     PATH is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) of a GPT-2, Llama (up to 3.2), Mistral,
     Qwen2, Qwen3 or Arcee model, or a GGUF file of the Llama family. The result is an ordinary checkpoint.
     """
-    from kiara.importing.importer import import_model
+    from kiara import face
 
-    import_model(source, out)
+    face.import_model(source, out)
 
 
 @main.command()
@@ -135,9 +118,9 @@ def evaluate(source: Path, text: str | None, as_json: bool) -> None:
 
     In PyTorch at float32; of a run, the best checkpoint.
     """
-    from kiara.evaluation.evaluate import evaluate_checkpoint
+    from kiara import face
 
-    metrics = evaluate_checkpoint(source, text)
+    metrics = face.evaluate(source, text)
     if as_json:
         click.echo(json_text(metrics.named("")))
         return
@@ -155,11 +138,9 @@ def generate(source: Path, **options: Any) -> None:
 
     In PyTorch, the reference for bundles; of a run, the best checkpoint.
     """
-    from kiara.checkpoints.checkpoint import TokenIds, find_checkpoint, load_model
-    from kiara.evaluation.reference import reference_model
+    from kiara import face
 
-    folder = find_checkpoint(source)
-    run_generate(reference_model(*load_model(folder), TokenIds.read(folder)), **options)
+    run_generate(face.load(source), **options)
 
 
 @main.command()
@@ -212,21 +193,22 @@ def export(
 
     Of a run, the best checkpoint.
     """
-    from kiara_export.pipeline import export
-    from kiara_export.request import Request
+    from kiara import face
 
     names = {variant.choice: variant.name for variant in VARIANTS}
-    request = Request(
-        variants=tuple(names[choice] for choice in quantize),
+    found = face.export(
+        source,
+        out,
+        [names[choice] for choice in quantize],
         text=text,
         calibration=calibration,
         budget=size_of("--budget", budget),
         max_bpb_loss=losses_of("--max-bpb-loss", max_bpb_loss),
         strict=strict,
-        check_with=tuple(dict.fromkeys(name.strip() for name in check_with.split(","))) if check_with else (),
+        check_with=list(dict.fromkeys(name.strip() for name in check_with.split(","))) if check_with else [],
         sign_key=sign_key,
     )
-    for name, figures in export(source, out, request).items():
+    for name, figures in found.items():
         click.echo(f"{out} {figures_line(name, figures)}")
 
 

@@ -161,13 +161,19 @@ class Model:
         params.check_vocabulary(self.vocab_size)
         constraint = self._constraint(params)
         plain = constraint is None and params.max_tokens > 0 and not params.prompt_logprobs
-        healing = self._healing(prompt, params.banned_tokens) if heal and params.token_healing and plain else None
+        healing = (
+            self._healing(prompt, {*params.banned_tokens, *params.stop_token_ids})
+            if heal and params.token_healing and plain
+            else None
+        )
         sequence = Sequence(prompt, params, self._facts, choice, constraint, healing=healing)
         self.runner.submit(sequence)
         return Stream(self.runner, sequence, params.seed or 0)
 
-    def _healing(self, prompt: list[int], banned: Iterable[int]) -> NDArray[np.bool_] | None:
-        """(V,): the prompt's last token and those that begin with its text; None where there are no such."""
+    def _healing(self, prompt: list[int], never: Iterable[int]) -> NDArray[np.bool_] | None:
+        """(V,): the prompt's last token and those that begin with its text, but `never` these; None where only it
+        does.
+        """
         last, texts = prompt[-1], self.tokenizer.token_bytes
         if len(prompt) < 2 or last >= len(texts) or not texts[last]:
             return None
@@ -177,7 +183,7 @@ class Model:
             return None
         allowed = np.zeros(self.vocab_size, dtype=np.bool_)
         allowed[self._longer[last]] = True
-        allowed[list(banned)] = False
+        allowed[list(never)] = False
         allowed[last] = True
         return allowed
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 import kiara
 import kiara_export
@@ -52,3 +55,20 @@ def test_text_to_bundle_from_python(corpus: Path, tmp_path: Path) -> None:
     assert (told.value.field, told.value.remedy) == ("training.max_step", "did you mean training.max_steps?")
     with pytest.raises(kiara.UserError, match="is no variant"):
         kiara.export(tmp_path / "run", tmp_path / "bundle", ["int3"])
+
+
+def test_a_run_goes_on_from_python_with_its_own_settings(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    assert kiara.train(tmp_path / "run", resume=True)  # finished: nothing to do, and no other settings asked for
+
+
+def test_the_help_of_export_says_when_text_is_needed(
+    kiara: Callable[..., Result],
+) -> None:
+    said = " ".join(kiara("export", "--help").stdout.split())
+    assert "Needed for an imported checkpoint, which has none of its own" in said
+
+
+def test_the_readme_says_how_the_commands_are_found_before_the_first_is_used() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert readme.index(". .venv/bin/activate") < readme.index("\n    kiara ")

@@ -59,19 +59,16 @@ class Workshop:
             traced = trace(model)
             advance(1)
         if not float32.exists():
-            save(lower.float32(traced), float32, apart=FLOAT32 not in [order.variant for order in orders])
-        made: dict[Variant, Made] = {}
-        for order in sorted(orders, key=lambda order: order.variant.rounding == "gptq"):  # it rounds the model itself
+            save(lower.float32(traced), float32, apart=float32 != self._folder / FLOAT32.file)
+        made = {order.variant: Made(float32) for order in orders if order.variant.lossless}
+        rounded = [order for order in orders if not order.variant.lossless]
+        for order in sorted(rounded, key=lambda order: order.variant.rounding == "gptq"):  # it rounds the model itself
             path = self._folder / order.variant.file
             material = Material(model, traced, self._texts.calibrate, path, partial(self._loss_of, float32))
             graph, eight_bit = MAKERS[order.variant.rounding](material, order)
             save(graph, path)
             made[order.variant] = Made(path, eight_bit)
         return made
-
-
-def _plain(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
-    return lower.float32(material.traced), ()
 
 
 def _half(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
@@ -120,7 +117,6 @@ def _gptq(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
 
 
 MAKERS: dict[Rounding, Maker] = {
-    "none": _plain,
     "half": _half,
     "blocks": _blocks,
     "dynamic": _dynamic,

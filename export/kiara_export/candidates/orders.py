@@ -13,7 +13,7 @@ from kiara_runtime.bundle.variants import Limits, Variant
 
 @dataclass(frozen=True)
 class Texts:
-    """Three texts, none of which has a say in what another decides. report: judges the variants, and is what the
+    """Three texts, apart unless the user names one twice. report: judges the variants, and is what the
     receipt tells of. calibrate: what rounding learns from. choose: which of a variant's matrices keep 8 bits. The
     latter two are None where no variant needs them.
     """
@@ -66,6 +66,5 @@ class Made:
     eight_bit: tuple[str, ...] = ()
 
 
-LossOf = Callable[
-    [Path, Path], float
-]  # float32's graph, another -> relative loss of bits per byte, on the text to choose by
+# float32's graph, another one -> its relative loss of bits per byte on the text to choose by
+LossOf = Callable[[Path, Path], float]

@@ -17,7 +17,7 @@ import os
 import weakref
 from collections.abc import Generator
 from collections.abc import Sequence as List
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,9 @@ class Engine:
         if self._store is None:
             return None
         prompt = sequence.tokens[: sequence.reusable]
-        return self._store.find(prompt, self._slots.longest_known(prompt), self._cache.buffers[:, 0])
+        with suppress(Exception):  # it is computed then
+            return self._store.find(prompt, self._slots.longest_known(prompt), self._cache.buffers[:, 0])
+        return None
 
     def _forked(self) -> bool:
         """ONNX Runtime's threads stayed behind then, and a lock that one of them held stays held."""

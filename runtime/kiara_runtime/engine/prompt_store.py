@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import warnings
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -41,20 +43,24 @@ class PromptStore:
         self._folder = folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
         self._max_bytes = max_bytes
 
-    def save(self, tokens: Sequence[int], content: NDArray[Any]) -> None:
-        """Keep the keys and values (2 L, K, N, E) of N tokens, unless a file has them already."""
-        if len(tokens) < LEAST_TOKENS or self.covers(tokens, self._prompts().values()):
-            return
+    def save(self, tokens: Sequence[int], content: NDArray[Any]) -> bool:
+        """Keep the keys and values (2 L, K, N, E) of N tokens; whether a file has them now, or had them already."""
+        if len(tokens) < LEAST_TOKENS:
+            return False
+        if self.covers(tokens, self._prompts().values()):
+            return True
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with FolderLock(self._folder):
                 self._clear_unfinished()
                 self._write(list(tokens), np.ascontiguousarray(content).data.cast("B"))
                 self._make_room()
+            return True
         except LockedError:  # by another process on the same prompts, perhaps; it is stored when it comes again
-            return
+            return False
         except OSError as error:  # the text is there; only the next start will be slower
             warnings.warn(f"prompt cache: {self._folder}: {error.strerror}; the prompt was not stored", stacklevel=2)
+            return False
 
     def find(self, prompt: Sequence[int], known: int, buffers: NDArray[Any]) -> Stored | None:
         """The longest stored beginning of a prompt that is longer than the `known` tokens.
@@ -136,28 +142,40 @@ class PromptWriter:
     """Saves prompts in a thread of its own, so that no step waits for the disk. An exit waits for what is under way."""
 
     def __init__(self, store: PromptStore) -> None:
-        self._store, self._saved = store, list[list[int]]()
+        self._store, self._saved = store, deque[list[int]](maxlen=MAX_FILES)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kiara-prompts")
-        self._waiting = 0
+        self._room = threading.BoundedSemaphore(MOST_WAITING)
 
     def offer(self, tokens: list[int], buffers: NDArray[Any]) -> None:
-        """Save the first len(tokens) positions of buffers (2 L, K, C, E), copied now, if there is room and need."""
-        if len(tokens) < LEAST_TOKENS or self._waiting >= MOST_WAITING or self._store.covers(tokens, self._saved):
-            return
-        self._waiting += 1
-        self._saved = [*self._saved[-MAX_FILES:], tokens]
-        self._thread.submit(self._save, tokens, np.ascontiguousarray(buffers[:, :, : len(tokens)]))
+        """Save the first len(tokens) positions of buffers (2 L, K, C, E), copied now, if there is room and need.
+
+        Never fails: the text matters, not what the next start would have saved.
+        """
+        with suppress(Exception):
+            if len(tokens) < LEAST_TOKENS or self._store.covers(tokens, list(self._saved)):
+                return
+            if self._room.acquire(blocking=False):
+                self._submit(tokens, buffers)
 
     def close(self) -> None:
         """Return once everything is saved."""
         self._thread.shutdown(wait=True)
 
+    def _submit(self, tokens: list[int], buffers: NDArray[Any]) -> None:
+        try:
+            content = np.ascontiguousarray(buffers[:, :, : len(tokens)])
+            self._thread.submit(self._save, tokens, content)
+        except BaseException:  # too little memory, or an exit
+            self._room.release()
+            raise
+
     def _save(self, tokens: list[int], content: NDArray[Any]) -> None:
         try:
-            with suppress(Exception):  # the text matters, not what the next start would have saved
-                self._store.save(tokens, content)
+            with suppress(Exception):
+                if self._store.save(tokens, content):
+                    self._saved.append(tokens)
         finally:
-            self._waiting -= 1
+            self._room.release()
 
 
 def _digest(tokens: list[int], content: bytes | memoryview) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as List
@@ -41,7 +42,7 @@ class Scheduler:
     def __init__(self, slots: Slots, queue: int, lock: threading.Lock) -> None:
         self._slots, self._queue, self._lock = slots, queue, lock
         self._waiting: deque[Sequence] = deque()
-        self._stored: dict[Sequence, Stored] = {}
+        self._stored = weakref.WeakKeyDictionary[Sequence, Stored]()  # of sequences that have not begun
 
     def submit(self, sequence: Sequence, stored: Stored | None = None) -> None:
         """Queue it. stored: keys and values of its prompt's beginning. Raises BusyError where too many wait."""
@@ -82,7 +83,8 @@ class Scheduler:
 
     def clear(self) -> None:
         self._slots.clear()
-        self._waiting, self._stored = deque(), {}
+        self._waiting = deque()
+        self._stored.clear()
 
     def _admit(self) -> None:
         while (free := self._slots.free()) and (sequence := self._next_waiting()) is not None:
@@ -96,8 +98,6 @@ class Scheduler:
                 sequence = self._waiting[0]
                 if not sequence.over and not self._slots.holds(sequence):
                     return sequence
-                if sequence.over:
-                    self._stored.pop(sequence, None)
                 self._waiting.popleft()
         return None
 

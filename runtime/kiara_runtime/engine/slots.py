@@ -75,7 +75,7 @@ class Slots:
 
     def longest_known(self, prompt: list[int]) -> int:
         """How many tokens of a prompt any slot knows. From another thread it may be out of date by a step."""
-        return max(common_prefix(slot.known(), prompt) for slot in self._slots)
+        return max((common_prefix(slot.known(), prompt) for slot in self._slots), default=0)
 
     def free(self) -> list[int]:
         """Slots to choose from: inside or beside those in use."""

@@ -1,8 +1,8 @@
 """The one scorer: negative log-likelihood, accuracy and bits per byte, in NumPy, whichever engine gave the logits.
 
-`kiara evaluate`, `kiara-run evaluate`, training's validation, receipts and echoed log-probabilities stand on it, so
-that the same text gives the same figure everywhere. A text is read in order, in windows that do not overlap, the last
-of which may be shorter; every token but the first is predicted once.
+`kiara evaluate`, `kiara-run evaluate`, training's validation and receipts use it, so that the same text gives the same
+figure everywhere. Log-probabilities of single tokens are `filters.log_softmax`'s, in float64. A text is read in order,
+in windows that do not overlap, the last of which may be shorter; every token but the first is predicted once.
 
 Shape letters: S positions, V vocabulary.
 """

@@ -75,8 +75,7 @@ def boundaries(bundle: Any) -> tuple[Model, str]:
     return load(bundle), "import os\n\ndef main(argv):\n    return os.path.join(argv[0], 'x')\n"
 
 
-def test_the_engine_heals_as_the_reference_does(boundaries: tuple[Model, str]) -> None:
-    """Alone, in a batch and streamed."""
+def test_healing_is_the_same_alone_in_a_batch_and_streamed(boundaries: tuple[Model, str]) -> None:
     model, text = boundaries
     prompts = [text[:length] for length in range(5, 61, 7)]
     alone = [model.generate(prompt, max_tokens=8, temperature=0.0) for prompt in prompts]

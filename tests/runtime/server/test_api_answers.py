@@ -156,7 +156,8 @@ def test_text_that_was_held_back_comes_before_the_reason(path: str, client: Flas
 
 def test_places_of_tokens_after_a_healed_prompt_are_those_of_the_text(client: FlaskClient, model: Model) -> None:
     healed = 0
-    for prompt in ("def mai", "import o", "    retur", "class Reade", "self.", "x = [1, "):
+    starts = "def mai|import o|    retur|class Reade|self.|x = [1, |for i i|a|if not s|th|else:|print(".split("|")
+    for prompt in starts:
         body = {"prompt": prompt, "max_tokens": 6, "temperature": 0, "logprobs": 0, "ignore_eos": True}
         found = _ok(client, COMPLETIONS, **body)
         choice = found["choices"][0]

@@ -142,12 +142,14 @@ def constrain(
     it, as long as the last few are kept. Raises UserError where llguidance is missing, cannot read the grammar or finds
     it too complex, or where no text satisfies it.
     """
-    key = (vocab_size, eos_token_ids, json_schema, regex, grammar)
+    given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+    [(field, text)] = [(name, text) for name, text in given.items() if text is not None]
+    key = (vocab_size, eos_token_ids, field, text)
     with _lock:
         known = _compiled.setdefault(tokenizer, OrderedDict())
         found = known.get(key)
     if found is None:
-        found = _compile(tokenizer, vocab_size, eos_token_ids, json_schema=json_schema, regex=regex, grammar=grammar)
+        found = _compile(tokenizer, vocab_size, eos_token_ids, field, text)
         with _lock:
             known[key] = found
             while len(known) > KEPT_GRAMMARS:
@@ -155,18 +157,8 @@ def constrain(
     return found.copy()
 
 
-def _compile(
-    tokenizer: Tokenizer,
-    vocab_size: int,
-    eos_token_ids: frozenset[int],
-    *,
-    json_schema: str | None = None,
-    regex: str | None = None,
-    grammar: str | None = None,
-) -> Constraint:
-    """As `constrain`, at its beginning, for copies to be made of."""
-    given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
-    [(field, text)] = [(name, text) for name, text in given.items() if text is not None]
+def _compile(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int], field: str, text: str) -> Constraint:
+    """The constraint at its beginning, for sequences to have copies of. field: which of the three forms `text` is."""
     library, refuse = library_for(field), partial(_refusal, field, text)
     if len(text) > MAX_CHARACTERS:
         raise refuse(f"it has more than {MAX_CHARACTERS} characters")
