@@ -11,19 +11,14 @@ print(kiara.load("runs/notes").generate("Once upon").text)
 Every function raises `kiara.UserError`, with field, problem and remedy, for what a user can mend.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from kiara.face import evaluate, export, import_model, load, prepare, train
 
 __all__ = ["UserError", "evaluate", "export", "import_model", "load", "prepare", "train"]
 
-
-def __getattr__(name: str) -> Any:
-    """PyTorch loads when a function is first used, so that command lines answer `--help` at once."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("kiara.face"), name)
+__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "kiara.face"))

@@ -1,6 +1,6 @@
 """`kiara`, as a module and as a command: what stands before its import, which takes a moment."""
 
-from kiara_runtime.system.interrupts import early_interrupts
+from kiara_runtime.system import early_interrupts
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kiara.data.dataset import Dataset
+    from kiara.data import Dataset
     from kiara_runtime.model import Model
-    from kiara_runtime.verify.scoring import Metrics
+    from kiara_runtime.verify import Metrics
 
 Place = str | Path
 Settings = Mapping[str, Any] | Sequence[str]  # by dotted path, or as `--set` takes them
@@ -26,8 +26,8 @@ def prepare(source: str, out: Place, settings: Settings = (), config: Place | No
     source: a text file, a folder, a glob, a .jsonl file, or `stdlib`. settings: such as {"tokenizer.vocab_size": 4096},
     over those of the YAML file `config`. Raises UserError where there is no text, or `out` holds something else.
     """
-    from kiara.config.load import load_config
-    from kiara.data.prepare import prepare_folder
+    from kiara.config import load_config
+    from kiara.data import prepare_folder
 
     assignments = [*_assignments(settings), *_assignments({"data.train": source})]
     return prepare_folder(load_config(_path(config), assignments), Path(out))
@@ -40,12 +40,11 @@ def train(out: Place, settings: Settings = (), config: Place | None = None, resu
     steps. resume: go on from the newest checkpoint, with the run's own settings where `config` is None. Raises
     UserError for a setting that cannot be used, and where memory runs out.
     """
-    from kiara.checkpoints.checkpoint import trained_on
-    from kiara.config.load import load_config
-    from kiara.data.prepare import as_prepared, dataset_of
+    from kiara.checkpoints import trained_on
+    from kiara.config import load_config
+    from kiara.data import as_prepared, dataset_of
     from kiara.files import CONFIG_FILE
-    from kiara.training import trainer
-    from kiara.training.run import Run
+    from kiara.training import Run, trainer
 
     saved = Path(out) / CONFIG_FILE
     own = resume and config is None and saved.is_file()
@@ -61,15 +60,15 @@ def evaluate(source: Place, text: str | None = None) -> Metrics:
 
     text: source of held-out text; by default the validation split of the run's data.
     """
-    from kiara.evaluation.evaluate import evaluate_checkpoint
+    from kiara.evaluation import evaluate_checkpoint
 
     return evaluate_checkpoint(Path(source), text)
 
 
 def load(source: Place) -> Model:
     """A checkpoint, or the best one of a run, in PyTorch: `generate`, `stream`, `chat` and `score` as of a bundle."""
-    from kiara.checkpoints.checkpoint import TokenIds, find_checkpoint, load_model
-    from kiara.evaluation.reference import reference_model
+    from kiara.checkpoints import TokenIds, find_checkpoint, load_model
+    from kiara.evaluation import reference_model
 
     folder = find_checkpoint(Path(source))
     return reference_model(*load_model(folder), TokenIds.read(folder))

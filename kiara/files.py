@@ -15,12 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kiara_runtime.bundle.manifest import MANIFEST as BUNDLE_FILE
-from kiara_runtime.bundle.signing import SIGNATURE
+from kiara_runtime.bundle import MANIFEST as BUNDLE_FILE
+from kiara_runtime.bundle import SIGNATURE
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.files import read_bounded_json
-from kiara_runtime.system.folder_lock import FolderLock
-from kiara_runtime.system.interrupts import on_sudden_end
+from kiara_runtime.system import FolderLock, on_sudden_end, read_bounded_json
 
 DATASET_FILE, STATE_FILE, CONFIG_FILE = "dataset.json", "trainer_state.json", "config.yaml"
 RUN_MARK = "# Written by `kiara train`: the settings of this run.\n"

@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kiara.config.model import ModelConfig
-from kiara_export.graph.onnx_file import beside
-from kiara_runtime.bundle.manifest import io_names
-from kiara_runtime.bundle.variants import FLOAT32, Variant
+from kiara.config import ModelConfig
+from kiara_export.graph import beside
+from kiara_runtime.bundle import FLOAT32, Variant, io_names
 
 
 def write_interop(

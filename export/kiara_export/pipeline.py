@@ -9,34 +9,35 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kiara.checkpoints.checkpoint import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_state
-from kiara.config.model import ModelConfig
+from kiara.checkpoints import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_state
+from kiara.config import ModelConfig
 from kiara.console import logger, progress
-from kiara.data.dataset import Split
+from kiara.data import Split
 from kiara.files import claim, new_folder
-from kiara.model import sizes
-from kiara.model.gpt import GPT
-from kiara_export.candidates.loop import Candidates, Verdict
-from kiara_export.candidates.makers import Workshop, check_widths
-from kiara_export.candidates.orders import Order, Texts
-from kiara_export.graph.onnx_file import graph_bytes
+from kiara.model import GPT, sizes
+from kiara_export.candidates import Candidates, Order, Texts, Verdict, Workshop, check_widths
+from kiara_export.graph import graph_bytes
 from kiara_export.interop import write_interop
-from kiara_export.proof.judge import Judge
-from kiara_export.proof.other_runtimes import CHECKS, departure, greedy_agreement, prompts_of
-from kiara_export.proof.reference import Reference, reference_of
-from kiara_export.quantize.mixed import over_budget
+from kiara_export.proof import CHECKS, Judge, Reference, departure, greedy_agreement, prompts_of, reference_of
+from kiara_export.quantize import over_budget
 from kiara_export.receipt import Receipt
 from kiara_export.request import Request
 from kiara_export.texts import texts_of
-from kiara_runtime.bundle.manifest import Architecture, Bundle, write_manifest
-from kiara_runtime.bundle.signing import PrivateKey, check_signature_by, read_private_key, sign
-from kiara_runtime.bundle.variants import FLOAT32, Variant
+from kiara_runtime.bundle import (
+    FLOAT32,
+    Architecture,
+    Bundle,
+    PrivateKey,
+    Variant,
+    check_signature_by,
+    read_private_key,
+    sign,
+    write_manifest,
+)
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.files import hash_file
-from kiara_runtime.system.machine import machine
-from kiara_runtime.tokens.golden import golden_ids
-from kiara_runtime.tokens.tokenizer import Tokenizer
-from kiara_runtime.verify.bench import measure_apart
+from kiara_runtime.system import hash_file, machine
+from kiara_runtime.tokens import Tokenizer, golden_ids
+from kiara_runtime.verify import measure_apart
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kiara.evaluation.evaluate import Metrics
-from kiara_export.proof.judge import QUANTILES, Quality
-from kiara_export.proof.verify import Agreement
-from kiara_runtime.bundle.variants import Variant
-from kiara_runtime.verify.bench import Speed
+from kiara.evaluation import Metrics
+from kiara_export.proof import QUANTILES, Agreement, Quality
+from kiara_runtime.bundle import Variant
+from kiara_runtime.verify import Speed
 
 PLOT = "receipt.png"
 

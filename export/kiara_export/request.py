@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kiara_export.candidates.orders import Order
-from kiara_export.proof.other_runtimes import CHECKS
-from kiara_runtime.bundle.variants import VARIANTS, Variant
+from kiara_export.candidates import Order
+from kiara_export.proof import CHECKS
+from kiara_runtime.bundle import VARIANTS, Variant
 from kiara_runtime.errors import UserError
 
 

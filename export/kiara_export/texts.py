@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kiara.checkpoints.checkpoint import read_state, trained_on
+from kiara.checkpoints import read_state, trained_on
 from kiara.console import logger
-from kiara.evaluation.evaluate import held_out_text
-from kiara_export.candidates.orders import Order, Texts
+from kiara.evaluation import held_out_text
+from kiara_export.candidates import Order, Texts
 from kiara_export.request import Request
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens import Tokenizer
 
 LEAST_TOKENS = 64  # to predict, of each text
 QUARTER, CALIBRATE = 0.25, 0.6  # of held-out text that is taken to learn from; of that, what calibrates

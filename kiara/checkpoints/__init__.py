@@ -1,1 +1,41 @@
 """Checkpoints on disk: safetensors and JSON, written whole or not at all, checked before use."""
+
+from kiara.checkpoints.checkpoint import (
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    WEIGHTS_FILE,
+    Checkpoint,
+    TokenIds,
+    check_finite,
+    find_checkpoint,
+    first_whole,
+    list_checkpoints,
+    load_model,
+    prune_checkpoints,
+    read_json,
+    read_state,
+    read_tensors,
+    save_checkpoint,
+    trained_on,
+    write_json,
+)
+
+__all__ = [
+    "OPTIMIZER_FILE",
+    "STATE_FILE",
+    "WEIGHTS_FILE",
+    "Checkpoint",
+    "TokenIds",
+    "check_finite",
+    "find_checkpoint",
+    "first_whole",
+    "list_checkpoints",
+    "load_model",
+    "prune_checkpoints",
+    "read_json",
+    "read_state",
+    "read_tensors",
+    "save_checkpoint",
+    "trained_on",
+    "write_json",
+]

@@ -25,15 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kiara.console import logger
-from kiara.data.dataset import Dataset
-from kiara.families.registry import Family, family_of, is_transposed, read_config, tensor_names, write_config
+from kiara.data import Dataset
+from kiara.families import Family, family_of, is_transposed, read_config, tensor_names, write_config
 from kiara.files import MAX_JSON_BYTES, STATE_FILE, new_folder
-from kiara.model.gpt import GPT
-from kiara.model.ops import rope_tables
+from kiara.model import GPT, rope_tables
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.files import hash_file, read_bounded_json
-from kiara_runtime.tokens.tokenizer import Tokenizer
-from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT
+from kiara_runtime.system import hash_file, read_bounded_json
+from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
 
 WEIGHTS_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 _FOLDER_NAME = re.compile(r"epoch-(\d+)-step-(\d+)\Z")

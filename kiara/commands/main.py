@@ -9,12 +9,11 @@ from typing import Any
 import click
 
 from kiara.commands.amounts import losses_of, size_of
-from kiara_runtime.bundle.variants import VARIANTS
+from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.commands.generate import generate_options, run_generate
 from kiara_runtime.commands.main import Commands, figures_line
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.console import json_text
-from kiara_runtime.system.interrupts import CODES
+from kiara_runtime.system import CODES, json_text
 
 CONFIG = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings.")
 SETTINGS = click.option(
@@ -49,7 +48,7 @@ def main() -> None:
 @SETTINGS
 def config(config_file: Path | None, settings: tuple[str, ...]) -> None:
     """Print every setting and what it means."""
-    from kiara.config.load import config_yaml, load_config
+    from kiara.config import config_yaml, load_config
 
     click.echo(config_yaml(load_config(config_file, settings)), nl=False)
 

@@ -2,3 +2,19 @@
 
 Nothing here knows a model.
 """
+
+from kiara.data.dataset import GIVEN, Dataset, Split
+from kiara.data.documents import read_documents
+from kiara.data.prepare import as_prepared, dataset_of, prepare_folder
+from kiara.data.sources import resolve_source
+
+__all__ = [
+    "GIVEN",
+    "Dataset",
+    "Split",
+    "as_prepared",
+    "dataset_of",
+    "prepare_folder",
+    "read_documents",
+    "resolve_source",
+]

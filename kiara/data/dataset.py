@@ -22,7 +22,7 @@ import numpy as np
 
 from kiara.files import DATASET_FILE as MANIFEST
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens import Tokenizer
 
 GIVEN = "given"  # the name of text that a command was given, apart from any training
 SHARD_TOKENS = 1 << 27

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from kiara.config.load import is_default
-from kiara.config.sections import Config
+from kiara.config import Config, is_default
 from kiara.console import logger, progress
 from kiara.data.dataset import MANIFEST, SHARD_TOKENS, Dataset, read_manifest
 from kiara.data.documents import Document, is_json_lines, read_documents
@@ -27,8 +26,7 @@ from kiara.data.split import TOLERANCE, divide, held_out, measure, trained
 from kiara.data.tokenizer_training import LEARN_BYTES, train_tokenizer
 from kiara.files import claim, new_folder
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.tokenizer import Tokenizer
-from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT
+from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
 
 RECIPE = 2  # goes up where the same files and settings give another folder, so that it is prepared anew
 BATCH_CHARACTERS = 1 << 21

@@ -16,8 +16,7 @@ from typing import IO
 import regex
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.tokenizer import Tokenizer
-from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT, SPLIT_PATTERN, byte_characters
+from kiara_runtime.tokens import END_OF_TEXT, SPLIT_PATTERN, Tokenizer, byte_characters
 
 # Merges are learned from this much text at most, from this much of different pieces, and from this much of different
 # long pieces: more hardly changes them. The learner's memory goes with the latter two, about 80 bytes a byte.

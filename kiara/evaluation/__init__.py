@@ -2,3 +2,25 @@
 
 The figures are `kiara_runtime.verify.scoring`'s.
 """
+
+from kiara.evaluation.evaluate import (
+    Metrics,
+    evaluate,
+    evaluate_checkpoint,
+    held_out_text,
+    rows_at_once,
+    window_length,
+    windows,
+)
+from kiara.evaluation.reference import reference_model
+
+__all__ = [
+    "Metrics",
+    "evaluate",
+    "evaluate_checkpoint",
+    "held_out_text",
+    "reference_model",
+    "rows_at_once",
+    "window_length",
+    "windows",
+]

@@ -15,16 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kiara.checkpoints.checkpoint import TokenIds, find_checkpoint, load_model, trained_on
+from kiara.checkpoints import TokenIds, find_checkpoint, load_model, trained_on
 from kiara.console import progress
-from kiara.data.dataset import GIVEN, Split
-from kiara.data.documents import read_documents
-from kiara.data.sources import resolve_source
-from kiara.model.gpt import GPT
+from kiara.data import GIVEN, Split, read_documents, resolve_source
+from kiara.model import GPT
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.tokenizer import Tokenizer
-from kiara_runtime.verify import scoring
-from kiara_runtime.verify.scoring import Metrics, Scorer, first_token
+from kiara_runtime.tokens import Tokenizer
+from kiara_runtime.verify import Metrics, Scorer, first_token, scoring
 
 
 def window_length(model: GPT) -> int:

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kiara.checkpoints.checkpoint import TokenIds
-from kiara.model.gpt import GPT
-from kiara.model.ops import KeyValue
-from kiara_runtime.engine.runner import Alone
+from kiara.checkpoints import TokenIds
+from kiara.model import GPT, KeyValue
+from kiara_runtime.engine import Alone
 from kiara_runtime.model import Model
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens import Tokenizer
 
 
 def reference_model(model: GPT, tokenizer: Tokenizer, ids: TokenIds) -> Model:

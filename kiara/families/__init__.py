@@ -2,3 +2,53 @@
 
 A new family is a file here, and at most new fields in `kiara.config.model`.
 """
+
+from kiara.families.known_keys import (
+    BPE,
+    BPE_FIXED,
+    GENERATION,
+    GENERATION_FIXED,
+    GGUF,
+    GGUF_FIXED,
+    GGUF_PREFIXES,
+    RECOMMENDED,
+    SPECIAL_TOKENS,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_CONFIG_FIXED,
+    check_keys,
+)
+from kiara.families.registry import (
+    Family,
+    expected_tensors,
+    family_of,
+    is_transposed,
+    read_config,
+    tensor_names,
+    write_config,
+)
+
+__all__ = [
+    "BPE",
+    "BPE_FIXED",
+    "GENERATION",
+    "GENERATION_FIXED",
+    "GGUF",
+    "GGUF_FIXED",
+    "GGUF_PREFIXES",
+    "RECOMMENDED",
+    "SPECIAL_TOKENS",
+    "SPECIAL_TOKENS_MAP",
+    "TOKENIZER",
+    "TOKENIZER_CONFIG",
+    "TOKENIZER_CONFIG_FIXED",
+    "Family",
+    "check_keys",
+    "expected_tensors",
+    "family_of",
+    "is_transposed",
+    "read_config",
+    "tensor_names",
+    "write_config",
+]

@@ -14,8 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kiara.config.explain import own_error
-from kiara.config.model import ModelConfig
+from kiara.config import ModelConfig, own_error
 from kiara.families.arcee import ARCEE
 from kiara.families.family import ABSENT, Family
 from kiara.families.gpt2 import GPT2
@@ -25,7 +24,7 @@ from kiara.families.mistral import MISTRAL
 from kiara.families.qwen2 import QWEN2
 from kiara.families.qwen3 import QWEN3
 from kiara.families.rope import rope_fields, rope_parameters, with_rope
-from kiara.model.wiring import packed
+from kiara.model import packed
 from kiara_runtime.errors import UserError
 
 # Keys of config.json that are looked at by a function of their own.

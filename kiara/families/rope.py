@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kiara.config.model import ModelConfig
+from kiara.config import ModelConfig
 from kiara.families.known_keys import check_keys
 from kiara_runtime.errors import UserError
 

@@ -2,3 +2,7 @@
 
 What a family's names mean is `kiara.families`'.
 """
+
+from kiara.importing import importer
+
+__all__ = ["importer"]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kiara.families.known_keys import GGUF, GGUF_FIXED, GGUF_PREFIXES, check_keys
+from kiara.families import GGUF, GGUF_FIXED, GGUF_PREFIXES, check_keys
 from kiara.importing.weights import Source
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.tokenizer_json import SPLIT_PATTERN, added_token, bpe_definition, byte_level_step, split_step
+from kiara_runtime.tokens import SPLIT_PATTERN, added_token, bpe_definition, byte_level_step, split_step
 
 _PARTS = {
     "token_embd": "model.embed_tokens",

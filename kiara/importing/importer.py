@@ -18,19 +18,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kiara.checkpoints.checkpoint import STATE_FILE, WEIGHTS_FILE, TokenIds, check_finite, read_json, write_json
-from kiara.config.model import ModelConfig
+from kiara.checkpoints import STATE_FILE, WEIGHTS_FILE, TokenIds, check_finite, read_json, write_json
+from kiara.config import ModelConfig
 from kiara.console import logger, progress
-from kiara.families.known_keys import GENERATION, GENERATION_FIXED, RECOMMENDED, check_keys
-from kiara.families.registry import Family, expected_tensors, family_of, read_config, write_config
+from kiara.families import (
+    GENERATION,
+    GENERATION_FIXED,
+    RECOMMENDED,
+    Family,
+    check_keys,
+    expected_tensors,
+    family_of,
+    read_config,
+    write_config,
+)
 from kiara.files import claim, new_folder
 from kiara.importing.gguf import GGUFFile
 from kiara.importing.tokenizers import read_tokenizer, settle_tokenizer
 from kiara.importing.weights import Source
-from kiara.model.gpt import GPT
+from kiara.model import GPT
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.files import hash_file
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.system import hash_file
+from kiara_runtime.tokens import Tokenizer
 
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kiara.families.known_keys import BPE, BPE_FIXED, SPECIAL_TOKENS, TOKENIZER, check_keys
+from kiara.families import BPE, BPE_FIXED, SPECIAL_TOKENS, TOKENIZER, check_keys
 from kiara_runtime.errors import UserError
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")

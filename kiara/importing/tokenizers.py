@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kiara.console import logger
-from kiara.families.known_keys import (
+from kiara.families import (
     SPECIAL_TOKENS,
     SPECIAL_TOKENS_MAP,
     TOKENIZER_CONFIG,
@@ -24,10 +24,8 @@ from kiara.families.known_keys import (
 )
 from kiara.importing.tokenizer_checks import check_added_tokens, check_definition
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.files import read_bounded_json
-from kiara_runtime.tokens.chat import chat_problems
-from kiara_runtime.tokens.template import template_of
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.system import read_bounded_json
+from kiara_runtime.tokens import Tokenizer, chat_problems, template_of
 
 # Keys of tokenizer_config.json that mean something to the runtime; the rest of it stays behind.
 KEPT = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length", "tokenizer_class")

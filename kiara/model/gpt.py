@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kiara.config.model import ModelConfig
+from kiara.config import ModelConfig
 from kiara.model import ops
 from kiara.model.ops import KeyValue, Lengths
 from kiara.model.wiring import Projection, projections

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kiara.config.model import ModelConfig
+from kiara.config import ModelConfig
 from kiara.model.rotary import frequencies
 
 KeyValue = tuple[Tensor, Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kiara.config.model import ModelConfig
+from kiara.config import ModelConfig
 
 
 def frequencies(config: ModelConfig) -> NDArray[np.float64]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kiara.config.model import ModelConfig
+from kiara.config import ModelConfig
 from kiara.model.wiring import projections
-from kiara_runtime.bundle.variants import VARIANTS, Variant
+from kiara_runtime.bundle import VARIANTS, Variant
 
 CACHE_BYTES = 4  # float32 keys and values
 TABLE = VARIANTS[0]  # whose blocks every rounded variant has in its tables

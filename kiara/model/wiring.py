@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kiara.config.model import ModelConfig
+from kiara.config import ModelConfig
 
 ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
 

@@ -1,1 +1,7 @@
 """The loop over steps, its optimizers, its machine, and the files of a run."""
+
+from kiara.training import trainer
+from kiara.training.device import give_back_memory
+from kiara.training.run import Run
+
+__all__ = ["Run", "give_back_memory", "trainer"]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.memory import give_back
+from kiara_runtime.system import give_back
 
 # FLOPs of a run from which compiling wins back its own time (about 20 s on 2 cores, 60 s with a GPU).
 COMPILE_FLOPS = {"cpu": 2e13, "cuda": 1e16}

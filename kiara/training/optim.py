@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn, optim
 
-from kiara.config.sections import TrainingConfig
+from kiara.config import TrainingConfig
 from kiara_runtime.errors import UserError
 
 

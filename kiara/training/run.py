@@ -11,12 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kiara.checkpoints.checkpoint import Checkpoint, first_whole, list_checkpoints
-from kiara.config.load import config_yaml, load_config
-from kiara.config.sections import Config
+from kiara.checkpoints import Checkpoint, first_whole, list_checkpoints
+from kiara.config import Config, config_yaml, load_config
 from kiara.files import CONFIG_FILE, RUN_MARK, claim, write_text
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.folder_lock import FolderLock
+from kiara_runtime.system import FolderLock
 
 METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "metrics.jsonl", "samples.txt", "loss.png"
 

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from kiara_runtime.system.interrupts import answered
+from kiara_runtime.system import answered
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import regex
 import torch
 from torch import Tensor
 
-from kiara.checkpoints.checkpoint import (
+from kiara.checkpoints import (
     OPTIMIZER_FILE,
     TokenIds,
     load_model,
@@ -24,22 +24,19 @@ from kiara.checkpoints.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from kiara.config.sections import Config
+from kiara.config import Config
 from kiara.console import log_to_file, log_without_bar, logger, progress
-from kiara.data.dataset import Dataset
-from kiara.evaluation.evaluate import Metrics, evaluate, rows_at_once, window_length, windows
-from kiara.evaluation.reference import reference_model
-from kiara.model import sizes
-from kiara.model.gpt import GPT
+from kiara.data import Dataset
+from kiara.evaluation import Metrics, evaluate, reference_model, rows_at_once, window_length, windows
+from kiara.model import GPT, sizes
 from kiara.training.device import check_device, memory_told, pick_device, repeatable, use_bfloat16, use_compile
 from kiara.training.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
 from kiara.training.plot import plot_run
 from kiara.training.run import PLOT_FILE, Run
 from kiara.training.stop_request import stop_request
-from kiara_runtime.bundle.variants import VARIANTS
+from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.tokenizer import check_text
-from kiara_runtime.tokens.tokenizer_json import SPLIT_PATTERN
+from kiara_runtime.tokens import SPLIT_PATTERN, check_text
 
 SMALLEST = [variant for variant in VARIANTS if variant.rounding in ("blocks", "gptq")]  # whose size is told
 LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw a bar on

@@ -9,22 +9,22 @@ for piece in model.stream("import ", temperature=0.8, seed=1):
 """
 
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kiara_runtime.lazy import lazy_names
 
 # Recent ONNX Runtime builds report usage unless told otherwise before their first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from kiara_runtime.aio import AsyncModel
-    from kiara_runtime.bundle.manifest import Bundle
-    from kiara_runtime.engine.sequence import Piece
+    from kiara_runtime.bundle import Bundle
+    from kiara_runtime.engine import Piece
     from kiara_runtime.errors import BusyError, UserError
     from kiara_runtime.model import Model, load
-    from kiara_runtime.sampling.params import SamplingParams
-    from kiara_runtime.sampling.sampler import TokenLogprob
+    from kiara_runtime.sampling import SamplingParams, TokenLogprob
     from kiara_runtime.stream import Generation, Score, Stream
-    from kiara_runtime.tokens.tokenizer import Tokenizer
+    from kiara_runtime.tokens import Tokenizer
 
 __all__ = [
     "AsyncModel",
@@ -44,24 +44,18 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AsyncModel": "aio",
-    "Bundle": "bundle.manifest",
-    "BusyError": "errors",
-    "Generation": "stream",
-    "Model": "model",
-    "Piece": "engine.sequence",
-    "SamplingParams": "sampling.params",
-    "Score": "stream",
-    "Stream": "stream",
-    "TokenLogprob": "sampling.sampler",
-    "Tokenizer": "tokens.tokenizer",
-    "UserError": "errors",
-    "load": "model",
+    "AsyncModel": "kiara_runtime.aio",
+    "Bundle": "kiara_runtime.bundle",
+    "BusyError": "kiara_runtime.errors",
+    "Generation": "kiara_runtime.stream",
+    "Model": "kiara_runtime.model",
+    "Piece": "kiara_runtime.engine",
+    "SamplingParams": "kiara_runtime.sampling",
+    "Score": "kiara_runtime.stream",
+    "Stream": "kiara_runtime.stream",
+    "TokenLogprob": "kiara_runtime.sampling",
+    "Tokenizer": "kiara_runtime.tokens",
+    "UserError": "kiara_runtime.errors",
+    "load": "kiara_runtime.model",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Public names load their modules when first used, so that command lines answer `--help` at once."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

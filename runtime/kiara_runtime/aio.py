@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
-from kiara_runtime.engine.sequence import Piece
+from kiara_runtime.engine import Piece
 from kiara_runtime.model import Model, Prompt
-from kiara_runtime.sampling.params import Sampling
+from kiara_runtime.sampling import Sampling
 from kiara_runtime.stream import Generation, Score
-from kiara_runtime.tokens.chat import Message
+from kiara_runtime.tokens import Message
 
 MOST_THREADS = 1024  # of requests that wait; they are made when needed
 Result = TypeVar("Result")

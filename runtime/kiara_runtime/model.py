@@ -14,23 +14,16 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from kiara_runtime.bundle.manifest import GRAPH_FOLDER, Bundle
-from kiara_runtime.engine.engine import QUEUE, SLOTS, Engine
-from kiara_runtime.engine.prompt_store import PromptStore
-from kiara_runtime.engine.runner import Runner
-from kiara_runtime.engine.sequence import Facts, Sequence
-from kiara_runtime.engine.session import Device, Session
+from kiara_runtime.bundle import GRAPH_FOLDER, Bundle
+from kiara_runtime.engine import QUEUE, SLOTS, Device, Engine, Facts, PromptStore, Runner, Sequence, Session
 from kiara_runtime.errors import BusyError, ContextError, UserError
-from kiara_runtime.sampling.checks import check_integer
-from kiara_runtime.sampling.params import Sampling, SamplingParams, sampling_params
+from kiara_runtime.sampling import Sampling, SamplingParams, check_integer, sampling_params
 from kiara_runtime.stream import Generation, Score, Stream
-from kiara_runtime.system.machine import machine
-from kiara_runtime.tokens.chat import Message, chat_ids
-from kiara_runtime.tokens.golden import load_tokenizer
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.system import machine
+from kiara_runtime.tokens import Message, Tokenizer, chat_ids, load_tokenizer
 
 if TYPE_CHECKING:
-    from kiara_runtime.sampling.grammar.constraint import Constraint
+    from kiara_runtime.sampling import Constraint
 
 Prompt = str | List[int]
 
@@ -191,7 +184,7 @@ class Model:
         grammars = {"json_schema": params.json_schema, "regex": params.regex, "grammar": params.grammar}
         if not any(grammars.values()):
             return None
-        from kiara_runtime.sampling.grammar.constraint import constrain
+        from kiara_runtime.sampling import constrain
 
         return constrain(self.tokenizer, self.vocab_size, self.eos_token_ids, **grammars)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from kiara_runtime.engine.runner import Runner
-from kiara_runtime.engine.sequence import FinishReason, Piece, Sequence
-from kiara_runtime.sampling.sampler import TokenLogprob
+from kiara_runtime.engine import FinishReason, Piece, Runner, Sequence
+from kiara_runtime.sampling import TokenLogprob
 
 
 @dataclasses.dataclass(frozen=True)

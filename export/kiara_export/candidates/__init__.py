@@ -6,3 +6,9 @@ loop     makes the variants, has them judged, makes those that cost too much aga
 
 How weights are rounded is `kiara_export.quantize`'s, what a graph is worth `kiara_export.proof`'s.
 """
+
+from kiara_export.candidates.loop import Candidates, Verdict
+from kiara_export.candidates.makers import Workshop, check_widths
+from kiara_export.candidates.orders import Order, Texts
+
+__all__ = ["Candidates", "Order", "Texts", "Verdict", "Workshop", "check_widths"]

@@ -7,20 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from kiara.console import logger, progress
-from kiara.evaluation.evaluate import Metrics
-from kiara.training.device import give_back_memory
+from kiara.evaluation import Metrics
+from kiara.training import give_back_memory
 from kiara_export.candidates.makers import Workshop, reference_path
 from kiara_export.candidates.orders import Made, Order
-from kiara_export.graph.onnx_file import drop
-from kiara_export.proof.judge import MANY, Judge, Quality, Shortfall, shortfall, worst_layer
-from kiara_export.proof.reference import Reference
-from kiara_export.proof.verify import Agreement, verify_float32
-from kiara_runtime.bundle.manifest import Architecture
-from kiara_runtime.bundle.variants import FLOAT32, Variant
-from kiara_runtime.engine.session import Session
+from kiara_export.graph import drop
+from kiara_export.proof import (
+    MANY,
+    Agreement,
+    Judge,
+    Quality,
+    Reference,
+    Shortfall,
+    shortfall,
+    verify_float32,
+    worst_layer,
+)
+from kiara_runtime.bundle import FLOAT32, Architecture, Variant
+from kiara_runtime.engine import Session
 from kiara_runtime.errors import UserError
-from kiara_runtime.verify.agreement import path_agreement
-from kiara_runtime.verify.kernels import probe
+from kiara_runtime.verify import path_agreement, probe
 
 MAPPED = {"session.disable_prepacking": "1"}  # float32 only measures the others: none of its weights is copied
 

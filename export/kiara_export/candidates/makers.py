@@ -12,18 +12,22 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from kiara.console import logger, progress
-from kiara.data.dataset import Split
-from kiara.model.gpt import GPT, Linear
+from kiara.data import Split
+from kiara.model import GPT, Linear
 from kiara_export.candidates.orders import LossOf, Made, Order, Texts
-from kiara_export.graph import lower
-from kiara_export.graph.onnx_file import graph_bytes, save
-from kiara_export.graph.trace import trace
-from kiara_export.quantize.blocks import Blocks, block_size, round_int8
-from kiara_export.quantize.gptq import calibrate_int4
-from kiara_export.quantize.mixed import Mixed, fewest
-from kiara_export.quantize.smooth import SHARE, costly, smoothing
-from kiara_runtime.bundle.manifest import GRAPH_FOLDER
-from kiara_runtime.bundle.variants import FLOAT32, Rounding, Variant
+from kiara_export.graph import graph_bytes, lower, save, trace
+from kiara_export.quantize import (
+    SHARE,
+    Blocks,
+    Mixed,
+    block_size,
+    calibrate_int4,
+    costly,
+    fewest,
+    round_int8,
+    smoothing,
+)
+from kiara_runtime.bundle import FLOAT32, GRAPH_FOLDER, Rounding, Variant
 
 
 @dataclass(frozen=True)

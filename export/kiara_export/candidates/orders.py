@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kiara.data.dataset import Split
-from kiara_export.proof.judge import Shortfall
-from kiara_runtime.bundle.variants import Limits, Variant
+from kiara.data import Split
+from kiara_export.proof import Shortfall
+from kiara_runtime.bundle import Limits, Variant
 
 
 @dataclass(frozen=True)

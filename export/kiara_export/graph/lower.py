@@ -18,10 +18,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from kiara.model.wiring import norm_before
+from kiara.model import norm_before
 from kiara_export.graph.trace import ROPE, constant, register
-from kiara_export.quantize.blocks import Blocks, per_channel
-from kiara_export.quantize.smooth import Factors
+from kiara_export.quantize import Blocks, Factors, per_channel
 from kiara_runtime.errors import UserError
 
 CONTRIB = "com.microsoft"

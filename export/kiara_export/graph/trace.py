@@ -26,11 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kiara.config.model import ModelConfig
-from kiara.model.gpt import GPT
-from kiara.model.ops import Lengths
-from kiara.model.rotary import frequencies
-from kiara_runtime.bundle.manifest import io_names
+from kiara.config import ModelConfig
+from kiara.model import GPT, Lengths, frequencies
+from kiara_runtime.bundle import io_names
 
 OPSET = 21
 ROPE, FINE = "rope.", 64  # begins the names of what computes the rotary tables; positions of the fine one

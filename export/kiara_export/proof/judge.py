@@ -18,17 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kiara.data.dataset import Split
-from kiara.evaluation.evaluate import Metrics, rows_at_once, window_length, windows
-from kiara.model.gpt import GPT
+from kiara.data import Split
+from kiara.evaluation import Metrics, rows_at_once, window_length, windows
+from kiara.model import GPT
 from kiara_export.proof.reference import Reference
 from kiara_export.proof.verify import departing_layer
-from kiara_runtime.bundle.manifest import Architecture
-from kiara_runtime.bundle.variants import Limits, Variant
-from kiara_runtime.engine.session import Session
-from kiara_runtime.tokens.tokenizer import Tokenizer
-from kiara_runtime.verify.agreement import PathAgreement, cached
-from kiara_runtime.verify.scoring import Scorer
+from kiara_runtime.bundle import Architecture, Limits, Variant
+from kiara_runtime.engine import Session
+from kiara_runtime.tokens import Tokenizer
+from kiara_runtime.verify import PathAgreement, Scorer, cached
 
 MAX_TOKENS, MIN_TOKENS = 1 << 16, 1 << 13  # of held-out text that the variants are judged on
 MAX_WORK = 1e12  # tokens times parameters: a dozen seconds a variant on two cores

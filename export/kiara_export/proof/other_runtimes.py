@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from kiara.console import progress
-from kiara.data.dataset import Split
-from kiara_runtime.bundle.variants import Variant
+from kiara.data import Split
+from kiara_runtime.bundle import Variant
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model, load
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens import Tokenizer
 
 PROMPTS, PROMPT_TOKENS = 20, 24
 IDENTICAL_TOKENS, MAX_TOKENS = 64, 256  # that must be identical; that are looked at for a first difference

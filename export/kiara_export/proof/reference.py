@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kiara.data.dataset import Split
-from kiara.evaluation.evaluate import rows_at_once, windows
-from kiara.model.gpt import GPT
-from kiara.model.ops import KeyValue
-from kiara_runtime.verify.agreement import END, Cached, Ids, Logits, batch_of
+from kiara.data import Split
+from kiara.evaluation import rows_at_once, windows
+from kiara.model import GPT, KeyValue
+from kiara_runtime.verify import END, Cached, Ids, Logits, batch_of
 
 WINDOWS = 4  # held-out windows that the paths are compared on
 MAX_LENGTH = 512  # tokens of a window; a longer one would only take longer to say the same

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kiara_export.proof.reference import Reference
-from kiara_runtime.engine.session import Session
+from kiara_runtime.engine import Session
 from kiara_runtime.errors import UserError
-from kiara_runtime.verify.agreement import (
+from kiara_runtime.verify import (
     CHUNK,
     Cached,
     Logits,

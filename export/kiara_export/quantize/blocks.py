@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kiara_runtime.bundle.variants import VARIANTS
+from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.errors import UserError
 
 SLAB = 1024  # rows

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kiara.data.dataset import Split
-from kiara.evaluation.evaluate import windows
-from kiara.model.gpt import GPT, Linear
+from kiara.data import Split
+from kiara.evaluation import windows
+from kiara.model import GPT, Linear
 from kiara_export.quantize.blocks import SMALLEST_SCALE, Blocks, block_size, round_int8
 from kiara_export.quantize.mixed import Choice
 

@@ -24,10 +24,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kiara.data.dataset import Split
-from kiara.evaluation.evaluate import windows
-from kiara.model.gpt import GPT, Linear
-from kiara.model.wiring import projections
+from kiara.data import Split
+from kiara.evaluation import windows
+from kiara.model import GPT, Linear, projections
 
 TOKENS, LENGTH = 1 << 12, 512  # of text to calibrate on, and of a window
 COST_TOKENS, COST_LENGTH = 1 << 11, 256  # for costs: a backward pass holds the activations of one window

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from kiara_runtime.bundle.graph_file import external_files
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.files import hash_file
+from kiara_runtime.system import hash_file
 
 MANIFEST = "kiara.json"
 FORMAT = (1, 0)  # a reader refuses a newer first number and ignores a newer second one

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.sampling.params import SamplingParams
-from kiara_runtime.system.console import json_text, tell
+from kiara_runtime.sampling import SamplingParams
+from kiara_runtime.system import json_text, tell
 
 if TYPE_CHECKING:
     from kiara_runtime.model import Model

@@ -15,11 +15,20 @@ import click
 from kiara_runtime.commands.generate import generate_options, run_generate
 from kiara_runtime.commands.serve import serve
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.console import forget_reader, json_text, show_anything, tell
-from kiara_runtime.system.interrupts import CODES, LINES, Terminated, leave, orderly_end
+from kiara_runtime.system import (
+    CODES,
+    LINES,
+    Terminated,
+    forget_reader,
+    json_text,
+    leave,
+    orderly_end,
+    show_anything,
+    tell,
+)
 
 if TYPE_CHECKING:
-    from kiara_runtime.engine.session import Device
+    from kiara_runtime.engine import Device
 
 PROMPT_TOKENS, DECODE_TOKENS = 256, 128
 
@@ -100,7 +109,7 @@ def generate(
     bundle: Path, variant: str | None, threads: int | None, device: Device, prompt_cache: Path | None, **options: Any
 ) -> None:
     """Continue a prompt, streaming the text."""
-    from kiara_runtime.engine.engine import SLOTS
+    from kiara_runtime.engine import SLOTS
     from kiara_runtime.model import load
 
     slots = max(1, min(SLOTS, options["n"]))
@@ -120,9 +129,9 @@ def bench(bundle: Path, variant: str | None, as_json: bool, **sizes: Any) -> Non
 
     Beside it stands what the bundle's receipt recorded where it was exported.
     """
-    from kiara_runtime.bundle.manifest import Bundle
-    from kiara_runtime.system.machine import machine
-    from kiara_runtime.verify.bench import measure_apart
+    from kiara_runtime.bundle import Bundle
+    from kiara_runtime.system import machine
+    from kiara_runtime.verify import measure_apart
 
     opened = Bundle.open(bundle)
     name = variant or opened.variants[0]
@@ -144,9 +153,9 @@ def bench(bundle: Path, variant: str | None, as_json: bool, **sizes: Any) -> Non
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(bundle: Path, file: Path, variant: str | None, threads: int | None, as_json: bool) -> None:
     """Bits per byte and perplexity of a text, on this machine."""
-    from kiara_runtime.bundle.manifest import Bundle
-    from kiara_runtime.verify.evaluate import evaluate as run
-    from kiara_runtime.verify.evaluate import read_text
+    from kiara_runtime.bundle import Bundle
+    from kiara_runtime.verify import evaluate as run
+    from kiara_runtime.verify import read_text
 
     text = read_text(file)
     with click.progressbar(length=1000, file=sys.stderr) as bar:
@@ -170,7 +179,7 @@ def info(bundle: Path, as_json: bool) -> None:
 
     Its architecture, its variants with their figures, and where the weights come from.
     """
-    from kiara_runtime.bundle.manifest import Bundle
+    from kiara_runtime.bundle import Bundle
 
     manifest = Bundle.open(bundle).manifest
     if as_json:
@@ -215,13 +224,13 @@ def verify(bundle: Path, deep: bool, public_key: Path | None) -> None:
 
     Each file against its recorded size and hash, the tokenizer against recorded ids, and that each graph runs.
     """
-    from kiara_runtime.bundle.manifest import Bundle
-    from kiara_runtime.engine.session import Session
-    from kiara_runtime.tokens.golden import load_tokenizer
+    from kiara_runtime.bundle import Bundle
+    from kiara_runtime.engine import Session
+    from kiara_runtime.tokens import load_tokenizer
 
     opened = Bundle.open(bundle)
     if public_key is not None:
-        from kiara_runtime.bundle.signing import check_signature
+        from kiara_runtime.bundle import check_signature
 
         check_signature(bundle, public_key)
         click.echo(f"{bundle}: signed by the owner of {public_key}")
@@ -229,7 +238,7 @@ def verify(bundle: Path, deep: bool, public_key: Path | None) -> None:
     load_tokenizer(opened)
     files = opened.manifest["files"]
     if deep:
-        from kiara_runtime.verify.kernels import verify_deep
+        from kiara_runtime.verify import verify_deep
 
         for found in verify_deep(opened):
             paths = found.paths

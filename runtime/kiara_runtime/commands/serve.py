@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.console import tell
+from kiara_runtime.system import tell
 
 if TYPE_CHECKING:
-    from kiara_runtime.engine.session import Device
+    from kiara_runtime.engine import Device
 
 EXTRA = "pip install 'kiara-runtime[server]'"
 
@@ -56,9 +56,8 @@ def serve(
     OpenAI's completions and chat, and a page for people at /. A line of JSON for each request goes to standard error.
     """
     try:
-        from kiara_runtime.server.guard import Guard, read_keys
-        from kiara_runtime.server.lifecycle import serve as run
-        from kiara_runtime.server.service import Settings
+        from kiara_runtime.server import Guard, Settings, read_keys
+        from kiara_runtime.server import serve as run
     except ModuleNotFoundError as error:
         raise UserError("serve", f"needs the package {error.name}", EXTRA) from None
     from kiara_runtime.model import load

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.engine.slots import Stored, common_prefix
-from kiara_runtime.system.folder_lock import FolderLock, LockedError
+from kiara_runtime.system import FolderLock, LockedError
 
 LEAST_TOKENS = 32  # shorter prompts are computed as fast as they are read
 MAX_BYTES = 1 << 30  # of all files of a model; the ones unused for longest go first

@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.engine.drafter import Drafter
-from kiara_runtime.sampling.params import SamplingParams
-from kiara_runtime.sampling.sampler import Sampler, TokenLogprob, token_logprob
-from kiara_runtime.tokens.text_stream import TextStream
+from kiara_runtime.sampling import Sampler, SamplingParams, TokenLogprob, token_logprob
+from kiara_runtime.tokens import TextStream
 
 if TYPE_CHECKING:
-    from kiara_runtime.sampling.grammar.constraint import Constraint
+    from kiara_runtime.sampling import Constraint
 
 FinishReason = Literal["stop", "length"]
 

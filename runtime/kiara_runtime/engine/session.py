@@ -18,11 +18,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from kiara_runtime.bundle.manifest import Architecture, io_names
+from kiara_runtime.bundle import Architecture, io_names
+from kiara_runtime.engine.buffers import zeros
 from kiara_runtime.engine.tables import Tables
 from kiara_runtime.errors import UserError
-from kiara_runtime.sampling.checks import check_integer
-from kiara_runtime.system.memory import give_back, untouched
+from kiara_runtime.sampling import check_integer
+from kiara_runtime.system import give_back
 
 Device = Literal["auto", "cpu", "cuda"]
 CHUNK = 256  # tokens of a pass of a `Decoder`: bounds the logits held at once
@@ -112,7 +113,7 @@ class Cache:
         self._last = np.empty((slots, 1, shape.vocab_size), dtype=np.float32)
         self.copies: bool = session.device == "cpu"
         if self.copies:
-            self.buffers = untouched(size, session.cache_type)
+            self.buffers = zeros(size, session.cache_type)
             self._address: int = self.buffers.ctypes.data
         else:
             kept = ort.OrtValue.ortvalue_from_shape_and_type(size, session.cache_type, session.device, 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from kiara_runtime.bundle.graph_file import gathered_tables
+from kiara_runtime.bundle import gathered_tables
 
 LEAST_BYTES = 1 << 20  # of a table that is worth it
 # By their numbers in onnx.proto. Of bytes only, as a file aligns nothing.

@@ -9,3 +9,9 @@ serving     sockets, threads, signals
 
 Nothing here computes or samples. Needs the extra `server`; the rest of the runtime never imports it.
 """
+
+from kiara_runtime.server.guard import Guard, read_keys
+from kiara_runtime.server.lifecycle import serve
+from kiara_runtime.server.service import Settings
+
+__all__ = ["Guard", "Settings", "read_keys", "serve"]

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kiara_runtime.engine.sequence import Piece
+from kiara_runtime.engine import Piece
 from kiara_runtime.model import Model
-from kiara_runtime.sampling.params import SamplingParams
+from kiara_runtime.sampling import SamplingParams
 from kiara_runtime.server.guard import ApiError, busy
 from kiara_runtime.server.records import Metrics
 from kiara_runtime.stream import Stream

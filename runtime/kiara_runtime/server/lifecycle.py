@@ -14,13 +14,13 @@ from pathlib import Path
 
 from waitress.server import TcpWSGIServer
 
-from kiara_runtime.bundle.manifest import Bundle
+from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
-from kiara_runtime.sampling.checks import check_integer
+from kiara_runtime.sampling import check_integer
 from kiara_runtime.server.http import connections
 from kiara_runtime.server.service import Service, Settings
-from kiara_runtime.system.memory import share_arena
+from kiara_runtime.system import share_arena
 
 FLUSH_SECONDS = 2.0
 

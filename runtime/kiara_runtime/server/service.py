@@ -10,17 +10,17 @@ from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any, Literal
 
-from kiara_runtime.bundle.manifest import Bundle
+from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
-from kiara_runtime.sampling.params import SamplingParams
+from kiara_runtime.sampling import SamplingParams
 from kiara_runtime.server.guard import ApiError, Guard, busy
 from kiara_runtime.server.jobs import Admission, Patience, Prompt, Work
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.openai.choices import ChatVoice, CompletionVoice, TokenTexts, Voice
 from kiara_runtime.server.records import Log, Metrics
-from kiara_runtime.tokens.chat import can_chat
+from kiara_runtime.tokens import can_chat
 
 SHOWN = {"README.md": "text/markdown; charset=utf-8", "receipt.json": "application/json", "receipt.png": "image/png"}
 BESIDE = 6  # requests that may tokenise at once, on threads that generation does not take

@@ -2,3 +2,38 @@
 
 Nothing here chooses tokens (`sampling`) or computes logits (`engine`).
 """
+
+from kiara_runtime.tokens.chat import Message, can_chat, chat_ids, chat_problems
+from kiara_runtime.tokens.golden import golden_ids, load_tokenizer
+from kiara_runtime.tokens.template import template_of
+from kiara_runtime.tokens.text_stream import TextStream
+from kiara_runtime.tokens.tokenizer import Tokenizer, check_text
+from kiara_runtime.tokens.tokenizer_json import (
+    END_OF_TEXT,
+    SPLIT_PATTERN,
+    added_token,
+    bpe_definition,
+    byte_characters,
+    byte_level_step,
+    split_step,
+)
+
+__all__ = [
+    "END_OF_TEXT",
+    "SPLIT_PATTERN",
+    "Message",
+    "TextStream",
+    "Tokenizer",
+    "added_token",
+    "bpe_definition",
+    "byte_characters",
+    "byte_level_step",
+    "can_chat",
+    "chat_ids",
+    "chat_problems",
+    "check_text",
+    "golden_ids",
+    "load_tokenizer",
+    "split_step",
+    "template_of",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kiara_runtime.bundle.manifest import Bundle
+from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens.tokenizer import Tokenizer
 

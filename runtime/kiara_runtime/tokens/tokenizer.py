@@ -22,7 +22,7 @@ from typing import Any, cast
 import tiktoken
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.system.files import parse_object, read_bounded, read_bounded_json
+from kiara_runtime.system import parse_object, read_bounded, read_bounded_json
 from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT, make_definition, read_vocabulary
 
 MAX_WHITE_SPACE = 200_000

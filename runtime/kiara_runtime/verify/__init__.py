@@ -3,3 +3,52 @@
 
 Nothing here changes a bundle.
 """
+
+from kiara_runtime.verify import scoring
+from kiara_runtime.verify.agreement import (
+    CHUNK,
+    END,
+    Cached,
+    Ids,
+    Logits,
+    PathAgreement,
+    at_the_end,
+    batch_of,
+    cached,
+    in_batch,
+    in_chunks,
+    path_agreement,
+    prompt_ends,
+    prompts_alone,
+)
+from kiara_runtime.verify.bench import Speed, measure_apart
+from kiara_runtime.verify.evaluate import evaluate, read_text
+from kiara_runtime.verify.kernels import probe, verify_deep
+from kiara_runtime.verify.scoring import Metrics, Scorer, first_token
+
+__all__ = [
+    "CHUNK",
+    "END",
+    "Cached",
+    "Ids",
+    "Logits",
+    "Metrics",
+    "PathAgreement",
+    "Scorer",
+    "Speed",
+    "at_the_end",
+    "batch_of",
+    "cached",
+    "evaluate",
+    "first_token",
+    "in_batch",
+    "in_chunks",
+    "measure_apart",
+    "path_agreement",
+    "probe",
+    "prompt_ends",
+    "prompts_alone",
+    "read_text",
+    "scoring",
+    "verify_deep",
+]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kiara_runtime.engine.session import Session
+from kiara_runtime.engine import Session
 
 CHUNK = 48  # no divisor of any context length, so that the last chunk is a short one
 BATCH, BATCH_STEPS = 4, 8  # sequences in the padded batch, and joint steps after their prompts

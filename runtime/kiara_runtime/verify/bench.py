@@ -90,7 +90,7 @@ def measure(
 
     batch: numbers of requests at once, each of a prompt of 16 tokens. A short context cuts prompt and output down.
     """
-    from kiara_runtime.engine.engine import SLOTS
+    from kiara_runtime.engine import SLOTS
     from kiara_runtime.model import load
 
     started = time.perf_counter()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kiara_runtime.bundle.manifest import Bundle
-from kiara_runtime.engine.session import CHUNK, Session
+from kiara_runtime.bundle import Bundle
+from kiara_runtime.engine import CHUNK, Session
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.golden import load_tokenizer
+from kiara_runtime.tokens import load_tokenizer
 from kiara_runtime.verify.scoring import Metrics, Scorer, first_token, window_length, windows
 
 MAX_TEXT_BYTES = 1 << 30

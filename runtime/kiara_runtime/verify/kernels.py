@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from kiara_runtime.bundle.manifest import MAX_MANIFEST_BYTES, Bundle
-from kiara_runtime.bundle.variants import FLOAT32, find_variant
-from kiara_runtime.engine.session import Session
+from kiara_runtime.bundle import FLOAT32, MAX_MANIFEST_BYTES, Bundle, find_variant
+from kiara_runtime.engine import Session
 from kiara_runtime.errors import UserError
-from kiara_runtime.sampling.filters import nats
-from kiara_runtime.system.files import read_bounded_json
+from kiara_runtime.sampling import nats
+from kiara_runtime.system import read_bounded_json
 from kiara_runtime.verify.agreement import Ids, PathAgreement, in_chunks, path_agreement
 
 MIN_RECORDED_AGREEMENT = 0.9

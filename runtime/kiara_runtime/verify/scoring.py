@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kiara_runtime.sampling.filters import nats
-from kiara_runtime.tokens.tokenizer import Tokenizer
-from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT
+from kiara_runtime.sampling import nats
+from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
 
 MAX_WINDOW = 1024  # tokens
 

@@ -25,7 +25,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.sampling.grammar.deep_stack import deeply
 from kiara_runtime.sampling.grammar.schema import culprit, lark_text, schema_source
 from kiara_runtime.sampling.grammar.vocabulary import Vocabulary, library_for, vocabulary_of
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens import Tokenizer
 
 MAX_CHARACTERS = 1 << 15  # of a grammar: the worst ones of this size take llguidance some seconds, of more a minute
 KEPT_GRAMMARS = 16  # of a tokenizer, the last ones compiled

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens import Tokenizer
 
 MAX_TOKEN_BYTES = 1000  # llguidance panics at 1024
 _MARKER = 0xFF  # what llguidance's special tokens begin with, and never a byte of UTF-8

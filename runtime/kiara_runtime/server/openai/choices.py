@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kiara_runtime.engine.sequence import FinishReason, Piece
-from kiara_runtime.sampling.sampler import TokenLogprob
+from kiara_runtime.engine import FinishReason, Piece
+from kiara_runtime.sampling import TokenLogprob
 from kiara_runtime.server.jobs import Work
 from kiara_runtime.server.openai import responses as answers
-from kiara_runtime.tokens.tokenizer import Tokenizer
+from kiara_runtime.tokens import Tokenizer
 
 
 class TokenTexts:
