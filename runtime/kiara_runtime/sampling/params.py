@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, cast
@@ -164,6 +163,8 @@ def sampling_params(given: Sampling | Mapping[str, Any]) -> SamplingParams:
     names = [each.name for each in fields(SamplingParams)]
     for name in given:
         if name not in names:
+            import difflib  # used for a mistake only
+
             close = difflib.get_close_matches(name, names, n=1)
             remedy = f"did you mean {close[0]}?" if close else f"use {', '.join(names)}"
             raise UserError(name, "is no sampling parameter", remedy)

@@ -9,8 +9,6 @@ import os
 import sys
 from typing import Any
 
-import click
-
 
 def show_anything() -> None:
     """Let both streams put a question mark for what their encoding lacks: a Windows pipe's, or that of Latin-1."""
@@ -21,6 +19,8 @@ def show_anything() -> None:
 
 def tell(line: str) -> None:
     """A line for a person, on standard error. Where nobody reads it, it is lost and nothing else."""
+    import click  # programs that embed the runtime do without it
+
     with contextlib.suppress(OSError, ValueError):
         click.echo(line, err=True)
 
