@@ -34,7 +34,7 @@ serve: install ## Serve BUNDLE=bundles/demo on http://127.0.0.1:8000, with a pag
 	$(BIN)/kiara-run serve $(BUNDLE)
 
 test: install-dev install-web ## Run every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # What a small model says depends on its seed and on the processor; what the tests prove may not.
 test-seeds: install-dev install-web ## By hand: every test with other models, and with the arithmetic of older processors (an hour)
