@@ -48,10 +48,11 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         return read_state(self.folder)
 
-    def val_loss(self) -> float:
-        """Validation loss in nats a token; infinite where there is none."""
+    def selection_loss(self) -> float:
+        """Validation loss in nats a token of what will ship; infinite where there is none."""
         try:
-            loss = self.state().get("val_loss")
+            state = self.state()
+            loss = state.get("selection_loss", state.get("val_loss"))
         except UserError:  # of a damaged one
             return math.inf
         return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
@@ -120,8 +121,8 @@ def list_checkpoints(run: Path) -> list[Checkpoint]:
 
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
-    """The one with the lowest validation loss, the latest of equals."""
-    return min(reversed(checkpoints), key=Checkpoint.val_loss)
+    """The one with the lowest loss of what will ship, the latest of equals."""
+    return min(reversed(checkpoints), key=Checkpoint.selection_loss)
 
 
 def prune_checkpoints(run: Path, keep_last: int) -> None:
@@ -159,7 +160,7 @@ def find_checkpoint(path: Path) -> Path:
         raise UserError(path, "there is no such folder", "name a run or a checkpoint")
     if (path / WEIGHTS_FILE).is_file():
         return path
-    if found := first_whole(sorted(list_checkpoints(path), key=lambda one: (one.val_loss(), -one.step))):
+    if found := first_whole(sorted(list_checkpoints(path), key=lambda one: (one.selection_loss(), -one.step))):
         return found.folder
     if (path / "kiara.json").is_file():
         raise UserError(path, "a bundle, which kiara-run runs", "name the run or checkpoint that it was made from")

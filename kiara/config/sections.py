@@ -59,6 +59,12 @@ class TrainingConfig(Section):
     """Steps between two checkpoints."""
     keep_last: int = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept besides."""
+    quantize: Literal["none", "int8", "int4", "int2"] = "none"
+    """Bundle variant whose rounding the run learns to live with: its weights end on that grid, tables included."""
+    quantize_from: float = Field(default=0.6, ge=0, lt=1)
+    """Part of `max_steps` that is trained in full precision before the rounding begins."""
+    select_by: Literal["val_bpb", "int8", "int4", "int2"] | None = None
+    """Loss that picks the best checkpoint: of the weights as trained, or rounded for a variant; null: of `quantize`."""
     sample_prompt: str = "def "
     """Prompt of the sample that each validation writes."""
     sample_tokens: int = Field(default=64, ge=0)

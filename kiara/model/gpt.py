@@ -195,6 +195,11 @@ class GPT(nn.Module):
         start_B = (lengths.last.to(torch.int64) + 1 - ids_BS.shape[1]).clamp(min=0)
         return self.embed_positions(start_B[:, None] + new)
 
+    def matrices(self) -> dict[str, nn.Parameter]:
+        """What a variant in blocks rounds, by name: the projections, the embedding, the LM head; no positions."""
+        named = self.named_parameters()
+        return {name: weight for name, weight in named if weight.dim() == 2 and not name.startswith("embed_positions")}
+
     def loss(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
         """Mean cross-entropy in nats a token, computed in float32."""
         logits, _ = self(ids_BS)

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 
 import regex
 import torch
@@ -32,6 +32,7 @@ from kiara.model import GPT, sizes
 from kiara.training.device import check_device, memory_told, pick_device, repeatable, use_bfloat16, use_compile
 from kiara.training.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
 from kiara.training.plot import plot_run
+from kiara.training.rounding import Rounding, exact_tensors, load_exact
 from kiara.training.run import PLOT_FILE, Run
 from kiara.training.stop_request import stop_request
 from kiara_runtime.bundle import VARIANTS
@@ -105,8 +106,13 @@ class Trainer:
         self.saved = self.step
         self.model.to(self.device).train()
         self.optimizers = make_optimizers(self.model, self.config)
+        quantize, selected = self.config.quantize, self.config.select_by or self.config.quantize
+        self.rounding = Rounding(self.model, quantize) if quantize != "none" else None
+        self.selection = Rounding(self.model, selected) if selected not in ("none", "val_bpb") else None
         if run.last:
-            load_optimizers(self.model, self.optimizers, read_tensors(run.last.folder / OPTIMIZER_FILE))
+            tensors = read_tensors(run.last.folder / OPTIMIZER_FILE)
+            load_exact(self.model, tensors)
+            load_optimizers(self.model, self.optimizers, tensors)
         self.bfloat16 = use_bfloat16(self.config.dtype, self.device)
         tokens = self.config.max_steps * self.config.batch_size * self.length
         flops = sizes.training_flops(run.config.model, self.model.vocab_size, tokens)
@@ -165,7 +171,8 @@ class Trainer:
                     log_without_bar("step %d/%d  %s  ETA %s", self.step, config.max_steps, note, eta)
                 self._milestones()
         if self.saved != self.step:  # interrupted between two checkpoints
-            self._save(self._validate())
+            with self._as_shipped():
+                self._save(self._validate())
         return self.step >= config.max_steps
 
     def finish(self, finished: bool) -> None:
@@ -175,7 +182,8 @@ class Trainer:
             saved = "saved" if self.step else "nothing to save yet"
             logger.warning("Interrupted at step %d, %s; --resume --out %s goes on.", self.step, saved, self.run.folder)
             return
-        metrics = self._evaluate(None)
+        with self._as_shipped():
+            metrics = self._evaluate(None)
         self.run.record(step=self.step, seconds=round(self.seconds, 3), **metrics.named("final_val_"))
         logger.info(
             "Finished in %s: loss %.4f, perplexity %.2f, next-token accuracy %.1f %%, %.4f bits per byte on all %s "
@@ -186,7 +194,8 @@ class Trainer:
 
     def _step(self) -> float:
         part = set_learning_rates(self.optimizers, self.config, self.step)
-        loss = self._forward_backward(self.step)
+        with self._as_shipped():
+            loss = self._forward_backward(self.step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -217,9 +226,10 @@ class Trainer:
         config = self.config
         saving = self.step % config.checkpoint_every == 0 or self.step == config.max_steps
         if saving or self.step % config.eval_every == 0:
-            metrics = self._validate()
-            if saving:
-                self._save(metrics)
+            with self._as_shipped():
+                metrics = self._validate()
+                if saving:
+                    self._save(metrics)
 
     def _validate(self) -> Metrics:
         metrics = self._evaluate(self.config.eval_tokens)
@@ -238,6 +248,21 @@ class Trainer:
             logger.debug("sample at step %d: %r", self.step, prompt + sample.text)
         return metrics
 
+    def _as_shipped(self) -> AbstractContextManager[None]:
+        """Weights on the grid that will ship, once the part of the run in full precision is over."""
+        start = round(self.config.quantize_from * self.config.max_steps)
+        return self.rounding() if self.rounding and self.step >= start else nullcontext()
+
+    def _selection_loss(self, metrics: Metrics) -> float:
+        """What picks the best checkpoint: the loss of the weights as they are now, or rounded for a variant."""
+        rounded_for = self.rounding.variant if self.rounding and self.rounding.exact else None
+        if self.selection is None or self.selection.variant == rounded_for:
+            return metrics.loss
+        with self.selection():
+            metrics = self._evaluate(self.config.eval_tokens)
+        self.run.record(step=self.step, **metrics.named(f"{self.selection.variant}_val_"))
+        return metrics.loss
+
     def _save(self, metrics: Metrics) -> None:
         split = self.dataset.train
         state = {
@@ -248,8 +273,9 @@ class Trainer:
             "data_sha256": self.dataset.sha256,
             "seed": self.config.seed,
             **metrics.named("val_"),
+            "selection_loss": self._selection_loss(metrics),
         }
-        tensors = optimizer_tensors(self.model, self.optimizers)
+        tensors = optimizer_tensors(self.model, self.optimizers) | exact_tensors(self.rounding)
         saved = save_checkpoint(self.run.folder, self.model, self.dataset.tokenizer, tensors, state)
         prune_checkpoints(self.run.folder, self.config.keep_last)
         self.saved = self.step

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kiara.console import logger, progress
 from kiara.data import Split
+from kiara.grid import Grid
 from kiara.model import GPT, Linear
 from kiara_export.candidates.orders import LossOf, Made, Order, Texts
 from kiara_export.graph import graph_bytes, lower, save, trace
@@ -24,7 +25,7 @@ from kiara_export.quantize import (
     calibrate_int4,
     costly,
     fewest,
-    round_int8,
+    round_to,
     smoothing,
 )
 from kiara_runtime.bundle import FLOAT32, GRAPH_FOLDER, Rounding, Variant
@@ -80,7 +81,7 @@ def _half(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
 
 
 def _blocks(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
-    """Each attempt takes blocks half as large."""
+    """Each attempt takes blocks half as large. What was trained on the grid is not rounded at all."""
     return lower.blocks(material.traced, _rounded(order)), ()
 
 
@@ -95,7 +96,13 @@ def _dynamic(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...
 
 
 def _gptq(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
-    """With as many matrices at 8 bits as the budget allows, or as few as the loss needs; else none."""
+    """With as many matrices at 8 bits as the budget allows, or as few as the loss needs; else none.
+
+    A model that was trained on the grid is not rounded at all, and its tables have four bits, too.
+    """
+    if all(Grid.of(order.variant).holds(weight) for weight in material.model.matrices().values()):
+        logger.info("%s: the model was trained on this grid, nothing is rounded", order.variant.name)
+        return lower.blocks(material.traced, _rounded(order)), ()
     with progress(f"Calibrating {order.variant.name}", len(material.model.layers)) as advance:
         mixed = Mixed(calibrate_int4(material.model, material.text, order.variant.blocks, order.searches, advance))
 
@@ -129,8 +136,8 @@ MAKERS: dict[Rounding, Maker] = {
 
 
 def _rounded(order: Order) -> Callable[[str, NDArray[np.float32]], Blocks]:
-    sizes = order.variant.blocks[order.attempt :]
-    return lambda name, weight: round_int8(weight, sizes)
+    grid = Grid(order.variant.bits, order.variant.blocks[order.attempt :])
+    return lambda name, weight: round_to(grid, weight)
 
 
 def check_widths(model: GPT, variants: list[Variant]) -> None:

@@ -1,6 +1,6 @@
 """Rounding: blocks, GPTQ, mixed widths, smoothing. Arithmetic on weights, apart from any graph."""
 
-from kiara_export.quantize.blocks import Blocks, block_size, per_channel, round_int8
+from kiara_export.quantize.blocks import Blocks, block_size, per_channel, round_to
 from kiara_export.quantize.gptq import calibrate_int4
 from kiara_export.quantize.mixed import Mixed, fewest, over_budget
 from kiara_export.quantize.smooth import SHARE, Factors, costly, smoothing
@@ -16,6 +16,6 @@ __all__ = [
     "fewest",
     "over_budget",
     "per_channel",
-    "round_int8",
+    "round_to",
     "smoothing",
 ]

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from kiara.grid import SMALLEST_SCALE, Grid
 from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.errors import UserError
 
 SLAB = 1024  # rows
-SMALLEST_SCALE = np.float32(2.0**-24)  # of float16
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ class Blocks:
         return self.values.size * self.bits // 8 + self.scales.nbytes + zeros
 
     def packed(self) -> NDArray[np.uint8]:
-        """As MatMulNBits reads them: (out, blocks, size * bits / 8), the first of a pair in the lower half byte."""
-        return self.values if self.bits == 8 else _pairs(self.values)
+        """As MatMulNBits reads them: (out, blocks, size * bits / 8), the first of a byte in its lowest bits."""
+        return _packed(self.values, self.bits)
 
     def packed_zeros(self) -> NDArray[np.uint8]:
         """(out, ceil(blocks / 2)) at 4 bits, an odd count filled up."""
         assert self.zeros is not None and self.bits == 4
-        return _pairs(np.pad(self.zeros, ((0, 0), (0, self.zeros.shape[1] % 2))))
+        return _packed(np.pad(self.zeros, ((0, 0), (0, self.zeros.shape[1] % 2))), self.bits)
 
     def weight(self) -> NDArray[np.float32]:
         """What the graph computes with, float32 (out, in)."""
@@ -76,32 +77,35 @@ def block_size(columns: int, sizes: tuple[int, ...]) -> int:
 
 
 def round_int8(weight: NDArray[np.float32], sizes: tuple[int, ...] = VARIANTS[0].blocks) -> Blocks:
-    """Symmetric 8-bit blocks, each from its largest weight. weight: (out, in). sizes: of a block, the first to fit."""
+    """8-bit blocks of weight (out, in). sizes: inputs of a block, the first that divides a row is used."""
+    return round_to(Grid(8, sizes), weight)
+
+
+def round_to(grid: Grid, weight: NDArray[np.float32]) -> Blocks:
+    """Blocks of weight (out, in) on a grid; weights that lie on it already keep every bit."""
     rows, columns = weight.shape
-    size = block_size(columns, sizes)
+    size = block_size(columns, grid.sizes)
     values = np.empty((rows, columns // size, size), dtype=np.uint8)
     scales = np.empty(values.shape[:2], dtype=np.float16)
     for start in range(0, rows, SLAB):  # a large table's intermediate values would take many times its size
         slab = slice(start, start + SLAB)
-        grouped = weight[slab].reshape(-1, columns // size, size)
-        scales[slab] = half_scales(np.abs(grouped).max(axis=2) / np.float32(127))
-        steps = np.rint(grouped / scales[slab].astype(np.float32)[..., None])
-        values[slab] = np.clip(steps, -128, 127) + 128
-    return Blocks(8, values, scales)
+        steps, exact = grid.steps(torch.from_numpy(weight[slab]))
+        if not torch.isfinite(exact).all():
+            largest = np.abs(weight[slab]).max()
+            raise UserError("--quantize", f"a weight of {largest:.3g} is beyond float16", "export it with none")
+        values[slab] = steps.numpy() + (1 << (grid.bits - 1))
+        scales[slab] = exact.numpy()
+    return Blocks(grid.bits, values, scales)
 
 
 def per_channel(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Symmetric int8 with one scale a row: values (out, in), scales (out,)."""
-    scales = np.maximum(np.abs(weight).max(axis=1) / np.float32(127), SMALLEST_SCALE)
+    scales = np.maximum(np.abs(weight).max(axis=1) / np.float32(127), np.float32(SMALLEST_SCALE))
     return np.rint(weight / scales[:, None]).astype(np.int8), scales
 
 
-def half_scales(scales: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Rounded to what is stored, before the weights are: so the rounding of scales costs nothing. Never zero."""
-    if scales.max(initial=0) > np.finfo(np.float16).max:
-        raise UserError("--quantize", f"a scale of {scales.max():.3g} is beyond float16", "export it with none")
-    return np.maximum(scales, SMALLEST_SCALE).astype(np.float16)
-
-
-def _pairs(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return values[..., ::2] | np.left_shift(values[..., 1::2], np.uint8(4))
+def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Several values of the last axis in a byte."""
+    each = 8 // bits
+    shifted = [np.left_shift(values[..., i::each], np.uint8(bits * i)) for i in range(each)]
+    return np.bitwise_or.reduce(shifted)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from kiara.data import Split
 from kiara.evaluation import windows
+from kiara.grid import SMALLEST_SCALE
 from kiara.model import GPT, Linear
-from kiara_export.quantize.blocks import SMALLEST_SCALE, Blocks, block_size, round_int8
+from kiara_export.quantize.blocks import Blocks, block_size, round_int8
 from kiara_export.quantize.mixed import Choice
 
 CALIBRATION_TOKENS = 1 << 14
@@ -150,7 +151,7 @@ def search_grid(grouped: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     best = torch.full_like(low, torch.inf)
     scales, zeros = torch.ones_like(low), torch.zeros_like(low)
     for shrink in SHRINKS:
-        step = ((high - low) * shrink / TOP).clamp(min=float(SMALLEST_SCALE)).half().float()
+        step = ((high - low) * shrink / TOP).clamp(min=SMALLEST_SCALE).half().float()
         zero = torch.round(-low * shrink / step).clamp(0, TOP)
         wide, middle = step[..., None], zero[..., None]
         rounded = ((torch.round(grouped / wide) + middle).clamp(0, TOP) - middle) * wide

@@ -99,6 +99,17 @@ VARIANTS = (
         attempts=3,
     ),
     Variant(
+        name="int2",
+        choice="int2",
+        file="onnx/model_q2.onnx",
+        transformers_js="q2",
+        rounding="blocks",
+        bits=2,
+        limits=Limits(0.05, 0.75, 0.8, 0.8, 0.8),
+        summary="2-bit weights in blocks, for models that were trained on them",
+        blocks=(32, 16),
+    ),
+    Variant(
         name="int8-dynamic",
         choice="int8-dynamic",
         file="onnx/model_int8.onnx",

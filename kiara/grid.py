@@ -1,0 +1,82 @@
+"""The grids that weights are rounded to, once: training rounds to a grid in its loop, and the export writes it.
+
+A row of a matrix is cut into blocks that share a float16 scale; a weight is a whole number of steps of it. Every grid
+is idempotent: rounding weights that lie on it changes no bit. A model trained on a grid is therefore exported exactly.
+
+Shape letters: O outputs (rows), I inputs, N blocks of a row, K inputs of a block, I = N K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kiara_runtime.bundle import Variant
+
+SMALLEST_SCALE = 2.0**-24  # of float16
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Symmetric whole numbers of `bits` bits. sizes: inputs of a block; the first that divides a row is used.
+
+    At 8 bits the largest weight of a block takes 127 steps. At fewer it takes all 2 ** (bits - 1), whatever its sign:
+    the scale then has the opposite sign, as -8 exists and 8 does not. ONNX Runtime's quantiser and llama.cpp's Q4_0
+    have the same 4-bit grid.
+    """
+
+    bits: int
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, variant: Variant) -> Grid:
+        """The grid of a variant whose weights lie in blocks without zero points."""
+        return cls(variant.bits, variant.blocks)
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """On disk, with the share of a block's scale."""
+        return self.bits / 8 + 2 / self.sizes[0]
+
+    def size(self, inputs: int) -> int | None:
+        """Inputs of a block of a row of `inputs`; None where no size divides it."""
+        return next((size for size in self.sizes if inputs % size == 0), None)
+
+    def steps(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole steps (O, N, K) and scales (O, N), both float32; a scale beyond float16 is infinite."""
+        size = self.size(weight_OI.shape[1])
+        assert size is not None
+        weight_ONK = weight_OI.unflatten(1, (-1, size))
+        scale_ON = self._scales(weight_ONK)
+        low = -(1 << (self.bits - 1))
+        return (weight_ONK / scale_ON[..., None]).round_().clamp_(low, -low - 1), scale_ON
+
+    def nearest(self, weight_OI: Tensor) -> Tensor:
+        """The weights rounded to the grid, (O, I)."""
+        steps_ONK, scale_ON = self.steps(weight_OI)
+        return steps_ONK.mul_(scale_ON[..., None]).flatten(1)
+
+    def holds(self, weight_OI: Tensor) -> bool:
+        """Whether every weight lies on the grid already."""
+        return self.size(weight_OI.shape[1]) is not None and bool(torch.equal(self.nearest(weight_OI), weight_OI))
+
+    def _scales(self, weight_ONK: Tensor) -> Tensor:
+        """Exact in float16, which is what is stored: so rounding the scales costs nothing."""
+        low_ON, high_ON = weight_ONK.amin(-1), weight_ONK.amax(-1)
+        if self.bits == 8:
+            exact_ON = torch.maximum(high_ON, -low_ON) / 127
+        else:
+            exact_ON = torch.where(high_ON > -low_ON, high_ON, low_ON) / -(1 << (self.bits - 1))
+        scale_ON = exact_ON.half().float()
+        # A scale of too few bits, deep in float16's subnormal numbers, would be another one when it is rounded again.
+        short_ON = exact_ON.abs() < 2.0 ** (self.bits - 25)
+        return torch.where(short_ON, self._short(exact_ON), scale_ON)
+
+    def _short(self, exact_ON: Tensor) -> Tensor:
+        """At 8 bits the next power of two; at fewer the smallest scale, at which weights below 1e-5 are cut off."""
+        if self.bits < 8:
+            return torch.full_like(exact_ON, SMALLEST_SCALE)
+        fraction, exponent = torch.frexp(exact_ON.clamp(min=SMALLEST_SCALE))
+        return torch.ldexp(torch.ones_like(exact_ON), exponent - (fraction == 0.5).int())
