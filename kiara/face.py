@@ -44,15 +44,21 @@ def train(out: Place, settings: Settings = (), config: Place | None = None, resu
     from kiara.config import load_config
     from kiara.data import as_prepared, dataset_of
     from kiara.files import CONFIG_FILE
-    from kiara.training import Run, trainer
+    from kiara.training import Run, joined, trainer
 
     saved = Path(out) / CONFIG_FILE
-    own = resume and config is None and saved.is_file()
-    loaded = load_config(saved if own else _path(config), _assignments(settings))
-    trainer.check_settings(loaded)
-    with closing(Run(Path(out), loaded if own else as_prepared(loaded), resume)) as run:
-        # A run that goes on does so with the very data it began with, whatever has become of its source.
-        return trainer.train(run, trained_on(run.last.folder) if run.last else dataset_of(run.config))
+    with joined() as world:
+        if not world.main:
+            world.wait()  # for the first process to check the settings, claim the folder and prepare the text
+        own = resume and config is None and saved.is_file()
+        loaded = load_config(saved if own else _path(config), _assignments(settings))
+        trainer.check_settings(loaded)
+        with closing(Run(Path(out), loaded if own else as_prepared(loaded), resume, writes=world.main)) as run:
+            # A run that goes on does so with the very data it began with, whatever has become of its source.
+            dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
+            if world.main:
+                world.wait()
+            return trainer.train(run, dataset, world)
 
 
 def evaluate(source: Place, text: str | None = None) -> Metrics:

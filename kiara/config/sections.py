@@ -40,7 +40,13 @@ class TrainingConfig(Section):
     max_steps: int = Field(default=800, ge=1)
     """Optimizer steps in all."""
     batch_size: int = Field(default=8, ge=1, le=1 << 16)
-    """Sequences a step."""
+    """Sequences of one pass of one process; a step takes as many passes as it needs."""
+    global_batch: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Sequences a step, over all passes and processes; null: batch_size."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes share out: the batch (DDP), or weights and optimizer state, too (FSDP2)."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: a third more time, for much less memory."""
     learning_rate: float = Field(default=0.008, gt=0, lt=1)
     """Peak learning rate of Muon, for the matrices inside the blocks."""
     embedding_learning_rate: float = Field(default=0.06, gt=0, lt=1)
@@ -77,6 +83,11 @@ class TrainingConfig(Section):
     """Arithmetic inside the model; auto takes bfloat16 where the processor has it. Weights stay float32."""
     compile: Literal["auto", "always", "never"] = "auto"
     """torch.compile; auto takes it where a compiler is found and the run is long enough to win its time back."""
+
+    @property
+    def sequences(self) -> int:
+        """Of a step."""
+        return self.global_batch or self.batch_size
 
 
 class Config(Section):

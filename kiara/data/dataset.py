@@ -95,12 +95,12 @@ class Split:
             index -= here
         raise IndexError(index)
 
-    def batch(self, seed: int, step: int, rows: int, length: int) -> np.ndarray:
-        """Windows `step * rows` onward of the shuffled epochs, int64 (rows, length + 1)."""
+    def batch(self, seed: int, step: int, rows: int, length: int, part: range | None = None) -> np.ndarray:
+        """Windows `step * rows` onward of the shuffled epochs, int64 (rows, length + 1). part: only these rows."""
         count = self.windows(length)
         picked: list[np.ndarray] = []
-        for position in range(step * rows, (step + 1) * rows):
-            epoch, index = divmod(position, count)
+        for row in range(rows) if part is None else part:
+            epoch, index = divmod(step * rows + row, count)
             picked.append(self.window(int(_order(seed, epoch, count)[index]), length))
         return np.stack(picked)
 

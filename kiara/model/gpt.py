@@ -11,10 +11,12 @@ Shape letters as in `kiara.model.ops`: B batch, S new tokens, D hidden size, V v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kiara.config import ModelConfig
 from kiara.model import ops
@@ -141,6 +143,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
+        self.recompute = False  # activations of a layer in the backward pass, to hold fewer of them
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         learned = config.position == "learned"
         self.embed_positions = nn.Embedding(config.context_length, config.hidden_size) if learned else None
@@ -163,7 +166,8 @@ class GPT(nn.Module):
         """
         (x_BSD, rope), delta_BSD, present = self.embed(ids_BS, past, lengths), None, []
         for i, layer in enumerate(self.layers):
-            x_BSD, delta_BSD, layer_present = layer(x_BSD, delta_BSD, rope, past[i] if past else None, lengths)
+            run = partial(checkpoint, layer, use_reentrant=False) if self.recompute and self.training else layer
+            x_BSD, delta_BSD, layer_present = run(x_BSD, delta_BSD, rope, past[i] if past else None, lengths)
             present.append(layer_present)
         return self.head(x_BSD, delta_BSD, lengths), present
 

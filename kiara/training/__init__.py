@@ -2,6 +2,7 @@
 
 from kiara.training import trainer
 from kiara.training.device import give_back_memory
+from kiara.training.parallel import joined
 from kiara.training.run import Run
 
-__all__ = ["Run", "give_back_memory", "trainer"]
+__all__ = ["Run", "give_back_memory", "joined", "trainer"]

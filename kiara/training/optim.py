@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn, optim
 
 from kiara.config import TrainingConfig
+from kiara.training.parallel import like, whole
 from kiara_runtime.errors import UserError
 
 
@@ -46,7 +47,7 @@ def optimizer_tensors(model: nn.Module, optimizers: dict[str, optim.Optimizer]) 
     """The optimizers' memory as named tensors, `muon/layers.0.mlp.up_proj.weight/momentum_buffer`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{kind}/{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        f"{kind}/{names[parameter]}/{key}": whole(value.detach()).cpu().contiguous()
         for kind, optimizer in optimizers.items()
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
@@ -68,4 +69,4 @@ def load_optimizers(model: nn.Module, optimizers: dict[str, optim.Optimizer], te
                         f"{kind}/{names[parameter]}/{key} is missing or misshapen",
                         "go on from another checkpoint",
                     )
-                optimizer.state[parameter][key] = tensor.to(parameter.device)
+                optimizer.state[parameter][key] = like(tensor, parameter)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kiara.grid import Grid
 from kiara.model import GPT
+from kiara.training.parallel import like, local, whole
 from kiara_runtime.bundle import find_variant
 
 _EXACT = "exact/"  # begins the names of full-precision weights among the optimizers' tensors
@@ -35,7 +36,7 @@ class Rounding:
         """Round the weights for as long as the block runs."""
         with torch.no_grad():
             self.exact = {name: weight.detach().clone() for name, weight in self._matrices.items()}
-            for weight in self._matrices.values():
+            for weight in map(local, self._matrices.values()):
                 weight.copy_(self.grid.nearest(weight))
         try:
             yield
@@ -46,7 +47,7 @@ class Rounding:
 
 def exact_tensors(rounding: Rounding | None) -> dict[str, Tensor]:
     """Named tensors to save beside rounded weights; none where the weights are not rounded at the moment."""
-    return {f"{_EXACT}{name}": weight.cpu() for name, weight in rounding.exact.items()} if rounding else {}
+    return {f"{_EXACT}{name}": whole(weight).cpu() for name, weight in rounding.exact.items()} if rounding else {}
 
 
 def load_exact(model: GPT, tensors: Mapping[str, Tensor]) -> None:
@@ -58,4 +59,4 @@ def load_exact(model: GPT, tensors: Mapping[str, Tensor]) -> None:
 @torch.no_grad()
 def _set(matrices: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, weight in matrices.items():
-        weight.copy_(values[name])
+        weight.copy_(like(values[name], weight))

@@ -8,23 +8,25 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from kiara.checkpoints import Checkpoint, first_whole, list_checkpoints
 from kiara.config import Config, config_yaml, load_config
+from kiara.console import log_to_file
 from kiara.files import CONFIG_FILE, RUN_MARK, claim, write_text
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import FolderLock
 
-METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "metrics.jsonl", "samples.txt", "loss.png"
+METRICS_FILE, SAMPLES_FILE, PLOT_FILE, LOG_FILE = "metrics.jsonl", "samples.txt", "loss.png", "train.log"
 
 # What a resumed run may change: how long, how often and where, not what is learned from what.
 _MAY_CHANGE = frozenset(
     f"training.{name}"
     for name in (
         "max_steps learning_rate embedding_learning_rate eval_every eval_tokens checkpoint_every keep_last "
-        "sample_prompt sample_tokens device compile"
+        "sample_prompt sample_tokens device compile batch_size global_batch parallel activation_checkpointing"
     ).split()
 )
 
@@ -32,8 +34,12 @@ _MAY_CHANGE = frozenset(
 class Run:
     """A run folder, opened for training; `last` is the checkpoint to go on from, if any."""
 
-    def __init__(self, folder: Path, config: Config, resume: bool) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: Config, resume: bool, writes: bool = True) -> None:
+        """writes: false in all processes of a run but the first: they read checkpoints and nothing else."""
+        self.folder, self.config, self._writes = folder, config, writes
+        if not writes:
+            self.last = first_whole(reversed(list_checkpoints(folder)))
+            return
         self._lock = self._locked()
         try:
             self.last = self._newest(resume)
@@ -43,7 +49,16 @@ class Run:
 
     def close(self) -> None:
         """Let others write the folder."""
-        self._lock.close()
+        if self._writes:
+            self._lock.close()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint at the moment."""
+        return next(reversed(list_checkpoints(self.folder)), None)
+
+    def logged(self) -> AbstractContextManager[None]:
+        """Log to a file of the folder for as long as the block runs."""
+        return log_to_file(self.folder / LOG_FILE) if self._writes else nullcontext()
 
     def _locked(self) -> FolderLock:
         place = self.folder.resolve()
@@ -69,6 +84,8 @@ class Run:
 
     def begin(self) -> None:
         """Write the configuration, and forget what will be run again; nothing was touched before."""
+        if not self._writes:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob("checkpoints/.epoch-*"):  # of a process killed while writing or deleting
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -82,6 +99,8 @@ class Run:
 
     def record(self, **values: Any) -> None:
         """Append a line to the metrics."""
+        if not self._writes:
+            return
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
@@ -96,6 +115,12 @@ class Run:
             file.write(f"--- step {step}\n{text}\n")
 
     def _compare(self, saved: Config) -> None:
+        before, now = saved.training.sequences, self.config.training.sequences
+        if before != now:
+            raise UserError(
+                "training.global_batch", f"{now} sequences a step where the run at {self.folder} has {before}",
+                f"set it to {before}",
+            )  # fmt: skip
         for path, value in _flat(self.config):
             before = dict(_flat(saved))[path]
             if value != before and path not in _MAY_CHANGE:

@@ -7,62 +7,60 @@ seed, so a run that is resumed equals one that was not interrupted.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 
 import regex
 import torch
 from torch import Tensor
 
-from kiara.checkpoints import (
-    OPTIMIZER_FILE,
-    TokenIds,
-    load_model,
-    prune_checkpoints,
-    read_tensors,
-    save_checkpoint,
-)
+from kiara.checkpoints import load_model
 from kiara.config import Config
-from kiara.console import log_to_file, log_without_bar, logger, progress
+from kiara.console import log_without_bar, logger, progress
 from kiara.data import Dataset
-from kiara.evaluation import Metrics, evaluate, reference_model, rows_at_once, window_length, windows
 from kiara.model import GPT, sizes
 from kiara.training.device import check_device, memory_told, pick_device, repeatable, use_bfloat16, use_compile
-from kiara.training.optim import load_optimizers, make_optimizers, optimizer_tensors, set_learning_rates
+from kiara.training.gradient import Gradient
+from kiara.training.optim import make_optimizers, set_learning_rates
+from kiara.training.pace import Pace, duration
+from kiara.training.parallel import World, check_batch, whole
 from kiara.training.plot import plot_run
-from kiara.training.rounding import Rounding, exact_tensors, load_exact
+from kiara.training.rounding import Rounding
 from kiara.training.run import PLOT_FILE, Run
+from kiara.training.snapshot import check_data, load_snapshot, save_snapshot, whole_model
 from kiara.training.stop_request import stop_request
+from kiara.training.validation import Validation, sample
 from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import SPLIT_PATTERN, check_text
+from kiara_runtime.verify import Metrics
 
 SMALLEST = [variant for variant in VARIANTS if variant.rounding in ("blocks", "gptq")]  # whose size is told
+ALONE = World()
 LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw a bar on
 
 
-def train(run: Run, dataset: Dataset) -> bool:
+def train(run: Run, dataset: Dataset, world: World = ALONE) -> bool:
     """Train into the run folder, then give back its lock; False if it was interrupted, with a checkpoint written."""
     with closing(run):
-        return _train(run, dataset)
+        return _train(run, dataset, world)
 
 
-def _train(run: Run, dataset: Dataset) -> bool:
+def _train(run: Run, dataset: Dataset, world: World) -> bool:
     most = run.config.training.max_steps
     if run.last and run.last.step >= most:
         logger.info("%s is finished at step %d; a higher training.max_steps goes on.", run.folder, run.last.step)
         return True
     with memory_told("model", "make hidden_size or num_hidden_layers smaller"):
-        trainer = Trainer(run, dataset)
+        trainer = Trainer(run, dataset, world)
     run.begin()
     shortage = memory_told("training.batch_size", "lower it, or model.context_length; --resume goes on")
-    with log_to_file(run.folder / "train.log"), shortage:
-        with repeatable(trainer.device):
-            trainer.announce()  # compiles, so it must know already
-            with stop_request() as stopping:
-                finished = trainer.loop(stopping)
+    with run.logged(), shortage, repeatable(trainer.device):
+        trainer.announce()
+        with stop_request() as stopping:
+            finished = trainer.loop(stopping)
         trainer.finish(finished)
     return finished
 
@@ -83,46 +81,53 @@ def check_settings(config: Config) -> None:
 class Trainer:
     """The state of a run: model, optimizers and the next step to take."""
 
-    def __init__(self, run: Run, dataset: Dataset) -> None:
-        self.run, self.config, self.dataset = run, run.config.training, dataset
-        self.device = pick_device(self.config.device)
-        self.length = run.config.model.context_length
-        dataset.train.windows(self.length)  # refuses a split that has none, before any work
-        if not dataset.val.targets:
-            raise UserError("data.val", "the validation split holds no token to predict", "hold out more text")
-        prompt = dataset.tokenizer.encode(self.config.sample_prompt) if self.config.sample_tokens else []
-        if len(prompt) >= self.length:
-            raise UserError("training.sample_prompt", f"as long as model.context_length ({self.length})", "shorten it")
+    def __init__(self, run: Run, dataset: Dataset, world: World) -> None:
+        self.run, self.config, self.dataset, self.world = run, run.config.training, dataset, world
+        self.device, self.length = pick_device(self.config.device), run.config.model.context_length
+        check_batch(self.config.sequences, world)
+        self._check_text()
         self.step, self.seconds = 0, 0.0
-        if run.last:
-            self.model, _ = load_model(run.last.folder)
-            state = run.last.state()
-            if state["data_sha256"] != dataset.sha256:
-                raise UserError(dataset.folder, "other text than the run began with", "restore it or begin a new run")
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        else:
-            self.model = GPT(run.config.model, dataset.tokenizer.vocab_size)
-            self.model.initialise(self.config.seed)
-        self.saved = self.step
+        self.model = self._initial_model()
         self.model.to(self.device).train()
+        self.model.recompute = self.config.activation_checkpointing
+        self.bfloat16 = use_bfloat16(self.config.dtype, self.device)
+        self.autocast = partial(torch.autocast, self.device, torch.bfloat16, enabled=self.bfloat16)
+        self.gradient = Gradient(self.model, dataset.train, self.config, world, self.autocast)
         self.optimizers = make_optimizers(self.model, self.config)
         quantize, selected = self.config.quantize, self.config.select_by or self.config.quantize
         self.rounding = Rounding(self.model, quantize) if quantize != "none" else None
         self.selection = Rounding(self.model, selected) if selected not in ("none", "val_bpb") else None
+        self.saved = self.step
         if run.last:
-            tensors = read_tensors(run.last.folder / OPTIMIZER_FILE)
-            load_exact(self.model, tensors)
-            load_optimizers(self.model, self.optimizers, tensors)
-        self.bfloat16 = use_bfloat16(self.config.dtype, self.device)
-        tokens = self.config.max_steps * self.config.batch_size * self.length
-        flops = sizes.training_flops(run.config.model, self.model.vocab_size, tokens)
+            load_snapshot(run.last, self.model, self.optimizers)
+        self.validation = Validation(self.model, dataset, world, self._predict)
+        tokens = self.config.max_steps * self.config.sequences * self.length
+        flops = sizes.training_flops(run.config.model, self.model.vocab_size, tokens) / world.size
         self.compiled = use_compile(self.config.compile, self.device, flops)
-        self.loss: Callable[[Tensor, Tensor], Tensor] = self.model.loss
         if self.compiled:
-            self.loss = torch.compile(self.model.loss, dynamic=False)
+            self.gradient.compile()
+
+    def _check_text(self) -> None:
+        """Refuse, before any work, text and prompts that cannot be used."""
+        self.dataset.train.windows(self.length)
+        if not self.dataset.val.targets:
+            raise UserError("data.val", "the validation split holds no token to predict", "hold out more text")
+        prompt = self.dataset.tokenizer.encode(self.config.sample_prompt) if self.config.sample_tokens else []
+        if len(prompt) >= self.length:
+            raise UserError("training.sample_prompt", f"as long as model.context_length ({self.length})", "shorten it")
+
+    def _initial_model(self) -> GPT:
+        if not self.run.last:
+            model = GPT(self.run.config.model, self.dataset.tokenizer.vocab_size)
+            model.initialise(self.config.seed)
+            return model
+        state = self.run.last.state()
+        check_data(state, self.dataset)
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        return load_model(self.run.last.folder)[0]
 
     def announce(self) -> None:
-        """Say what will ship and how long it will take, having tried two passes."""
+        """Say what will ship, and what it is made from."""
         model, vocab = self.run.config.model, self.model.vocab_size
         logger.info(
             "Model: %.2fM parameters; bundle %s; KV cache %.1f KB a token; context %d.",
@@ -131,7 +136,7 @@ class Trainer:
             sizes.cache_bytes_per_token(model) / 1e3,
             model.context_length,
         )
-        train_tokens, step_tokens = self.dataset.train.tokens, self.config.batch_size * self.length
+        train_tokens, step_tokens = self.dataset.train.tokens, self.config.sequences * self.length
         logger.info(
             "Data: %s, %s training and %s validation tokens; %d steps of %s tokens are %.2f epochs.",
             self.dataset.folder,
@@ -142,34 +147,30 @@ class Trainer:
             self.config.max_steps * step_tokens / train_tokens,
         )
         arithmetic = "bfloat16 autocast" if self.bfloat16 else "float32"
-        logger.info("Machine: %s, %s%s.", self.device, arithmetic, ", compiling the model" if self.compiled else "")
-        logger.info("Estimated time: about %s.", duration(self._estimate()))
-
-    def _estimate(self) -> float:
-        self._forward_backward(0)  # warms up, and compiles
-        started = time.perf_counter()
-        self._forward_backward(0)
-        seconds = time.perf_counter() - started
-        self.model.zero_grad()
-        left = self.config.max_steps - self.step
-        return left * seconds * 1.2  # the optimizers and the validations come on top
+        processes = f", {self.world.size} processes ({self.config.parallel})" if self.world.size > 1 else ""
+        compiling = ", compiling the model" if self.compiled else ""
+        logger.info("Machine: %s%s, %s%s.", self.device, processes, arithmetic, compiling)
 
     def loop(self, stopping: Callable[[], bool]) -> bool:
-        """Step until the end, or until `stopping`; True at the end."""
+        """Step until the end, or until `stopping` in any process; True at the end."""
         config, shown = self.config, time.monotonic()
+        pace = Pace(config.max_steps, self.step)
         with progress("Training", config.max_steps, self.step) as advance:
-            while self.step < config.max_steps and not stopping():
+            while self.step < config.max_steps and not self._agreed(stopping()):
                 started = time.perf_counter()
                 loss = self._step()
                 seconds = time.perf_counter() - started
                 self.seconds += seconds
-                note = f"loss {loss:.3f}  {config.batch_size * self.length / seconds:,.0f} tokens/s"
+                if first := pace.stepped(seconds):
+                    logger.info("Estimated time: about %s.", first)
+                note = f"loss {loss:.3f}  {config.sequences * self.length / seconds:,.0f} tokens/s"
                 advance(1, note)
                 if time.monotonic() - shown > LOG_SECONDS:
                     shown = time.monotonic()
-                    eta = duration((config.max_steps - self.step) * self.seconds / self.step)
-                    log_without_bar("step %d/%d  %s  ETA %s", self.step, config.max_steps, note, eta)
+                    log_without_bar("step %d/%d  %s  ETA %s", self.step, config.max_steps, note, pace.left(self.step))
+                started = time.perf_counter()
                 self._milestones()
+                pace.paused(time.perf_counter() - started)
         if self.saved != self.step:  # interrupted between two checkpoints
             with self._as_shipped():
                 self._save(self._validate())
@@ -177,13 +178,16 @@ class Trainer:
 
     def finish(self, finished: bool) -> None:
         """Draw the run, and judge a finished one on the whole validation split."""
-        plot_run(self.run.metrics(), self.run.folder / PLOT_FILE)
+        if self.world.main:
+            plot_run(self.run.metrics(), self.run.folder / PLOT_FILE)
         if not finished:
             saved = "saved" if self.step else "nothing to save yet"
-            logger.warning("Interrupted at step %d, %s; --resume --out %s goes on.", self.step, saved, self.run.folder)
+            logger.warning(
+                "Interrupted at step %d, %s. To go on: kiara train --resume --out %s", self.step, saved, self.run.folder
+            )
             return
         with self._as_shipped():
-            metrics = self._evaluate(None)
+            metrics = self.validation(None)
         self.run.record(step=self.step, seconds=round(self.seconds, 3), **metrics.named("final_val_"))
         logger.info(
             "Finished in %s: loss %.4f, perplexity %.2f, next-token accuracy %.1f %%, %.4f bits per byte on all %s "
@@ -192,35 +196,36 @@ class Trainer:
             f"{metrics.tokens:,}", self.run.folder,
         )  # fmt: skip
 
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any process is to stop: then all do, after the same step."""
+        return self.world.total([float(stop)]) > [0.0]
+
     def _step(self) -> float:
+        """One optimizer step; the mean loss over its batch before it."""
         part = set_learning_rates(self.optimizers, self.config, self.step)
         with self._as_shipped():
-            loss = self._forward_backward(self.step)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+            mine = self.gradient.add(self.step)
+        (loss,) = self.world.total([mine])
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)).item()
+        self._must_be_finite("loss", loss)
+        self._must_be_finite("norm of the gradient", norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.model.zero_grad()
         self.step += 1
-        value = loss.item()
-        self._must_be_finite(value)
-        self.run.record(step=self.step, loss=round(value, 6), learning_rate=part * self.config.learning_rate)
-        return value
+        rate = part * self.config.learning_rate
+        self.run.record(step=self.step, loss=round(loss, 6), learning_rate=rate, gradient_norm=round(norm, 6))
+        return loss
 
-    def _must_be_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise UserError(
-                "training.learning_rate",
-                f"{self.config.learning_rate} made the loss {loss}",
-                "lower it and start anew, or go on from the last checkpoint with --resume",
-            )
-
-    def _forward_backward(self, step: int) -> Tensor:
-        batch = self.dataset.train.batch(self.config.seed, step, self.config.batch_size, self.length)
-        ids = torch.from_numpy(batch).to(self.device)
-        with self._autocast():
-            loss = self.loss(ids[:, :-1], ids[:, 1:])
-        loss.backward()
-        return loss.detach()
+    def _must_be_finite(self, name: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        kept = self.run.newest()
+        raise UserError(
+            "training.learning_rate",
+            f"{self.config.learning_rate} made the {name} {value} at step {self.step + 1}",
+            f"lower it and go on from {kept.folder} with --resume" if kept else "lower it and start anew",
+        )
 
     def _milestones(self) -> None:
         config = self.config
@@ -232,8 +237,8 @@ class Trainer:
                     self._save(metrics)
 
     def _validate(self) -> Metrics:
-        metrics = self._evaluate(self.config.eval_tokens)
-        self._must_be_finite(metrics.loss)  # such weights are not worth keeping
+        metrics = self.validation(self.config.eval_tokens)
+        self._must_be_finite("validation loss", metrics.loss)  # such weights are not worth keeping
         self.run.record(step=self.step, **metrics.named("val_"))
         logger.info(
             "step %d/%d  validation loss %.4f  perplexity %.2f  accuracy %.1f %%  %.4f bits per byte",
@@ -241,11 +246,11 @@ class Trainer:
             metrics.bits_per_byte,
         )  # fmt: skip
         if self.config.sample_tokens:
-            model = reference_model(self.model, self.dataset.tokenizer, TokenIds.of(self.dataset.tokenizer))
-            prompt = self.config.sample_prompt
-            sample = model.generate(prompt, max_tokens=self.config.sample_tokens, temperature=0.0)
-            self.run.sample(self.step, prompt + sample.text)
-            logger.debug("sample at step %d: %r", self.step, prompt + sample.text)
+            model = whole_model(self.model)
+            if self.world.main:
+                text = sample(model, self.dataset, self.config.sample_prompt, self.config.sample_tokens)
+                self.run.sample(self.step, text)
+                logger.debug("sample at step %d: %r", self.step, text)
         return metrics
 
     def _as_shipped(self) -> AbstractContextManager[None]:
@@ -259,45 +264,25 @@ class Trainer:
         if self.selection is None or self.selection.variant == rounded_for:
             return metrics.loss
         with self.selection():
-            metrics = self._evaluate(self.config.eval_tokens)
+            metrics = self.validation(self.config.eval_tokens)
         self.run.record(step=self.step, **metrics.named(f"{self.selection.variant}_val_"))
         return metrics.loss
 
     def _save(self, metrics: Metrics) -> None:
-        split = self.dataset.train
         state = {
             "step": self.step,
-            "epoch": split.epoch(self.step, self.config.batch_size, self.length),
+            "epoch": self.dataset.train.epoch(self.step, self.config.sequences, self.length),
             "seconds": round(self.seconds, 3),
-            "dataset": os.path.relpath(self.dataset.folder, self.run.folder / "checkpoints" / "any"),
-            "data_sha256": self.dataset.sha256,
-            "seed": self.config.seed,
             **metrics.named("val_"),
             "selection_loss": self._selection_loss(metrics),
         }
-        tensors = optimizer_tensors(self.model, self.optimizers) | exact_tensors(self.rounding)
-        saved = save_checkpoint(self.run.folder, self.model, self.dataset.tokenizer, tensors, state)
-        prune_checkpoints(self.run.folder, self.config.keep_last)
+        saved = save_snapshot(
+            self.run, self.dataset, self.model, self.optimizers, self.rounding, self.world, progress=state
+        )
         self.saved = self.step
-        logger.debug("saved %s", saved.folder)
+        if saved:
+            logger.debug("saved %s", saved.folder)
 
-    def _evaluate(self, tokens: int | None) -> Metrics:
-        self.model.eval()
-
-        def predict(ids: Tensor) -> Tensor:
-            with self._autocast():
-                return self.model(ids.to(self.device))[0]
-
-        batches = windows(self.dataset.val, window_length(self.model), tokens, rows_at_once(self.model))
-        metrics = evaluate(predict, self.dataset.tokenizer, batches)
-        self.model.train()
-        return metrics
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    def _predict(self, ids: Tensor) -> Tensor:
+        with self.autocast():
+            return self.model(ids.to(self.device))[0]

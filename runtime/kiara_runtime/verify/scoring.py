@@ -37,30 +37,34 @@ class Metrics:
 
 
 class Scorer:
-    """Sums up predictions."""
+    """Sums up predictions. totals: nats, right guesses, bytes and tokens so far; those of several scorers add up."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._token_bytes = np.array([len(token) for token in tokenizer.token_bytes], dtype=np.int64)
-        self._nats = 0.0
-        self._right = self._bytes = self.tokens = 0
+        self.totals: list[float] = [0.0, 0, 0, 0]
+
+    @property
+    def tokens(self) -> int:
+        """How many were predicted so far."""
+        return int(self.totals[3])
 
     def add(self, logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
         """logits (S, V) at positions that were followed by targets (S,); returns the nats of each target, (S,)."""
         each = nats(logits, targets)
-        self._nats += float(each.sum())
-        self._right += int((logits.argmax(-1) == targets).sum())
-        self._bytes += int(self._token_bytes[np.minimum(targets, len(self._token_bytes) - 1)].sum())
-        self.tokens += len(targets)
+        right = int((logits.argmax(-1) == targets).sum())
+        length = int(self._token_bytes[np.minimum(targets, len(self._token_bytes) - 1)].sum())
+        added = (float(each.sum()), right, length, len(targets))
+        self.totals = [total + more for total, more in zip(self.totals, added, strict=True)]
         return each
 
     def metrics(self, text_bytes: int | None = None) -> Metrics:
         """text_bytes: of all that was predicted, where it is known better than from its tokens."""
-        loss = self._nats / self.tokens
+        nats_, right, length, tokens = self.totals
         return Metrics(
-            loss=loss,
-            perplexity=math.exp(min(loss, 700.0)),
-            accuracy=self._right / self.tokens,
-            bits_per_byte=self._nats / math.log(2) / max(1, text_bytes or self._bytes),
+            loss=nats_ / tokens,
+            perplexity=math.exp(min(nats_ / tokens, 700.0)),
+            accuracy=right / tokens,
+            bits_per_byte=nats_ / math.log(2) / max(1, text_bytes or length),
             tokens=self.tokens,
         )
 

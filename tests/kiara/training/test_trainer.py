@@ -14,13 +14,14 @@ import torch
 from click.testing import Result
 from training_runs import _changed, _losses
 
-import kiara.training.trainer
+import kiara.training.validation
 from kiara.checkpoints.checkpoint import best_checkpoint, list_checkpoints, load_model
 from kiara.config.sections import Config
 from kiara.data.dataset import Dataset
 from kiara.evaluation.evaluate import rows_at_once, window_length
 from kiara.training.run import Run
 from kiara.training.trainer import Trainer, train
+from kiara.training.validation import Validation
 from kiara_runtime.errors import UserError
 
 
@@ -74,13 +75,13 @@ def test_kept_are_the_newest_and_the_best(
     small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.4, 2.3])
-    metrics = kiara.training.trainer.Trainer._evaluate
+    metrics = Validation.__call__
 
-    def scripted(trainer: Trainer, tokens: int | None) -> Any:
-        found = metrics(trainer, 1)
+    def scripted(validation: Validation, tokens: int | None) -> Any:
+        found = metrics(validation, 1)
         return found if tokens is None else type(found)(**{**found.__dict__, "loss": next(losses)})
 
-    monkeypatch.setattr(Trainer, "_evaluate", scripted)
+    monkeypatch.setattr(Validation, "__call__", scripted)
     config = _changed(small_config, max_steps=6, checkpoint_every=1, eval_every=6, keep_last=2)
     assert train(Run(tmp_path / "run", config, resume=False), dataset)
     kept = list_checkpoints(tmp_path / "run")
@@ -162,17 +163,17 @@ def test_validation_holds_no_more_logits_than_256_mib(
     small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = list[int]()
-    batches = kiara.training.trainer.windows
+    batches = kiara.training.validation.windows
 
     def watched(*given: Any) -> Iterator[torch.Tensor]:
         for batch in batches(*given):
             sizes.append(batch[:, 1:].numel())
             yield batch
 
-    monkeypatch.setattr(kiara.training.trainer, "windows", watched)
+    monkeypatch.setattr(kiara.training.validation, "windows", watched)
     large: Any = SimpleNamespace(config=small_config.model, vocab_size=1 << 16)
     assert rows_at_once(large) * window_length(large) * large.vocab_size <= 1 << 26
-    monkeypatch.setattr(kiara.training.trainer, "rows_at_once", lambda model: 2)
+    monkeypatch.setattr(kiara.training.validation, "rows_at_once", lambda model: 2)
     assert train(Run(tmp_path / "run", _changed(small_config, max_steps=1, checkpoint_every=1), False), dataset)
     assert sizes and max(sizes) <= 2 * small_config.model.context_length
 

@@ -17,9 +17,10 @@ from kiara.config.load import load_config
 from kiara.config.sections import Config
 from kiara.data.dataset import Dataset
 from kiara.evaluation.evaluate import evaluate_checkpoint
+from kiara.training.gradient import Gradient
 from kiara.training.optim import schedule
 from kiara.training.run import Run
-from kiara.training.trainer import Trainer, train
+from kiara.training.trainer import train
 from kiara_runtime.errors import UserError
 from kiara_runtime.verify.scoring import Scorer
 
@@ -79,9 +80,16 @@ def test_a_run_records_the_settings_of_its_data_and_goes_on_with_them(
 def test_diverging_training_says_what_to_lower(
     small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "_forward_backward", lambda trainer, step: torch.tensor(float("nan")))
-    with pytest.raises(UserError, match=r"training.learning_rate: 0.01 made the loss nan; lower it"):
-        train(Run(tmp_path / "r", small_config, resume=False), dataset)
+    gradient = Gradient.add
+    monkeypatch.setattr(Gradient, "add", lambda self, step: float("nan") if step == 3 else gradient(self, step))
+    config = _changed(small_config, checkpoint_every=2, eval_every=2)
+    with pytest.raises(UserError, match=r"training.learning_rate: 0.01 made the loss nan at step 4; lower it") as told:
+        train(Run(tmp_path / "r", config, resume=False), dataset)
+    kept = list_checkpoints(tmp_path / "r")[-1]
+    assert kept.step == 2 and f"go on from {kept.folder} with --resume" in told.value.remedy
+    monkeypatch.setattr(Gradient, "add", lambda self, step: float("inf"))
+    with pytest.raises(UserError, match=r"made the loss inf at step 1; lower it and start anew"):
+        train(Run(tmp_path / "other", config, resume=False), dataset)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

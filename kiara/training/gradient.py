@@ -1,0 +1,59 @@
+"""The gradient of a step: this process's rows of the batch, a few at a time, averaged over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from kiara.config import TrainingConfig
+from kiara.data import Split
+from kiara.model import GPT
+from kiara.training.parallel import World, distribute
+
+
+class Gradient:
+    """Forward and backward passes. Rows depend on seed, step and place in the batch, not on who computes them."""
+
+    def __init__(
+        self, model: GPT, split: Split, config: TrainingConfig, world: World, autocast: Callable[[], torch.autocast]
+    ) -> None:
+        self._model, self._split, self._config, self._world, self._autocast = model, split, config, world, autocast
+        self._objective = distribute(model, world, config.parallel)
+        self._call: nn.Module = self._objective
+
+    def compile(self) -> None:
+        """Compile the objective at its first pass."""
+        self._call = torch.compile(self._objective, dynamic=False)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def add(self, step: int) -> float:
+        """Add the gradient of a step's mean loss to the weights'; returns that loss, of this process's rows, as a sum
+        whose parts add up over the processes.
+        """
+        rows, length = self._config.sequences, self._model.config.context_length
+        share = self._world.share(rows)
+        passes = -(-len(share) // self._config.batch_size)
+        loss, device = 0.0, self._model.cos.device
+        for i in range(passes):
+            part = range(share.start + i * len(share) // passes, share.start + (i + 1) * len(share) // passes)
+            batch = self._split.batch(self._config.seed, step, rows, length, part)
+            ids_BS = torch.from_numpy(batch).to(device)
+            with self._synchronised(i == passes - 1):
+                with self._autocast():
+                    mean = self._call(ids_BS[:, :-1], ids_BS[:, 1:])
+                # Processes average their gradients, so each counts its rows `size` times.
+                (mean * (len(part) * self._world.size / rows)).backward()
+            loss += mean.item() * len(part) / rows
+        return loss
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients go to the other processes with the last pass of a step."""
+        if isinstance(self._model, FSDPModule):
+            self._model.set_requires_gradient_sync(last)
+        if isinstance(self._objective, DistributedDataParallel) and not last:
+            return self._objective.no_sync()
+        return nullcontext()

@@ -1,0 +1,133 @@
+"""The processes of a run, as `torchrun` starts them: which one this is, what it computes, how they agree.
+
+A step's rows are shared out among the processes; gradients are averaged by PyTorch's own DDP, or weights, gradients and
+optimizer state are sharded by its FSDP2. Without torchrun there is one process and nothing of this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from kiara.console import logger
+from kiara.model import GPT
+from kiara_runtime.errors import UserError
+
+Parallel = Literal["ddp", "fsdp"]
+PATIENCE = timedelta(hours=6)  # of a collective: the first waits for text to be prepared
+
+
+@dataclass(frozen=True)
+class World:
+    """rank: of this process, from 0. size: how many there are. local_rank: of this process on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> range:
+        """The rows of a step that this process computes; as equal as they can be."""
+        return range(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over all processes, the same bits in each."""
+        if self.size == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.total([0.0])
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that torchrun's environment describes, for as long as the block runs.
+
+    Raises UserError where another process of it ends early.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+    dist.init_process_group(timeout=PATIENCE)  # gloo for tensors on the CPU, NCCL for those on GPUs
+    try:
+        yield world
+    except RuntimeError as error:  # gloo has no class of its own for a connection that broke
+        logger.debug("process %d", world.rank, exc_info=True)
+        first = str(error).splitlines()[0]
+        remedy = "see its own message, then start all of them again with --resume"
+        raise UserError(f"process {world.rank} of {size}", f"another one has ended ({first})", remedy) from None
+    finally:
+        dist.destroy_process_group()
+
+
+class Objective(nn.Module):
+    """The loss as a module, which is what DDP wraps."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
+        return self.model.loss(ids_BS, targets_BS)
+
+
+def distribute(model: GPT, world: World, parallel: Parallel) -> nn.Module:
+    """The objective of `model` (its mean loss) over all processes; FSDP2 shards the weights of `model` in place."""
+    if world.size > 1 and parallel == "fsdp":
+        mesh = init_device_mesh(model.embed_tokens.weight.device.type, (world.size,))
+        for layer in model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return Objective(model)
+    objective = Objective(model)
+    return DistributedDataParallel(objective) if world.size > 1 else objective
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, of which FSDP2 keeps a shard here. Every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor; they share its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor on the device of a parameter of its shape, sharded as it is."""
+    tensor = tensor.to(parameter.device)
+    if isinstance(parameter, DTensor) and not isinstance(tensor, DTensor) and tensor.shape == parameter.shape:
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return tensor
+
+
+def check_batch(rows: int, world: World) -> None:
+    """Raises UserError where a step has no row for some process."""
+    if rows < world.size:
+        raise UserError(
+            "training.global_batch", f"{rows} sequences for {world.size} processes", "give each at least one"
+        )

@@ -1,0 +1,66 @@
+"""All that a run needs to go on as if it had not stopped: weights, optimizer state, exact weights, progress."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import optim
+from torch.distributed.fsdp import FSDPModule
+
+from kiara.checkpoints import OPTIMIZER_FILE, Checkpoint, prune_checkpoints, read_tensors, save_checkpoint
+from kiara.data import Dataset
+from kiara.model import GPT
+from kiara.training.optim import load_optimizers, optimizer_tensors
+from kiara.training.parallel import World, whole
+from kiara.training.rounding import Rounding, exact_tensors, load_exact
+from kiara.training.run import Run
+from kiara_runtime.errors import UserError
+
+Optimizers = dict[str, optim.Optimizer]
+
+
+def whole_model(model: GPT) -> GPT:
+    """The model on one device; FSDP2's shards are gathered in a copy on the CPU. Every process must call it."""
+    if not isinstance(model, FSDPModule):
+        return model
+    gathered = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        copy = GPT(model.config, model.vocab_size)
+    copy.load_state_dict(gathered, assign=True)
+    copy.cos, copy.sin = model.cos.cpu(), model.sin.cpu()
+    return copy.eval()
+
+
+def save_snapshot(
+    run: Run, dataset: Dataset, model: GPT, optimizers: Optimizers, rounding: Rounding | None, world: World,
+    progress: dict[str, Any],
+) -> Checkpoint | None:  # fmt: skip
+    """Write a checkpoint, from the first process. progress: JSON values, `step` and `epoch` (from 0) among them."""
+    copy = whole_model(model)
+    tensors = optimizer_tensors(model, optimizers) | exact_tensors(rounding)
+    if not world.main:
+        return None
+    state = {
+        **progress,
+        "dataset": os.path.relpath(dataset.folder, run.folder / "checkpoints" / "any"),
+        "data_sha256": dataset.sha256,
+        "seed": run.config.training.seed,
+    }
+    saved = save_checkpoint(run.folder, copy, dataset.tokenizer, tensors, state)
+    prune_checkpoints(run.folder, run.config.training.keep_last)
+    return saved
+
+
+def load_snapshot(saved: Checkpoint, model: GPT, optimizers: Optimizers) -> None:
+    """Give a model, whose weights are the checkpoint's already, and fresh optimizers all else that was saved."""
+    tensors = read_tensors(saved.folder / OPTIMIZER_FILE)
+    load_exact(model, tensors)
+    load_optimizers(model, optimizers, tensors)
+
+
+def check_data(state: dict[str, Any], dataset: Dataset) -> None:
+    """Raises UserError where the data are not those that a checkpoint was trained on."""
+    if state["data_sha256"] != dataset.sha256:
+        raise UserError(dataset.folder, "other text than the run began with", "restore it or begin a new run")

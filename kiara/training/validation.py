@@ -1,0 +1,52 @@
+"""What a run has learned so far: loss on held-out text, as trained and as it will ship, and a sample of its writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from kiara.checkpoints import TokenIds
+from kiara.data import Dataset
+from kiara.evaluation import reference_model, rows_at_once, window_length, windows
+from kiara.model import GPT
+from kiara.training.parallel import World
+from kiara_runtime.verify import Metrics, Scorer
+
+
+class Validation:
+    """Loss on the validation split, whose windows the processes share out."""
+
+    def __init__(self, model: GPT, dataset: Dataset, world: World, predict: Callable[[Tensor], Tensor]) -> None:
+        """predict: token ids (B, S) to logits (B, S, V), on any device."""
+        self._model, self._dataset, self._world, self._predict = model, dataset, world, predict
+
+    @torch.inference_mode()
+    def __call__(self, tokens: int | None) -> Metrics:
+        """On about as many tokens, spread over the split; on all of it without a number. The same in every process."""
+        length, rows = window_length(self._model), rows_at_once(self._model)
+        scorer = Scorer(self._dataset.tokenizer)
+        self._model.eval()
+        for batch, counts in self._share(windows(self._dataset.val, length, tokens, rows)):
+            logits = self._predict(batch[:, :-1]).float().cpu().numpy()
+            for row, following in zip(logits, batch[:, 1:].numpy(), strict=True) if counts else ():
+                scorer.add(row, following)
+        self._model.train()
+        scorer.totals = self._world.total(scorer.totals)
+        return scorer.metrics()
+
+    def _share(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+        """This process's batches. Sharded weights are gathered by all processes at once, so one that has no batch left
+        computes another's, which does not count.
+        """
+        while group := list(islice(batches, self._world.size)):
+            counts = self._world.rank < len(group)
+            yield group[self._world.rank if counts else 0], counts
+
+
+def sample(model: GPT, dataset: Dataset, prompt: str, tokens: int) -> str:
+    """The likeliest continuation of the prompt, with it."""
+    written = reference_model(model, dataset.tokenizer, TokenIds.of(dataset.tokenizer))
+    return prompt + written.generate(prompt, max_tokens=tokens, temperature=0.0).text

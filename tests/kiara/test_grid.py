@@ -1,0 +1,60 @@
+"""The grids: rounding twice is rounding once, whatever the weights, and errors stay within half a step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kiara.grid import Grid
+from kiara_export.quantize.blocks import round_to
+from kiara_runtime.bundle.variants import VARIANTS
+
+GRIDS = [Grid(8, (64, 32, 16)), Grid(4, (32, 16)), Grid(2, (32, 16))]
+
+
+def _weights(seed: int, columns: int, size: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.rand(8, 1, generator=generator) * 4
+    return torch.randn(8, columns, generator=generator) * size * spread
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.bits} bits")
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([16, 48, 64, 96, 192]),
+    st.sampled_from([0.0, 1e-30, *(10.0**power for power in range(-9, 4))]),
+)
+@settings(max_examples=200, deadline=None)
+def test_rounding_what_lies_on_the_grid_changes_no_bit(grid: Grid, seed: int, columns: int, size: float) -> None:
+    weight = _weights(seed, columns, size)
+    once = grid.nearest(weight)
+    assert grid.holds(once) and torch.isfinite(once).all()
+    assert grid.holds(weight) == torch.equal(once, weight)
+    made = round_to(grid, once.numpy())
+    np.testing.assert_array_equal(made.weight(), once.numpy())
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.bits} bits")
+@given(st.integers(0, 10_000), st.sampled_from([1e-2, 1.0, 100.0]))
+@settings(max_examples=50, deadline=None)
+def test_a_weight_is_within_half_a_step_or_at_the_end_of_its_block(grid: Grid, seed: int, size: float) -> None:
+    weight = _weights(seed, 64, size)
+    steps, scale = grid.steps(weight)
+    low = -(1 << (grid.bits - 1))
+    error = (steps * scale[..., None] - weight.unflatten(1, steps.shape[1:])).abs() / scale.abs()[..., None]
+    inside = (steps > low) & (steps < -low - 1)
+    assert (error[inside] <= 0.5 + 1e-3).all()
+    assert (error <= 1.0 + 1e-3).all()  # the largest of the other sign has a step less than it asks for
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "int2"])
+def test_a_grid_is_that_of_its_variant(name: str) -> None:
+    variant = next(variant for variant in VARIANTS if variant.name == name)
+    grid = Grid.of(variant)
+    assert (grid.bits, grid.sizes) == (variant.bits, variant.blocks)
+    weight = _weights(0, 64, 0.1)
+    made = round_to(grid, weight.numpy())
+    assert made.nbytes == pytest.approx(weight.numel() * grid.bytes_per_weight)

@@ -1,0 +1,138 @@
+"""Quantisation in the loop: the weights end on the grid, the export rounds nothing, and a resumed run is the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import Result
+from onnx import numpy_helper
+from training_runs import _changed, _losses
+
+from kiara.checkpoints.checkpoint import find_checkpoint, list_checkpoints, load_model
+from kiara.config.sections import Config
+from kiara.data.dataset import Dataset
+from kiara.grid import Grid
+from kiara.model.gpt import GPT
+from kiara.training.rounding import Rounding
+from kiara.training.run import Run
+from kiara.training.trainer import Trainer, train
+from kiara_runtime.bundle.variants import find_variant
+
+
+def _grid(name: str) -> Grid:
+    variant = find_variant(name)
+    assert variant is not None
+    return Grid.of(variant)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "int2"])
+def test_the_bundle_holds_the_trained_weights_bit_for_bit(
+    name: str, small_config: Config, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    config = _changed(small_config, max_steps=12, checkpoint_every=6, quantize=name, quantize_from=0.5)
+    assert train(Run(tmp_path / "run", config, resume=False), dataset)
+    checkpoint = find_checkpoint(tmp_path / "run")
+    model, _ = load_model(checkpoint)
+    assert all(_grid(name).holds(weight) for weight in model.matrices().values())
+    options = ("--quantize", name, "--out", tmp_path / "bundle", "--max-bpb-loss", f"{name}=5%")
+    result = kiara("export", tmp_path / "run", *options)
+    assert result.exit_code == 0, result.stderr
+    path = next((tmp_path / "bundle" / "onnx").glob("*.onnx"))
+    bits, found = _grid(name).bits, _dequantised(path)
+    trained = {f"model.{name}": weight.detach().numpy() for name, weight in model.matrices().items()}
+    assert found.keys() == trained.keys()
+    for matrix, weight in trained.items():
+        np.testing.assert_array_equal(found[matrix], weight, err_msg=matrix)
+    receipt = json.loads((tmp_path / "bundle" / "receipt.json").read_text("utf-8"))
+    assert abs(receipt["variants"][name]["bits_per_byte_loss"]) < 1e-3, bits
+
+
+def _dequantised(path: Path) -> dict[str, np.ndarray]:
+    """Every matrix of a graph's MatMulNBits nodes by its name, computed from the operator's definition."""
+    graph = onnx.load(path).graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found: dict[str, np.ndarray] = {}
+    start = 0
+    for node in (node for node in graph.node if node.op_type == "MatMulNBits"):
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        bits, rows, columns, size = (attributes[key] for key in ("bits", "N", "K", "block_size"))
+        packed = tensors[node.input[1]]
+        each = [(packed >> (bits * i)) & ((1 << bits) - 1) for i in range(8 // bits)]
+        values = np.stack(each, -1).reshape(rows, columns // size, size).astype(np.float32)
+        count = rows * columns // size
+        scales = tensors["scales"][start : start + count].astype(np.float32).reshape(rows, -1, 1)
+        start += count
+        name = node.input[1].removesuffix(f".int{bits}")
+        found[name] = ((values - (1 << (bits - 1))) * scales).reshape(rows, columns)
+    return found
+
+
+def test_rounding_is_undone_and_its_gradient_is_that_of_the_rounded_weights(small_config: Config) -> None:
+    model = GPT(small_config.model, 320)
+    model.initialise(0)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    rounding = Rounding(model, "int4")
+    rounded = GPT(small_config.model, 320)  # the oracle: a model that has the rounded weights for good
+    rounded.load_state_dict({n: _grid("int4").nearest(w) if n in model.matrices() else w for n, w in before.items()})
+    ids = torch.arange(24).view(2, 12)
+    with rounding():
+        model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    rounded.loss(ids[:, :-1], ids[:, 1:]).backward()
+    for (name, weight), other in zip(model.named_parameters(), rounded.parameters(), strict=True):
+        assert torch.equal(weight, before[name])
+        assert weight.grad is not None and other.grad is not None and torch.equal(weight.grad, other.grad)
+
+
+def test_a_run_that_stops_while_it_rounds_resumes_to_the_same_end(
+    small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _changed(small_config, max_steps=12, checkpoint_every=4, eval_every=4, quantize="int4", quantize_from=0.25)
+    assert train(Run(tmp_path / "whole", config, resume=False), dataset)
+    step = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self: _stop() if self.step == 9 else step(self))
+    with pytest.raises(_StoppedError):
+        train(Run(tmp_path / "cut", config, resume=False), dataset)
+    monkeypatch.undo()
+    assert train(Run(tmp_path / "cut", config, resume=True), dataset)
+    assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
+    first, second = (list_checkpoints(tmp_path / name)[-1].folder for name in ("cut", "whole"))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _stop() -> float:
+    raise _StoppedError
+
+
+def test_the_best_checkpoint_is_that_of_what_ships(small_config: Config, dataset: Dataset, tmp_path: Path) -> None:
+    """In full precision the last checkpoint is the best; the one selected is by the loss at two bits."""
+    config = _changed(small_config, max_steps=20, checkpoint_every=5, eval_every=5, keep_last=9, select_by="int2")
+    assert train(Run(tmp_path / "run", config, resume=False), dataset)
+    records = _losses(tmp_path / "run")
+    by_step = {record["step"]: record["int2_val_loss"] for record in records if "int2_val_loss" in record}
+    assert len(by_step) == 4
+    best = min(by_step, key=lambda step: (by_step[step], -step))
+    assert find_checkpoint(tmp_path / "run").name.endswith(f"{best:06}")
+    for checkpoint in list_checkpoints(tmp_path / "run"):
+        assert checkpoint.state()["selection_loss"] == by_step[checkpoint.step]
+        assert not _grid("int2").holds(load_model(checkpoint.folder)[0].embed_tokens.weight)  # selected by, not rounded
+
+
+def test_a_checkpoint_in_full_precision_is_no_match_for_one_that_ships(
+    small_config: Config, dataset: Dataset, tmp_path: Path
+) -> None:
+    config = _changed(small_config, max_steps=12, checkpoint_every=6, quantize="int2", quantize_from=0.6)
+    assert train(Run(tmp_path / "run", config, resume=False), dataset)
+    exact, rounded = list_checkpoints(tmp_path / "run")
+    assert exact.state()["selection_loss"] > exact.state()["val_loss"]  # of weights that were not trained for it
+    assert rounded.state()["selection_loss"] == rounded.state()["val_loss"]
