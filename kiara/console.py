@@ -31,6 +31,12 @@ def log_to_console() -> None:
     logger.addHandler(handler)
 
 
+def say_errors_only() -> None:
+    """For the processes of a run beside the first, which speaks for all."""
+    logger.setLevel(logging.ERROR)
+    console.quiet = True
+
+
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
     """DEBUG and above to `path`, with times, for as long as the block runs."""

@@ -7,6 +7,8 @@ optimizer state are sharded by its FSDP2. Without torchrun there is one process 
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +23,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from kiara.console import logger
+from kiara.console import logger, say_errors_only
 from kiara.model import GPT
 from kiara_runtime.errors import UserError
 
 Parallel = Literal["ddp", "fsdp"]
 PATIENCE = timedelta(hours=6)  # of a collective: the first waits for text to be prepared
+GRACE = 5.0  # seconds; torchrun looks after its processes ten times a second
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,16 @@ def joined() -> Iterator[World]:
     world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
+    if not world.main:  # torchrun ends the others when the first has ended, which has said why
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        say_errors_only()
     dist.init_process_group(timeout=PATIENCE)  # gloo for tensors on the CPU, NCCL for those on GPUs
     try:
         yield world
+    except UserError:
+        if not world.main:
+            time.sleep(GRACE)  # most likely the first process says the same
+        raise
     except RuntimeError as error:  # gloo has no class of its own for a connection that broke
         logger.debug("process %d", world.rank, exc_info=True)
         first = str(error).splitlines()[0]

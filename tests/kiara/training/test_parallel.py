@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import pytest
 import torch
 from training_runs import _changed, _losses
 
-from kiara.checkpoints.checkpoint import list_checkpoints, load_model
+from kiara.checkpoints.checkpoint import list_checkpoints
 from kiara.config.load import config_yaml
 from kiara.config.sections import Config
 from kiara.data.dataset import Dataset
@@ -26,8 +27,9 @@ STEPS = 10
 
 @pytest.fixture(scope="module")
 def exact(small_config: Config, dataset: Dataset) -> Config:
-    """In float32, where sums of other orders differ by little."""
-    changed = _changed(small_config, max_steps=STEPS, dtype="float32", global_batch=8, checkpoint_every=5, eval_every=5)
+    """In float32 and at a low rate: sums in another order differ by little, and Muon's bfloat16 makes that more."""
+    steps = {"max_steps": STEPS, "checkpoint_every": 5, "eval_every": 5}
+    changed = _changed(small_config, dtype="float32", global_batch=8, learning_rate=0.002, **steps)
     return changed.model_copy(update={"data": changed.data.model_copy(update={"train": str(dataset.folder)})})
 
 
@@ -54,17 +56,29 @@ def _curve(run: Path) -> list[float]:
 
 def _assert_like(run: Path, alone: Path) -> None:
     assert _curve(run) == pytest.approx(_curve(alone), rel=1e-4)
-    ours, theirs = (load_model(list_checkpoints(folder)[-1].folder)[0] for folder in (run, alone))
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("settings", [("parallel=ddp",), ("parallel=fsdp",), ("parallel=ddp", "batch_size=3")])
+@pytest.mark.parametrize("settings", [("parallel=fsdp",), ("parallel=ddp", "batch_size=3")])
 def test_two_processes_learn_what_one_does(settings: Sequence[str], exact: Config, alone: Path, tmp_path: Path) -> None:
     done = _torchrun(exact, tmp_path / "run", *settings)
     assert done.returncode == 0, done.stderr
     _assert_like(tmp_path / "run", alone)
     assert done.stderr.count("Finished in") == 1  # the first process alone prints
+
+
+def test_two_processes_learn_bit_for_bit_what_one_does_in_two_passes(
+    exact: Config, dataset: Dataset, tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun has it: PyTorch cuts its sums by threads
+    try:
+        assert train(Run(tmp_path / "one", _changed(exact, batch_size=4), resume=False), dataset)
+    finally:
+        torch.set_num_threads(threads)
+    assert _torchrun(exact, tmp_path / "two").returncode == 0
+    assert [r["loss"] for r in _losses(tmp_path / "two") if "loss" in r] == [
+        r["loss"] for r in _losses(tmp_path / "one") if "loss" in r
+    ]
 
 
 def test_a_step_in_several_passes_learns_what_one_pass_does(
@@ -75,19 +89,23 @@ def test_a_step_in_several_passes_learns_what_one_pass_does(
     _assert_like(tmp_path / "run", alone)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_goes_on_with_another_number_of_processes(
-    parallel: str, exact: Config, alone: Path, tmp_path: Path
+    exact: Config, dataset: Dataset, alone: Path, tmp_path: Path
 ) -> None:
-    """Two, one, and two again."""
-    out = tmp_path / "run"
-    for steps, processes in ((3, 2), (6, 1), (STEPS, 2)):
-        settings = (f"max_steps={steps}", f"parallel={parallel}", "learning_rate=0.005")
-        done = _torchrun(exact, out, *settings, processes=processes)
-        assert done.returncode == 0, done.stderr
-    losses = [record["loss"] for record in _losses(out) if "loss" in record]
-    assert len(losses) == STEPS
-    assert losses[0] == pytest.approx(_curve(alone)[0], rel=1e-4)
+    """From one to two with sharded weights, and from there to one."""
+    shared = _at_half(alone, tmp_path / "shared")
+    assert _torchrun(exact, shared, "parallel=fsdp").returncode == 0
+    _assert_like(shared, alone)
+    single = _at_half(shared, tmp_path / "single")
+    assert train(Run(single, exact, resume=True), dataset)
+    _assert_like(single, alone)
+
+
+def _at_half(run: Path, out: Path) -> Path:
+    """The run as it was before its last checkpoint."""
+    shutil.copytree(run, out)
+    shutil.rmtree(list_checkpoints(out)[-1].folder)
+    return out
 
 
 def test_what_stops_the_first_process_is_told_once(exact: Config, tmp_path: Path) -> None:
