@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from kiara import train
 from kiara.checkpoints.checkpoint import list_checkpoints
 
 SETTINGS = {
-    "data.train": "stdlib",
+    "data.train": f"{sysconfig.get_path('stdlib')}/[a-c]*.py",  # little to judge at the end: kills meet the steps
     "tokenizer.vocab_size": 512,
     "model.hidden_size": 64,
     "model.num_hidden_layers": 2,
@@ -42,6 +43,9 @@ SETTINGS = {
     "training.quantize": "int4",
     "training.quantize_from": 0.3,
 }
+
+
+CLOCK = ("seconds", "step_seconds", "tokens_per_second", "memory_mib")  # figures that are not the training's
 
 
 def live(out: Path) -> int:
@@ -74,7 +78,11 @@ def result(run: Path) -> list[object]:
     """Whatever of a finished run must not depend on how often it was killed."""
     last = list_checkpoints(run)[-1].folder
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    curve = [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    curve = [
+        {key: value for key, value in record.items() if key not in CLOCK}
+        for record in records
+        if "resumed" not in record
+    ]
     return [curve, *((last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors"))]
 
 
@@ -86,7 +94,7 @@ def main(kills: int) -> None:
     killed = saving = finished = 0
     while killed < kills:
         run = place / f"run-{finished}"
-        code = ended(live(run), rng.uniform(0.1, 2.5))
+        code = ended(live(run), rng.uniform(0.1, 1.5))
         if code is None:
             killed += 1
             saving += any(run.glob("checkpoints/.epoch-*"))

@@ -33,27 +33,37 @@ def prepare(source: str, out: Place, settings: Settings = (), config: Place | No
     return prepare_folder(load_config(_path(config), assignments), Path(out))
 
 
-def train(out: Place, settings: Settings = (), config: Place | None = None, resume: bool = False) -> bool:
+def train(
+    out: Place,
+    settings: Settings = (),
+    config: Place | None = None,
+    resume: bool = False,
+    branch: Place | None = None,
+) -> bool:
     """Train into the run folder `out`; False where it was interrupted, with a checkpoint written.
 
     settings: over those of the YAML file `config`; training.batch_size is in sequences, training.max_steps in optimizer
-    steps. resume: go on from the newest checkpoint, with the run's own settings where `config` is None. Raises
+    steps. resume: go on from the newest checkpoint, with the run's own settings where `config` is None. branch: another
+    run, or a checkpoint of one, where this one begins: with its weights, optimizers, step, data and settings. Raises
     UserError for a setting that cannot be used, and where memory runs out.
     """
-    from kiara.checkpoints import trained_on
+    from kiara.checkpoints import trained_checkpoint, trained_on
     from kiara.config import load_config
     from kiara.data import as_prepared, dataset_of
     from kiara.files import CONFIG_FILE
-    from kiara.training import Run, joined, trainer
+    from kiara.training import Run, check_settings, joined, trainer
 
+    origin = None if branch is None else trained_checkpoint(Path(branch))
     saved = Path(out) / CONFIG_FILE
+    if origin is not None and not saved.is_file():
+        saved = origin.folder.parent.parent / CONFIG_FILE
     with joined() as world:
         if not world.main:
             world.wait()  # for the first process to check the settings, claim the folder and prepare the text
-        own = resume and config is None and saved.is_file()
+        own = (resume or origin is not None) and config is None and saved.is_file()
         loaded = load_config(saved if own else _path(config), _assignments(settings))
-        trainer.check_settings(loaded)
-        with closing(Run(Path(out), loaded if own else as_prepared(loaded), resume, writes=world.main)) as run:
+        check_settings(loaded)
+        with closing(Run(Path(out), loaded if own else as_prepared(loaded), resume, world.main, origin)) as run:
             # A run that goes on does so with the very data it began with, whatever has become of its source.
             dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
             if world.main:

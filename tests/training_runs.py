@@ -17,4 +17,6 @@ def _changed(config: Config, **training: Any) -> Config:
 
 def _losses(run: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    clock = ("seconds", "step_seconds", "tokens_per_second", "memory_mib")
+    kept = [record for record in records if "resumed" not in record]
+    return [{key: value for key, value in record.items() if key not in clock} for record in kept]

@@ -5,20 +5,20 @@ from kiara.checkpoints.checkpoint import (
     STATE_FILE,
     WEIGHTS_FILE,
     Checkpoint,
-    TokenIds,
     check_finite,
     find_checkpoint,
     first_whole,
     list_checkpoints,
     load_model,
     prune_checkpoints,
-    read_json,
     read_state,
     read_tensors,
     save_checkpoint,
+    trained_checkpoint,
     trained_on,
-    write_json,
 )
+from kiara.checkpoints.json_files import read_json, write_json
+from kiara.checkpoints.token_ids import TokenIds
 
 __all__ = [
     "OPTIMIZER_FILE",
@@ -36,6 +36,7 @@ __all__ = [
     "read_state",
     "read_tensors",
     "save_checkpoint",
+    "trained_checkpoint",
     "trained_on",
     "write_json",
 ]

@@ -10,7 +10,6 @@ the folder as it is; q, k and v, packed in one matrix here, are stored as the th
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -24,14 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kiara.checkpoints.json_files import read_json, write_json
+from kiara.checkpoints.token_ids import TokenIds
 from kiara.console import logger
 from kiara.data import Dataset
 from kiara.families import Family, family_of, is_transposed, read_config, tensor_names, write_config
-from kiara.files import MAX_JSON_BYTES, STATE_FILE, new_folder
+from kiara.files import STATE_FILE, new_folder
 from kiara.model import GPT, rope_tables
 from kiara_runtime.errors import UserError
-from kiara_runtime.system import hash_file, read_bounded_json
-from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
+from kiara_runtime.system import hash_file
+from kiara_runtime.tokens import Tokenizer
 
 WEIGHTS_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 _FOLDER_NAME = re.compile(r"epoch-(\d+)-step-(\d+)\Z")
@@ -56,40 +57,6 @@ class Checkpoint:
         except UserError:  # of a damaged one
             return math.inf
         return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
-
-
-@dataclass(frozen=True)
-class TokenIds:
-    """What begins and ends a text, as generation_config.json has it."""
-
-    bos: int
-    eos: frozenset[int]
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> TokenIds:
-        """Those of a tokenizer of our own."""
-        end = tokenizer.special_tokens[END_OF_TEXT]
-        return cls(end, frozenset({end}))
-
-    @classmethod
-    def read(cls, folder: Path) -> TokenIds:
-        values = read_json(folder / "generation_config.json")
-        eos: Any = values.get("eos_token_id")
-        ends: list[Any] = eos if isinstance(eos, list) else [eos]
-        given: Any = values.get("bos_token_id")
-        bos: Any = ends[0] if given is None and ends else given  # a model without one begins with what ends a text
-        if not ends or not all(type(i) is int and i >= 0 for i in (*ends, bos)):
-            raise UserError(
-                f"{folder}/generation_config.json",
-                f"eos_token_id {eos!r} or bos_token_id {bos!r} is no token id",
-                "give whole numbers",
-            )
-        return cls(bos, frozenset(ends))
-
-    def json(self) -> dict[str, Any]:
-        """As generation_config.json and config.json spell it."""
-        ends = sorted(self.eos)
-        return {"bos_token_id": self.bos, "eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": ends[0]}
 
 
 def save_checkpoint(
@@ -152,6 +119,17 @@ def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     if fault is not None:
         raise UserError(fault.field, fault.problem, f"{fault.remedy}; no other checkpoint of the run is whole")
     return None
+
+
+def trained_checkpoint(path: Path) -> Checkpoint:
+    """The newest whole checkpoint of the run at `path`, or `path` itself, with all that training needs to go on."""
+    found = first_whole(reversed(list_checkpoints(path)))
+    if found is None and (path / OPTIMIZER_FILE).is_file():
+        state = read_state(path)
+        found = Checkpoint(path.resolve(), int(state.get("epoch", 0)) + 1, int(state["step"]))
+    if found is None:
+        raise UserError(path, "holds no checkpoint of a training", "name a run or one of its checkpoints")
+    return found
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -276,16 +254,6 @@ def trained_on(folder: Path, option: str | None = None) -> Dataset:
     if dataset.sha256 != state["data_sha256"]:
         raise UserError(data, "prepared anew from other text since", f"restore it, or {instead}")
     return dataset
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object out of a checkpoint or a folder to import."""
-    return read_bounded_json(path, MAX_JSON_BYTES)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object as people like to read it."""
-    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -78,20 +78,50 @@ def prepare(source: str, out: Path, config_file: Path | None, settings: tuple[st
 @SETTINGS
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default a new one below runs/.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --out, if it has one.")
+@click.option(
+    "--branch",
+    metavar="RUN_OR_CHECKPOINT",
+    type=click.Path(path_type=Path),
+    help="Begin where another run's newest checkpoint, or this checkpoint, stands: weights, optimizers, step and data. "
+    "Its settings are kept but for what --set changes.",
+)
 @click.pass_context
 def train(
-    ctx: click.Context, config_file: Path | None, settings: tuple[str, ...], out: Path | None, resume: bool
+    ctx: click.Context,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    branch: Path | None,
 ) -> None:
     """Train a model.
 
-    With no options: the default one, on the Python standard library.
+    With no options: the default one, on the Python standard library. On several GPUs: torchrun -m kiara train ...
     """
     from kiara import face
 
     if resume and out is None:
         raise click.UsageError("--resume: name the run to go on with, --out RUN")
-    if not face.train(out or _new_run(config_file), settings, config_file, resume):
+    if not face.train(out or _new_run(config_file), settings, config_file, resume, branch):
         ctx.exit(CODES[signal.SIGINT])
+
+
+@main.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Page to write; of one run, RUN/report.html by default.")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write a page about runs: curves over each other, samples, settings, data.
+
+    One HTML file that needs nothing else.
+    """
+    from kiara.report import write_page
+
+    first, *others = runs
+    if out is None and others:
+        raise click.UsageError("--out: name the page to write, as there are several runs")
+    page = out or first / "report.html"
+    write_page(runs, page)
+    click.echo(page)
 
 
 @main.command("import")

@@ -71,6 +71,10 @@ class TrainingConfig(Section):
     """Part of `max_steps` that is trained in full precision before the rounding begins."""
     select_by: Literal["val_bpb", "int8", "int4", "int2"] | None = None
     """Loss that picks the best checkpoint: of the weights as trained, or rounded for a variant; null: of `quantize`."""
+    patience: int | None = Field(default=None, ge=1)
+    """Validations without a better loss after which the run ends early; null: never."""
+    track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[])
+    """Trackers that get the figures besides metrics.jsonl; each is an extra."""
     sample_prompt: str = "def "
     """Prompt of the sample that each validation writes."""
     sample_tokens: int = Field(default=64, ge=0)

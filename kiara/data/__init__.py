@@ -3,7 +3,7 @@
 Nothing here knows a model.
 """
 
-from kiara.data.dataset import GIVEN, Dataset, Split
+from kiara.data.dataset import GIVEN, Dataset, Split, read_manifest
 from kiara.data.documents import read_documents
 from kiara.data.prepare import as_prepared, dataset_of, prepare_folder
 from kiara.data.sources import resolve_source
@@ -16,5 +16,6 @@ __all__ = [
     "dataset_of",
     "prepare_folder",
     "read_documents",
+    "read_manifest",
     "resolve_source",
 ]

@@ -5,7 +5,6 @@ The figures are `kiara_runtime.verify.scoring`'s.
 
 from kiara.evaluation.evaluate import (
     Metrics,
-    evaluate,
     evaluate_checkpoint,
     held_out_text,
     rows_at_once,
@@ -16,7 +15,6 @@ from kiara.evaluation.reference import reference_model
 
 __all__ = [
     "Metrics",
-    "evaluate",
     "evaluate_checkpoint",
     "held_out_text",
     "reference_model",

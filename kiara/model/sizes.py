@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kiara.config import ModelConfig
+from kiara.grid import Grid
 from kiara.model.wiring import projections
 from kiara_runtime.bundle import VARIANTS, Variant
 
@@ -32,10 +33,12 @@ def parameters(config: ModelConfig, vocab_size: int) -> int:
     return tables + norms + head_norms + layers * biases + positions
 
 
-def graph_bytes(config: ModelConfig, vocab_size: int, variant: Variant) -> int:
-    """Size of the graph file of a variant in blocks; its tables have 8 bits."""
+def graph_bytes(config: ModelConfig, vocab_size: int, variant: Variant, trained: bool = False) -> int:
+    """Size of the graph file of a variant in blocks. trained: on its grid, which its tables have, too, else 8 bits."""
     matrices, table = matrix_parameters(config), table_parameters(config, vocab_size)
     rest = 4 * (parameters(config, vocab_size) - matrices - table)
+    if trained:
+        return round(rest + (matrices + table) * Grid.of(variant).bytes_per_weight)
     return round(rest + table * TABLE.bytes_per_weight + matrices * variant.bytes_per_weight)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -79,6 +81,16 @@ def repeatable(device: str) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def memory_mib(device: str) -> int:
+    """Of the device where the model is: of a GPU the most that was held so far, else the process's resident memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() >> 20
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    except (OSError, ValueError, IndexError):  # a system without it
+        return 0
 
 
 def give_back_memory() -> None:

@@ -25,14 +25,13 @@ def make_optimizers(model: nn.Module, config: TrainingConfig) -> dict[str, optim
     }
 
 
-def set_learning_rates(optimizers: dict[str, optim.Optimizer], config: TrainingConfig, step: int) -> float:
-    """Give each optimizer its rate for `step`, counted from 0; returns the part of the peak that this is."""
+def set_learning_rates(optimizers: dict[str, optim.Optimizer], config: TrainingConfig, step: int) -> None:
+    """Give each optimizer its rate for `step`, counted from 0."""
     part = schedule(config, step)
     peaks = {"muon": config.learning_rate, "adamw": config.embedding_learning_rate}
     for kind, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             group["lr"] = part * peaks[kind]
-    return part
 
 
 def schedule(config: TrainingConfig, step: int) -> float:

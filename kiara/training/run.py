@@ -16,17 +16,20 @@ from kiara.checkpoints import Checkpoint, first_whole, list_checkpoints
 from kiara.config import Config, config_yaml, load_config
 from kiara.console import log_to_file
 from kiara.files import CONFIG_FILE, RUN_MARK, claim, write_text
+from kiara.report import METRICS_FILE, SAMPLES_FILE, plot_run, read_metrics
+from kiara.training.trackers import Trackers
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import FolderLock
 
-METRICS_FILE, SAMPLES_FILE, PLOT_FILE, LOG_FILE = "metrics.jsonl", "samples.txt", "loss.png", "train.log"
+PLOT_FILE, LOG_FILE = "loss.png", "train.log"
 
 # What a resumed run may change: how long, how often and where, not what is learned from what.
 _MAY_CHANGE = frozenset(
     f"training.{name}"
     for name in (
         "max_steps learning_rate embedding_learning_rate eval_every eval_tokens checkpoint_every keep_last "
-        "sample_prompt sample_tokens device compile batch_size global_batch parallel activation_checkpointing"
+        "sample_prompt sample_tokens device compile batch_size global_batch parallel activation_checkpointing "
+        "patience track"
     ).split()
 )
 
@@ -34,21 +37,28 @@ _MAY_CHANGE = frozenset(
 class Run:
     """A run folder, opened for training; `last` is the checkpoint to go on from, if any."""
 
-    def __init__(self, folder: Path, config: Config, resume: bool, writes: bool = True) -> None:
-        """writes: false in all processes of a run but the first: they read checkpoints and nothing else."""
+    def __init__(
+        self, folder: Path, config: Config, resume: bool, writes: bool = True, origin: Checkpoint | None = None
+    ) -> None:
+        """writes: false in all processes of a run but the first: they read checkpoints and nothing else. origin: of
+        another run, where a run without checkpoints of its own begins.
+        """
         self.folder, self.config, self._writes = folder, config, writes
+        self._trackers: Trackers | None = None
         if not writes:
-            self.last = first_whole(reversed(list_checkpoints(folder)))
+            self.last = first_whole(reversed(list_checkpoints(folder))) or origin
             return
         self._lock = self._locked()
         try:
-            self.last = self._newest(resume)
+            self.last = self._newest(resume) or origin
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Let others write the folder."""
+        if self._trackers:
+            self._trackers.close()
         if self._writes:
             self._lock.close()
 
@@ -94,8 +104,14 @@ class Run:
         for checkpoint in list_checkpoints(self.folder):
             if checkpoint.step > step:  # damaged, or it would be the last one; out of the way of the next
                 checkpoint.folder.rename(checkpoint.folder.with_name(f"damaged-{checkpoint.folder.name}"))
-        kept = [record for record in self.metrics() if record["step"] <= step]
+        before = self.metrics()
+        if not before and self.last:  # it begins where another run stands
+            before = read_metrics(self.last.folder.parent.parent / METRICS_FILE)
+        kept = [record for record in before if record["step"] <= step]
+        if step:
+            kept.append({"step": step, "resumed": True})
         write_text(self.folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
+        self._trackers = Trackers(self.folder, self.config)
 
     def record(self, **values: Any) -> None:
         """Append a line to the metrics."""
@@ -103,12 +119,17 @@ class Run:
             return
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+        if self._trackers:
+            self._trackers.log(values["step"], values)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records so far; a last line that a killed process left unfinished is passed over."""
-        path = self.folder / METRICS_FILE
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        """The records so far."""
+        return read_metrics(self.folder / METRICS_FILE)
+
+    def plot(self) -> None:
+        """Draw the curves."""
+        if self._writes:
+            plot_run(self.folder.resolve().name, self.metrics(), self.folder / PLOT_FILE)
 
     def sample(self, step: int, text: str) -> None:
         with (self.folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:

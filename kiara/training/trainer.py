@@ -12,32 +12,35 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 
-import regex
 import torch
 from torch import Tensor
 
 from kiara.checkpoints import load_model
-from kiara.config import Config
 from kiara.console import log_without_bar, logger, progress
 from kiara.data import Dataset
 from kiara.model import GPT, sizes
-from kiara.training.device import check_device, memory_told, pick_device, repeatable, use_bfloat16, use_compile
+from kiara.training.advice import advice, stalled
+from kiara.training.device import (
+    memory_mib,
+    memory_told,
+    pick_device,
+    repeatable,
+    use_bfloat16,
+    use_compile,
+)
 from kiara.training.gradient import Gradient
-from kiara.training.optim import make_optimizers, set_learning_rates
+from kiara.training.optim import make_optimizers, schedule, set_learning_rates
 from kiara.training.pace import Pace, duration
 from kiara.training.parallel import World, check_batch, whole
-from kiara.training.plot import plot_run
+from kiara.training.preflight import announce, check_text_fits
 from kiara.training.rounding import Rounding
-from kiara.training.run import PLOT_FILE, Run
+from kiara.training.run import Run
 from kiara.training.snapshot import check_data, load_snapshot, save_snapshot, whole_model
 from kiara.training.stop_request import stop_request
 from kiara.training.validation import Validation, sample
-from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens import SPLIT_PATTERN, check_text
 from kiara_runtime.verify import Metrics
 
-SMALLEST = [variant for variant in VARIANTS if variant.rounding in ("blocks", "gptq")]  # whose size is told
 ALONE = World()
 LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw a bar on
 
@@ -50,7 +53,8 @@ def train(run: Run, dataset: Dataset, world: World = ALONE) -> bool:
 
 def _train(run: Run, dataset: Dataset, world: World) -> bool:
     most = run.config.training.max_steps
-    if run.last and run.last.step >= most:
+    judged = any("final_val_loss" in record and record["step"] >= most for record in run.metrics())
+    if run.last and run.last.step >= most and judged:
         logger.info("%s is finished at step %d; a higher training.max_steps goes on.", run.folder, run.last.step)
         return True
     with memory_told("model", "make hidden_size or num_hidden_layers smaller"):
@@ -65,19 +69,6 @@ def _train(run: Run, dataset: Dataset, world: World) -> bool:
     return finished
 
 
-def check_settings(config: Config) -> None:
-    """Raises UserError for what cannot be, as far as it shows before there are data."""
-    training, length = config.training, config.model.context_length
-    check_device(training.device, training.compile)
-    try:
-        check_text(training.sample_prompt).encode()
-    except ValueError as error:  # half a character, too
-        raise UserError("training.sample_prompt", f"cannot be encoded ({error})", "give another") from None
-    least = sum(1 for _ in regex.finditer(SPLIT_PATTERN, training.sample_prompt))
-    if training.sample_tokens and least >= length:
-        raise UserError("training.sample_prompt", f"as long as model.context_length ({length})", "shorten it")
-
-
 class Trainer:
     """The state of a run: model, optimizers and the next step to take."""
 
@@ -85,8 +76,9 @@ class Trainer:
         self.run, self.config, self.dataset, self.world = run, run.config.training, dataset, world
         self.device, self.length = pick_device(self.config.device), run.config.model.context_length
         check_batch(self.config.sequences, world)
-        self._check_text()
-        self.step, self.seconds = 0, 0.0
+        check_text_fits(run.config, dataset)
+        self.step, self.seconds, self.gradient_norm = 0, 0.0, 0.0
+        self.validated = -1  # the step of the last validation
         self.model = self._initial_model()
         self.model.to(self.device).train()
         self.model.recompute = self.config.activation_checkpointing
@@ -107,15 +99,6 @@ class Trainer:
         if self.compiled:
             self.gradient.compile()
 
-    def _check_text(self) -> None:
-        """Refuse, before any work, text and prompts that cannot be used."""
-        self.dataset.train.windows(self.length)
-        if not self.dataset.val.targets:
-            raise UserError("data.val", "the validation split holds no token to predict", "hold out more text")
-        prompt = self.dataset.tokenizer.encode(self.config.sample_prompt) if self.config.sample_tokens else []
-        if len(prompt) >= self.length:
-            raise UserError("training.sample_prompt", f"as long as model.context_length ({self.length})", "shorten it")
-
     def _initial_model(self) -> GPT:
         if not self.run.last:
             model = GPT(self.run.config.model, self.dataset.tokenizer.vocab_size)
@@ -124,43 +107,28 @@ class Trainer:
         state = self.run.last.state()
         check_data(state, self.dataset)
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        return load_model(self.run.last.folder)[0]
+        model, _ = load_model(self.run.last.folder)
+        if model.config != self.run.config.model:
+            raise UserError("model", f"another shape than that of {self.run.last.folder}", "leave its settings away")
+        return model
 
     def announce(self) -> None:
         """Say what will ship, and what it is made from."""
-        model, vocab = self.run.config.model, self.model.vocab_size
-        logger.info(
-            "Model: %.2fM parameters; bundle %s; KV cache %.1f KB a token; context %d.",
-            sizes.parameters(model, vocab) / 1e6,
-            ", ".join(f"{sizes.graph_bytes(model, vocab, v) / 1e6:.1f} MB at {v.name}" for v in SMALLEST),
-            sizes.cache_bytes_per_token(model) / 1e3,
-            model.context_length,
-        )
-        train_tokens, step_tokens = self.dataset.train.tokens, self.config.sequences * self.length
-        logger.info(
-            "Data: %s, %s training and %s validation tokens; %d steps of %s tokens are %.2f epochs.",
-            self.dataset.folder,
-            f"{train_tokens:,}",
-            f"{self.dataset.val.tokens:,}",
-            self.config.max_steps,
-            f"{step_tokens:,}",
-            self.config.max_steps * step_tokens / train_tokens,
-        )
         arithmetic = "bfloat16 autocast" if self.bfloat16 else "float32"
         processes = f", {self.world.size} processes ({self.config.parallel})" if self.world.size > 1 else ""
         compiling = ", compiling the model" if self.compiled else ""
-        logger.info("Machine: %s%s, %s%s.", self.device, processes, arithmetic, compiling)
+        announce(self.run.config, self.dataset, f"{self.device}{processes}, {arithmetic}{compiling}")
 
     def loop(self, stopping: Callable[[], bool]) -> bool:
         """Step until the end, or until `stopping` in any process; True at the end."""
         config, shown = self.config, time.monotonic()
         pace = Pace(config.max_steps, self.step)
         with progress("Training", config.max_steps, self.step) as advance:
-            while self.step < config.max_steps and not self._agreed(stopping()):
+            while not self._done() and not self._agreed(stopping()):
                 started = time.perf_counter()
                 loss = self._step()
                 seconds = time.perf_counter() - started
-                self.seconds += seconds
+                self._record(loss, seconds)
                 if first := pace.stepped(seconds):
                     logger.info("Estimated time: about %s.", first)
                 note = f"loss {loss:.3f}  {config.sequences * self.length / seconds:,.0f} tokens/s"
@@ -174,12 +142,29 @@ class Trainer:
         if self.saved != self.step:  # interrupted between two checkpoints
             with self._as_shipped():
                 self._save(self._validate())
-        return self.step >= config.max_steps
+        return self._done()
+
+    def _done(self) -> bool:
+        """Whether the run is at its end, or better ends early."""
+        if self.step < self.config.max_steps and self.config.patience is not None and self.step == self.validated:
+            return self.world.total([stalled(self.run.metrics()) >= self.config.patience]) > [0.0]
+        return self.step >= self.config.max_steps
+
+    def _record(self, loss: float, seconds: float) -> None:
+        self.seconds += seconds
+        self.run.record(
+            step=self.step,
+            loss=round(loss, 6),
+            learning_rate=schedule(self.config, self.step - 1) * self.config.learning_rate,
+            gradient_norm=round(self.gradient_norm, 6),
+            step_seconds=round(seconds, 4),
+            tokens_per_second=round(self.config.sequences * self.length / seconds),
+            memory_mib=memory_mib(self.device),
+        )
 
     def finish(self, finished: bool) -> None:
         """Draw the run, and judge a finished one on the whole validation split."""
-        if self.world.main:
-            plot_run(self.run.metrics(), self.run.folder / PLOT_FILE)
+        self.run.plot()
         if not finished:
             saved = "saved" if self.step else "nothing to save yet"
             logger.warning(
@@ -202,19 +187,18 @@ class Trainer:
 
     def _step(self) -> float:
         """One optimizer step; the mean loss over its batch before it."""
-        part = set_learning_rates(self.optimizers, self.config, self.step)
+        set_learning_rates(self.optimizers, self.config, self.step)
         with self._as_shipped():
             mine = self.gradient.add(self.step)
         (loss,) = self.world.total([mine])
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.gradient_norm = whole(norm).item()
         self._must_be_finite("loss", loss)
-        self._must_be_finite("norm of the gradient", norm)
+        self._must_be_finite("norm of the gradient", self.gradient_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.model.zero_grad()
         self.step += 1
-        rate = part * self.config.learning_rate
-        self.run.record(step=self.step, loss=round(loss, 6), learning_rate=rate, gradient_norm=round(norm, 6))
         return loss
 
     def _must_be_finite(self, name: str, value: float) -> None:
@@ -240,11 +224,14 @@ class Trainer:
         metrics = self.validation(self.config.eval_tokens)
         self._must_be_finite("validation loss", metrics.loss)  # such weights are not worth keeping
         self.run.record(step=self.step, **metrics.named("val_"))
+        self.validated = self.step
         logger.info(
             "step %d/%d  validation loss %.4f  perplexity %.2f  accuracy %.1f %%  %.4f bits per byte",
             self.step, self.config.max_steps, metrics.loss, metrics.perplexity, 100 * metrics.accuracy,
             metrics.bits_per_byte,
         )  # fmt: skip
+        if self.world.main and (said := advice(self.run.metrics())):
+            logger.info("%s.", said[0].upper() + said[1:])
         if self.config.sample_tokens:
             model = whole_model(self.model)
             if self.world.main:

@@ -1,0 +1,45 @@
+"""What begins and ends a text, as generation_config.json has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kiara.checkpoints.json_files import read_json
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """What begins and ends a text, as generation_config.json has it."""
+
+    bos: int
+    eos: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenIds:
+        """Those of a tokenizer of our own."""
+        end = tokenizer.special_tokens[END_OF_TEXT]
+        return cls(end, frozenset({end}))
+
+    @classmethod
+    def read(cls, folder: Path) -> TokenIds:
+        values = read_json(folder / "generation_config.json")
+        eos: Any = values.get("eos_token_id")
+        ends: list[Any] = eos if isinstance(eos, list) else [eos]
+        given: Any = values.get("bos_token_id")
+        bos: Any = ends[0] if given is None and ends else given  # a model without one begins with what ends a text
+        if not ends or not all(type(i) is int and i >= 0 for i in (*ends, bos)):
+            raise UserError(
+                f"{folder}/generation_config.json",
+                f"eos_token_id {eos!r} or bos_token_id {bos!r} is no token id",
+                "give whole numbers",
+            )
+        return cls(bos, frozenset(ends))
+
+    def json(self) -> dict[str, Any]:
+        """As generation_config.json and config.json spell it."""
+        ends = sorted(self.eos)
+        return {"bos_token_id": self.bos, "eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": ends[0]}

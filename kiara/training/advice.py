@@ -1,0 +1,41 @@
+"""What the curves of a run say, in words: it stands still, or it begins to learn its text by heart."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+STALLED = 4  # validations without a new best before anything is said
+PLATEAU = 0.001  # of the loss: less of a gain than this is none
+
+
+def stalled(records: list[dict[str, Any]]) -> int:
+    """Validations since the last that was better than all before it by more than PLATEAU."""
+    best, since = float("inf"), 0
+    for record in records:
+        if "val_loss" in record:
+            better = record["val_loss"] < best * (1 - PLATEAU)
+            since = 0 if better else since + 1
+            best = min(best, record["val_loss"])
+    return since
+
+
+def advice(records: list[dict[str, Any]]) -> str | None:
+    """A sentence where the last validations deserve one: at every STALLED-th without a gain."""
+    since = stalled(records)
+    if not since or since % STALLED:
+        return None
+    validations = [record for record in records if "val_loss" in record]
+    best = min(validations, key=lambda record: record["val_loss"])
+    then, now = (_training_loss(records, record["step"]) for record in (best, validations[-1]))
+    where = f"no better validation loss than at step {best['step']} for {since} validations"
+    if now is not None and then is not None and now < then * (1 - PLATEAU):
+        return f"{where}, while the training loss fell: the model is overfitting; more text or a smaller model helps"
+    return f"{where}: a plateau; a lower learning rate or training.patience to stop early helps"
+
+
+def _training_loss(records: list[dict[str, Any]], step: int) -> float | None:
+    """Mean over the steps since the validation before `step`."""
+    before = max((record["step"] for record in records if "val_loss" in record and record["step"] < step), default=0)
+    losses = [record["loss"] for record in records if "loss" in record and before < record["step"] <= step]
+    return statistics.fmean(losses) if losses else None

@@ -1,0 +1,69 @@
+"""Before the first step: settings and text that cannot be trained with are refused, and what will ship is told."""
+
+from __future__ import annotations
+
+import regex
+
+from kiara.config import Config
+from kiara.console import logger
+from kiara.data import Dataset
+from kiara.model import sizes
+from kiara.training.device import check_device
+from kiara_runtime.bundle import VARIANTS, find_variant
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokens import SPLIT_PATTERN, check_text
+
+SHOWN = [variant for variant in VARIANTS if variant.name in ("int8", "int4")]  # whose size is told
+
+
+def check_settings(config: Config) -> None:
+    """Raises UserError for what cannot be, as far as it shows before there are data."""
+    training, length = config.training, config.model.context_length
+    check_device(training.device, training.compile)
+    try:
+        check_text(training.sample_prompt).encode()
+    except ValueError as error:  # half a character, too
+        raise UserError("training.sample_prompt", f"cannot be encoded ({error})", "give another") from None
+    least = sum(1 for _ in regex.finditer(SPLIT_PATTERN, training.sample_prompt))
+    if training.sample_tokens and least >= length:
+        raise UserError("training.sample_prompt", f"as long as model.context_length ({length})", "shorten it")
+
+
+def check_text_fits(config: Config, dataset: Dataset) -> None:
+    """Raises UserError for text too short for the context, and for a sample's prompt as long as that."""
+    training, length = config.training, config.model.context_length
+    dataset.train.windows(length)
+    if not dataset.val.targets:
+        raise UserError("data.val", "the validation split holds no token to predict", "hold out more text")
+    prompt = dataset.tokenizer.encode(training.sample_prompt) if training.sample_tokens else []
+    if len(prompt) >= length:
+        raise UserError("training.sample_prompt", f"as long as model.context_length ({length})", "shorten it")
+
+
+def announce(config: Config, dataset: Dataset, machine: str) -> None:
+    """Say what will ship, what it is made from, and where it is computed."""
+    model, vocab, training = config.model, dataset.tokenizer.vocab_size, config.training
+    trained_for = find_variant(training.quantize)
+    shown = SHOWN if trained_for is None else [trained_for]
+    bundles = (f"{sizes.graph_bytes(model, vocab, v, trained_for is not None) / 1e6:.1f} MB at {v.name}" for v in shown)
+    logger.info(
+        "Model: %.2fM parameters; bundle %s; KV cache %.1f KB a token; context %d.",
+        sizes.parameters(model, vocab) / 1e6,
+        ", ".join(bundles),
+        sizes.cache_bytes_per_token(model) / 1e3,
+        model.context_length,
+    )
+    if trained_for is not None:
+        begins = round(training.quantize_from * training.max_steps)
+        logger.info("Weights are rounded to %s from step %d on; the export rounds nothing.", trained_for.name, begins)
+    step_tokens = training.sequences * model.context_length
+    logger.info(
+        "Data: %s, %s training and %s validation tokens; %d steps of %s tokens are %.2f epochs.",
+        dataset.folder,
+        f"{dataset.train.tokens:,}",
+        f"{dataset.val.tokens:,}",
+        training.max_steps,
+        f"{step_tokens:,}",
+        training.max_steps * step_tokens / dataset.train.tokens,
+    )
+    logger.info("Machine: %s.", machine)
