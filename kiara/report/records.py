@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What a run left. metrics: lines of metrics.jsonl. samples: steps and texts. data: dataset.json, if there is one."""
+    """What a run left. metrics: lines of metrics.jsonl. samples: steps and texts. data: dataset.json, if any."""
 
     name: str
     metrics: list[Record]
