@@ -69,9 +69,10 @@ def _page(runs: list[RunRecords]) -> Iterator[str]:
             for step, text in (run.samples[i] for i in shown if i < len(run.samples)):
                 yield f"<div>step {step}</div><pre>{escape(text)}</pre>"
     yield from _settings(runs)
-    for run in runs:
-        if run.data:
-            yield f"<h2>Data of {escape(run.name)}</h2>{_table(list(_data_card(run.data)))}"
+    cards = {run.name: _table(list(_data_card(run.data))) for run in runs if run.data}
+    for card in dict.fromkeys(cards.values()):
+        names = ", ".join(name for name, its in cards.items() if its == card)
+        yield f"<h2>Data of {escape(names)}</h2>{card}"
     yield "</html>"
 
 

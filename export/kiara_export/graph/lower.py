@@ -11,7 +11,6 @@ away when it loads the graph, and 2 bytes a block stay off the disk.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Collection, Iterator
 
@@ -20,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from kiara.model import norm_before
+from kiara_export.graph.packing import unpacked
 from kiara_export.graph.trace import ROPE, constant, register
 from kiara_export.quantize import Blocks, Factors, per_channel
 from kiara_runtime.errors import UserError
@@ -236,7 +236,7 @@ class _Tables:
             column = ir.node("Reshape", [scales, shape])
             rows = ir.node("Gather", [data, ids], {"axis": 0})  # (B, S, blocks, size)
             wide = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
-            apart = [] if spec.bits == 8 else _unpacked(model, wide, spec)
+            apart = [] if spec.bits == 8 else unpacked(model, wide, spec)
             centred = ir.node("Sub", [(apart or [wide])[-1].outputs[0], middle])
             steps = ir.node("Gather", [column.outputs[0], ids], {"axis": 0})  # (B, S, blocks, 1)
             scaled = ir.node("Mul", [centred.outputs[0], steps.outputs[0]])
@@ -251,34 +251,6 @@ class _Tables:
         cast = ir.node("Cast", [pool], {"to": ir.DataType.FLOAT})
         split = ir.Node("", "Split", [cast.outputs[0], sizes], [ir.AttrInt64("axis", 0)], outputs=[m[1] for m in made])
         model.graph.insert_before(model.graph[0], [cast, split])
-
-
-def _unpacked(model: ir.Model, bytes_: ir.Node, spec: Blocks) -> list[ir.Node]:
-    """Nodes that take apart what is packed in bytes, (B, S, blocks, size * bits / 8) -> (B, S, blocks, size).
-
-    In float32, which is all that ONNX Runtime's build for browsers computes with: digit i of a byte in base 2 ** bits
-    is floor(byte / base^i) less base times floor(byte / base^(i + 1)).
-    """
-    base, each = 1 << spec.bits, 8 // spec.bits
-    shape = constant(model, "embedding.blocks", np.array([0, 0, -1, spec.size]))
-    times, axis = (
-        constant(model, "embedding.base", np.array(base, np.float32)),
-        constant(model, "embedding.last", np.array([-1])),
-    )
-    nodes: list[ir.Node] = []
-
-    def node(kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        nodes.append(ir.node(kind, inputs, attributes))
-        return nodes[-1].outputs[0]
-
-    floors = [bytes_.outputs[0]]
-    for i in range(1, each):
-        part = constant(model, f"embedding.part{i}", np.array(base**-i, np.float32))
-        floors.append(node("Floor", node("Mul", bytes_.outputs[0], part)))
-    digits = [node("Sub", low, node("Mul", high, times)) for low, high in itertools.pairwise(floors)]
-    columns = [node("Unsqueeze", digit, axis) for digit in (*digits, floors[-1])]
-    node("Reshape", node("Concat", *columns, axis=-1), shape)
-    return nodes
 
 
 def _linears(model: ir.Model) -> list[ir.Node]:
