@@ -1,4 +1,4 @@
-"""Templates of our own that use, between them, every construct of those that models are published with."""
+"""Chat templates that together use every construct found in the templates of published models."""
 
 BASIC = {
     "plain loop": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
@@ -92,12 +92,12 @@ TEMPLATES = {**BASIC, **TOOLS}
 
 
 def _grown(start: str, step: str, shown: str = "ns.x") -> str:
-    """A template that makes a value of the one before, sixty times."""
+    """A template that assigns `step` to `ns.x` sixty times and then prints `shown`."""
     steps = f"{{% for i in range(60) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
     return f"{{% set ns = namespace(x={start}) %}}{steps}{{{{ {shown} }}}}"
 
 
-# None may take more than a moment or more than a little memory, whatever it does.
+# Each must be refused quickly and with little memory.
 HARMFUL = {
     "numbers": "{{ 9 ** (9 ** 9) }}",
     "squares": _grown("9", "ns.x * ns.x"),

@@ -1,4 +1,4 @@
-"""One small run and its bundle, made by the real pipeline once a session, and helpers to call the commands."""
+"""A small training run and its bundle, made once per session by the real pipeline, and the commands as fixtures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kiara_runtime.system.machine import machine
 
 REPOSITORY = Path(__file__).parent.parent
 STDLIB_FILES = ("argparse", "ast", "bisect", "calendar", "cmd", "csv", "difflib", "heapq", "inspect", "shlex", "typing")
-# Of a processor, those that change the arithmetic of PyTorch or ONNX Runtime; x86 first, then Arm.
+# CPU features that change the arithmetic of PyTorch or ONNX Runtime; x86 first, then Arm.
 FEATURES = "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 amx_int8 amx_bf16 asimddp i8mm sve".split()
 SMALL = (
     "model.hidden_size=64",
@@ -38,12 +38,12 @@ SMALL = (
     "training.eval_tokens=2048",
     "training.checkpoint_every=20",
     "training.sample_tokens=4",
-    f"training.seed={os.environ.get('TEST_MODEL_SEED', '1337')}",  # `make test-seeds` makes other models
+    f"training.seed={os.environ.get('TEST_MODEL_SEED', '1337')}",  # `make test-seeds` trains with other seeds
 )
 
 
 def pytest_report_header() -> str:
-    """The processor: arithmetic differs from one to another, and so does what a small model says."""
+    """Name the processor: arithmetic, and so the output of a small model, differs between processors."""
     import torch
 
     info = Path("/proc/cpuinfo")
@@ -86,7 +86,7 @@ def run(small_config: Config, dataset: Dataset, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle, with the int8 and the fp32 variant."""
+    """The bundle of `run`, with the int8 and fp32 variants."""
     from kiara_export.pipeline import Request, export
 
     folder = tmp_path_factory.mktemp("bundles") / "small"
@@ -96,7 +96,7 @@ def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a chat template."""
+    """A copy of `bundle` with a chat template."""
     return with_chat(bundle, tmp_path_factory.mktemp("chat") / "talker")
 
 
@@ -119,5 +119,5 @@ def kiara_run() -> Callable[..., click.testing.Result]:
 def _invoke(command: click.Command, arguments: tuple[object, ...]) -> click.testing.Result:
     result = click.testing.CliRunner().invoke(command, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception  # a traceback, which no command may show
+        raise result.exception  # no command may show a traceback
     return result

@@ -1,4 +1,4 @@
-"""What the tests of several files grammar share."""
+"""Helpers shared by the grammar tests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ TEXTS = [
 ] * 9
 
 
-PADDING = 7  # ids of the model that the tokenizer does not have
+PADDING = 7  # ids of the model beyond those of the tokenizer
 
 
-LOST = {0x04, 0x06, *range(0x80, 0x90), 0xF1, 0xF2}  # bytes that are no token of "lossy"
+LOST = {0x04, 0x06, *range(0x80, 0x90), 0xF1, 0xF2}  # bytes for which "lossy" has no token
 
 
 @cache
 def _tokenizer(style: str) -> Tokenizer:
-    """By tiktoken, the first three; by `tokenizers` with a normaliser, "qwen", or with bytes missing, "lossy"."""
+    """Run by tiktoken, or by `tokenizers` for "qwen", which has a normaliser, and "lossy", which lacks bytes."""
     if style == "own":
         tokens = [bytes([byte]) for byte in range(256)] + [b'{"', b'":', b" n", b"na", b"am", b"ame", b"name", b"12"]
         return Tokenizer.from_merges(tokens, {END_OF_TEXT: len(tokens), "<|tool|>": len(tokens) + 1})
@@ -45,7 +45,7 @@ def _size(tokenizer: Tokenizer) -> int:
 
 
 def _eos(tokenizer: Tokenizer) -> frozenset[int]:
-    """Two ends of text, one of them no id of the tokenizer's."""
+    """Two end-of-text ids, one of them outside the tokenizer."""
     return frozenset({tokenizer.special_tokens[END_OF_TEXT], _size(tokenizer) - 1})
 
 
@@ -54,7 +54,7 @@ def _constrain(tokenizer: Tokenizer, **grammar: str) -> Constraint:
 
 
 def _write(tokenizer: Tokenizer, constraint: Constraint, seed: int, follow: bool) -> str:
-    """What a random model writes, forced tokens first where `follow`; checks each mask on the way."""
+    """The text of a random model under the constraint, taking forced tokens if `follow`; checks every mask."""
     draw, size, eos = np.random.default_rng(seed), _size(tokenizer), sorted(_eos(tokenizer))
     never = [i for i in range(size) if i not in eos and (i >= tokenizer.vocab_size or not tokenizer.token_bytes[i])]
     ids: list[int] = []

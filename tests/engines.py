@@ -1,4 +1,4 @@
-"""What the tests of several files engine share."""
+"""Helpers shared by the engine tests."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def _session(bundle: Path, variant: str | None = None) -> Session:
 
 
 def _model(bundle: Path, variant: str | None = None, **engine: Any) -> Model:
-    """As `load`, with an engine of other sizes."""
+    """Like `load`, with other engine options."""
     model = load(bundle, variant)
     model.runner = Engine(_session(bundle, variant), **engine)
     return model
 
 
 def _alone(bundle: Path, variant: str | None = None) -> Model:
-    """The oracle: one request after the other, each with a cache of its own."""
+    """The oracle: runs requests one after another, each with its own cache."""
     session, model = _session(bundle, variant), load(bundle, variant)
 
     def begin() -> Callable[[Sequence[int]], Any]:

@@ -1,4 +1,4 @@
-"""What the tests of several files export share."""
+"""Constants shared by the export tests."""
 
 from __future__ import annotations
 

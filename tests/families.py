@@ -1,4 +1,4 @@
-"""Small models and tokenizers of other people's families, made by their own libraries: the oracles of import."""
+"""Small models and tokenizers of other model families, made by their own libraries: the oracles of the import tests."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ CHAT = (
 
 
 def make_model(name: str, vocab_size: int) -> Any:
-    """A random model of `transformers`' own class, biases and norms random too."""
+    """A random model of `transformers`' own class, with random biases and norms."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     ids = {"bos_token_id": vocab_size - 3, "eos_token_id": vocab_size - 1, "pad_token_id": vocab_size - 1}
@@ -72,7 +72,7 @@ def make_model(name: str, vocab_size: int) -> Any:
 
 
 def make_tokenizer(style: str, texts: Iterable[str], vocab_size: int = 501) -> Tokenizer:
-    """A byte-level BPE that splits as a family's does, three special tokens last."""
+    """A byte-level BPE that splits like the tokenizer of a family, with three special tokens last."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=style == "llama3"))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=style in ("gpt2", "smollm"))
     if style == "smollm":
@@ -96,13 +96,13 @@ def make_tokenizer(style: str, texts: Iterable[str], vocab_size: int = 501) -> T
 
 
 def make_folder(name: str, folder: Path, texts: Iterable[str], **save: Any) -> Any:
-    """A Hugging Face folder of family `name` with a tokenizer of its style; returns the model."""
+    """Write a Hugging Face folder of family `name` with a matching tokenizer; return the model."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = make_tokenizer(STYLES[name.split("-")[0]], texts)
     names = {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT, **names)
     fast.save_pretrained(folder)
-    model = make_model(name, tokenizer.get_vocab_size() + 6)  # a table padded beyond the tokenizer, an odd size
+    model = make_model(name, tokenizer.get_vocab_size() + 6)  # padded beyond the tokenizer, to an odd size
     model.save_pretrained(folder, **save)
     return model

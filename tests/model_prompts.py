@@ -1,4 +1,4 @@
-"""What the tests of several files runtime share."""
+"""Helpers shared by the model tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMPT = "def main(argv):\n    "
 
 
 def _scripted(ids: list[int], context_length: int = 64) -> Model:
-    """A model that says `ids` one after the other, over a byte tokenizer."""
+    """A model that outputs `ids` one after another, with a byte tokenizer."""
     tokenizer = Tokenizer.from_merges([bytes([byte]) for byte in range(256)], {END_OF_TEXT: 256})
 
     def begin() -> Any:

@@ -1,4 +1,4 @@
-"""OpenAI's client packages for Python and npm, called in one way, so that one test can go through both."""
+"""OpenAI's client packages for Python and npm behind one signature, so that one test can run with both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALL_SECONDS = 30.0
 
 
 class FailedError(Exception):
-    """An exception of a client. kind: its class there, by npm's name of it."""
+    """An exception raised by a client package. kind: its class name in the npm package."""
 
     def __init__(self, kind: str, status: int | None, param: str | None, code: str | None, message: str) -> None:
         super().__init__(f"{kind} ({status}): {message}")
@@ -36,14 +36,14 @@ class Client(Protocol):
         *positional: str,
         key: str = "none",
         timeout: float = CALL_SECONDS,
-        leave_after: int | None = None,
+        close_after: int | None = None,
         extra: dict[str, Any] | None = None,
         **named: Any,
     ) -> Any:
-        """An answer as JSON has it, or a list of a stream's chunks.
+        """The answer as JSON values, or the list of a stream's chunks.
 
-        what: such as `models.list`. timeout: in seconds. leave_after: chunks after which the stream is left. extra:
-        parameters that the package does not know. Raises FailedError.
+        what: a method such as `models.list`. timeout: in seconds. close_after: close the stream after so many chunks.
+        extra: parameters that the package does not define. Raises FailedError.
         """
 
 
@@ -53,7 +53,7 @@ def by_python(
     *positional: str,
     key: str = "none",
     timeout: float = CALL_SECONDS,
-    leave_after: int | None = None,
+    close_after: int | None = None,
     extra: dict[str, Any] | None = None,
     **named: Any,
 ) -> Any:
@@ -66,7 +66,7 @@ def by_python(
             if not isinstance(answer, openai.Stream):
                 return answer.to_dict()
             with answer:
-                return [chunk.to_dict() for chunk in islice(answer, leave_after)]
+                return [chunk.to_dict() for chunk in islice(answer, close_after)]
         except openai.APIError as error:
             kind = {"APITimeoutError": "APIConnectionTimeoutError"}.get(type(error).__name__, type(error).__name__)
             status = error.status_code if isinstance(error, openai.APIStatusError) else None
@@ -74,7 +74,7 @@ def by_python(
 
 
 def need_node() -> str:
-    """The command. Without it or the npm package the test is skipped; in CI it fails."""
+    """The path of Node.js. Without Node.js or the npm package the test is skipped; in CI it fails."""
     node = shutil.which("node")
     need(node is not None and (EXAMPLES / "node_modules/openai").is_dir(), "Node.js or the npm package openai")
     assert node is not None
@@ -83,7 +83,7 @@ def need_node() -> str:
 
 @contextmanager
 def by_node() -> Iterator[Client]:
-    """For as long as the block lasts."""
+    """Run the Node.js driver until the block ends."""
     command = [need_node(), str(DRIVER), str(EXAMPLES / "package.json")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
 
@@ -93,13 +93,13 @@ def by_node() -> Iterator[Client]:
             *positional: str,
             key: str = "none",
             timeout: float = CALL_SECONDS,
-            leave_after: int | None = None,
+            close_after: int | None = None,
             extra: dict[str, Any] | None = None,
             **named: Any,
         ) -> Any:
             args = [*positional, *([{**named, **(extra or {})}] if named or extra else [])]
             asked = {"baseURL": f"{url}/v1", "apiKey": key, "timeout": timeout * 1000}
-            asked |= {"what": what, "args": args, "leaveAfter": leave_after}
+            asked |= {"what": what, "args": args, "closeAfter": close_after}
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(json.dumps(asked) + "\n")
             answer = json.loads(process.stdout.readline())

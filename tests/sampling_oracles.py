@@ -1,4 +1,4 @@
-"""What the tests of several files sampling share."""
+"""Oracles shared by the sampling tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 @st.composite
 def _logits(draw: st.DrawFn) -> Array:
-    """From one token to several blocks of them, flat to steep, with many ties or none, some of them impossible."""
+    """Logits of one token up to several blocks, flat to steep, with many ties or none, some of them -inf."""
     size = draw(st.integers(1, 12) | st.integers(13, 3000))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     values = rng.standard_normal(size) * draw(st.sampled_from([0.0, 0.01, 1.0, 3.0, 30.0]))
@@ -25,8 +25,8 @@ def _logits(draw: st.DrawFn) -> Array:
     return values.astype(np.float32)
 
 
-def _reached(ranked: list[int], probabilities: dict[int, float], part: float) -> tuple[list[int], float]:
-    """The first ids up to and with the one that reaches `part`, and how near another number of them came to it."""
+def _shortest_prefix(ranked: list[int], probabilities: dict[int, float], part: float) -> tuple[list[int], float]:
+    """The shortest prefix of `ranked` whose probability reaches `part`, and how close `part` is to another length."""
     sums = np.cumsum([probabilities[i] for i in ranked])
     return ranked[: int((sums < part).sum()) + 1], float(np.abs(sums - part).min())
 
@@ -34,7 +34,7 @@ def _reached(ranked: list[int], probabilities: dict[int, float], part: float) ->
 def _oracle(
     logits: Array, temperature: float, top_k: int = 0, typical_p: float = 1.0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[dict[int, float], float]:
-    """Ids and probabilities as the papers define them, each step by a full sort; and how near a decision was."""
+    """Ids and probabilities by the papers' definitions, with full sorts; and the margin of the closest decision."""
     margin = math.inf
     kept = [i for i in range(len(logits)) if logits[i] > -math.inf]
     if top_k:
@@ -51,12 +51,12 @@ def _oracle(
         p = normalised()
         mean = math.fsum(p[i] * tempered[i] for i in kept)
         distance = {i: abs(tempered[i] - mean) for i in kept}
-        kept, margin = _reached(sorted(kept, key=lambda i: (distance[i], i)), p, typical_p)
-        levels = sorted({tempered[i] for i in p})  # of two, one above and one below the mean, a last bit decides
+        kept, margin = _shortest_prefix(sorted(kept, key=lambda i: (distance[i], i)), p, typical_p)
+        levels = sorted({tempered[i] for i in p})  # equally far above and below the mean, rounding decides
         gaps = np.diff(np.sort([abs(level - mean) for level in levels]))
         margin = min([margin, *gaps])
     if top_p < 1:
-        kept, near = _reached(sorted(kept, key=lambda i: (-tempered[i], i)), normalised(), top_p)
+        kept, near = _shortest_prefix(sorted(kept, key=lambda i: (-tempered[i], i)), normalised(), top_p)
         margin = min(margin, near)
     if min_p > 0:
         p = normalised()

@@ -1,4 +1,4 @@
-"""What the tests of several files server share."""
+"""Helpers shared by the server tests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _ok(client: FlaskClient, path: str, **body: Any) -> Any:
 
 
 def _events(client: FlaskClient, path: str, **body: Any) -> list[Any]:
-    """The chunks of a stream, which must end as one."""
+    """The chunks of a stream; checks its format and its end."""
     response = client.post(path, json={**body, "stream": True})
     assert (response.status_code, response.mimetype) == (200, "text/event-stream")
     *events, done, rest = re.sub(r"^:.*\n\n", "", response.text, flags=re.MULTILINE).split("\n\n")

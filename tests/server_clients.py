@@ -1,10 +1,11 @@
-"""What the tests of several files end_to_end share."""
+"""Constants shared by the tests of the server process."""
 
 from __future__ import annotations
 
 from typing import Any
 
-IMPATIENT = """
+# Serves with short timeouts.
+SHORT_TIMEOUTS = """
 import sys
 import kiara_runtime.server.http as home
 home.RECEIVE_SECONDS, home.IDLE_SECONDS, home.CLEANUP_SECONDS = 0.5, 1, 1

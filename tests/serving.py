@@ -1,4 +1,4 @@
-"""A bundle that can chat, and a real server process, for the tests that need them."""
+"""A bundle with a chat template, and a real server process, for the tests that need them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-# Serves with passes of 30 ms, as those of a larger model are.
+# Serves with forward passes of 30 ms, as in a larger model.
 SLOW = """
 import sys, time
 from kiara_runtime.engine.session import Cache
@@ -57,7 +57,7 @@ def with_chat(bundle: Path, folder: Path) -> Path:
 
 @dataclass
 class Served:
-    """A running `kiara-run serve`. lines: what it has said, all of it once it has ended."""
+    """A running `kiara-run serve`. lines: its log so far, complete once it has ended."""
 
     process: subprocess.Popen[str]
     url: str = ""
@@ -73,12 +73,12 @@ class Served:
         return int(self.url.rsplit(":", 1)[1])
 
     def connect(self) -> socket.socket:
-        """A bare connection, closed when the server is."""
+        """Open a bare connection, closed together with the server."""
         self.connections.append(socket.create_connection(("127.0.0.1", self.port), timeout=20))
         return self.connections[-1]
 
     def send(self, body: Any, path: str = "/v1/completions") -> socket.socket:
-        """A request on a connection of its own, whose answer is not waited for."""
+        """Send a request on a new connection without waiting for its answer."""
         data, connection = json.dumps(body, ensure_ascii=False).encode(), self.connect()
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
@@ -94,7 +94,7 @@ class Served:
         return status, json.loads(text)
 
     def metric(self, name: str) -> float:
-        """Summed over its labels."""
+        """The value of a metric, summed over its labels."""
         found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", self.get("/metrics")[1], re.MULTILINE)
         return sum(map(float, found))
 
@@ -114,7 +114,7 @@ class Served:
         return code
 
     def read(self) -> None:
-        """In a thread of its own: a full pipe would stop the server."""
+        """Read the log, in a separate thread: a full pipe would block the server."""
         assert self.process.stderr is not None
         self.lines.extend(self.process.stderr)
 
@@ -129,7 +129,7 @@ class Served:
 
 @contextmanager
 def served(bundle: Path, *options: object, ready: bool = True, program: str | None = None) -> Iterator[Served]:
-    """Run the server on a free port until the block ends. program: Python that does it another way."""
+    """Run the server on a free port until the block ends. program: Python code to run in its place."""
     words = ["serve", bundle, "--port", 0, *options]
     process = subprocess.Popen(
         [sys.executable, *(("-c", program) if program else ("-m", "kiara_runtime.commands.main")), *map(str, words)],
@@ -156,7 +156,7 @@ def served(bundle: Path, *options: object, ready: bool = True, program: str | No
 
 
 def received(connection: socket.socket, until: bytes | None = None) -> bytes:
-    """What comes until `until` does, or to the connection's end."""
+    """Receive data up to and including `until`, or to the end of the connection."""
     data = b""
     while until is None or until not in data:
         part = connection.recv(1 << 16)
@@ -167,7 +167,7 @@ def received(connection: socket.socket, until: bytes | None = None) -> bytes:
     return data
 
 
-def need(there: bool, what: str) -> None:
-    """Skip the test where something is not installed; fail it in CI, which installs it."""
-    if not there:
+def need(installed: bool, what: str) -> None:
+    """Skip the test if something is not installed; fail it in CI, which installs it."""
+    if not installed:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is not installed")

@@ -1,4 +1,4 @@
-"""What the tests of several files training share."""
+"""Helpers shared by the training tests."""
 
 from __future__ import annotations
 

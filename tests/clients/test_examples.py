@@ -1,4 +1,4 @@
-"""examples/clients: what they print is what the model says, and the same from both."""
+"""examples/clients: both programs print what the model generates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _run(program: str, *words: str, key: str = "none") -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("program", ["openai_client.py", "openai_client.mjs"])
-def test_they_print_what_the_model_says(program: str, bundle: Path, tmp_path: Path) -> None:
+def test_client_examples_print_the_model_output(program: str, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a-long-key\n")
     talker = with_chat(bundle, tmp_path / "talker")
     with load(talker) as model, served(talker, "--api-key-file", tmp_path / "keys") as server:

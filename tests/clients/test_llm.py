@@ -26,7 +26,7 @@ def model(chat_bundle: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def home(chat_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's folder of the tool that knows the server."""
+    """A user folder for `llm` in which the server is configured as a model."""
     folder = tmp_path_factory.mktemp("llm")
     with served(chat_bundle) as server:
         shared = {"model_name": "small", "api_base": f"{server.url}/v1"}
@@ -53,7 +53,7 @@ def test_completions(home: Path, model: Model, stream: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("stream", [(), ("--no-stream",)])
-def test_chat_and_its_continuation(home: Path, model: Model, stream: tuple[str, ...]) -> None:
+def test_chat_and_continue_match_the_model(home: Path, model: Model, stream: tuple[str, ...]) -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "class Reader:"}]
     first = _llm(home, "prompt", "class Reader:", "-s", "Be brief.", "-m", "kiara", *LIMITS, *stream)
     expected = model.chat(turns, max_tokens=12, temperature=0.0)
@@ -65,7 +65,7 @@ def test_chat_and_its_continuation(home: Path, model: Model, stream: tuple[str, 
     assert second == model.chat(turns, max_tokens=12, temperature=0.0).text
 
 
-def test_a_schema(home: Path) -> None:
+def test_a_schema_constrains_the_answer(home: Path) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     schema |= {"additionalProperties": False, "x-guidance": {"whitespace_flexible": False}}
     found = _llm(home, "prompt", "x", "-m", "kiara", "--schema", json.dumps(schema), *LIMITS)

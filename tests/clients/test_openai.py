@@ -1,4 +1,4 @@
-"""OpenAI's own client packages, for Python and npm, against a server process; the oracle is the model in this one."""
+"""OpenAI's client packages for Python and npm against a server process; the oracle is the model in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPT = "def main(argv):\n    for"
 SAMPLING: dict[str, Any] = {"max_tokens": 12, "temperature": 0.9, "top_p": 0.9, "seed": 7}
 USER = {"role": "user", "content": "class Reader:"}
 COMPLETE, CHAT = "completions.create", "chat.completions.create"
-# Some hundred seconds of work.
+# About a hundred seconds of work.
 LONG: dict[str, Any] = {"prompt": ["x"] * 16, "n": 16, "max_tokens": 90}
 ENDLESS = {"ignore_eos": True}
 
@@ -49,7 +49,7 @@ def _failure(client: Client, server: Served, what: str, *positional: str, **name
     return caught.value
 
 
-def test_models(client: Client, server: Served) -> None:
+def test_models_are_listed_and_retrieved(client: Client, server: Served) -> None:
     [card] = client(server.url, "models.list")["data"]
     assert (card["id"], card["object"], card["owned_by"]) == ("small", "model", "kiara")
     assert client(server.url, "models.retrieve", "small") == card
@@ -57,7 +57,7 @@ def test_models(client: Client, server: Served) -> None:
     assert (error.kind, error.status, error.code) == ("NotFoundError", 404, "model_not_found")
 
 
-def test_completions_of_every_form_of_prompt(client: Client, server: Served, model: Model) -> None:
+def test_completions_accept_every_prompt_form(client: Client, server: Served, model: Model) -> None:
     ids = model.tokenize(PROMPT)
     expected = [one[0] for one in model.generate_all([PROMPT, "x"], **SAMPLING)]
     for prompt in (PROMPT, ids):
@@ -92,7 +92,7 @@ def test_completions_with_logprobs(client: Client, server: Served, model: Model)
     assert "".join(told["tokens"]) == PROMPT + expected.text
 
 
-def test_parameters_that_the_packages_do_not_know(client: Client, server: Served, model: Model) -> None:
+def test_extra_parameters_reach_the_server(client: Client, server: Served, model: Model) -> None:
     options: dict[str, Any] = {"min_p": 0.1, "top_k": 5, "regex": "[a-z]{9}"}
     expected = model.generate(PROMPT, **SAMPLING, **options)
     extra = {"min_p": 0.1, "top_k": 5, "response_format": {"type": "regex", "regex": "[a-z]{9}"}}
@@ -100,7 +100,7 @@ def test_parameters_that_the_packages_do_not_know(client: Client, server: Served
     assert found["choices"][0]["text"] == expected.text
 
 
-def test_chat_of_several_turns(client: Client, server: Served, model: Model) -> None:
+def test_multi_turn_chat(client: Client, server: Served, model: Model) -> None:
     parts = [{"type": "text", "text": part} for part in ("class ", "Reader:")]
     asked = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     turns = [{"role": "system", "content": "Be brief."}, USER]
@@ -125,7 +125,7 @@ def test_chat_with_logprobs(client: Client, server: Served, model: Model) -> Non
     assert b"".join(bytes(one["bytes"]) for one in told).decode() == expected.text
 
 
-def test_chat_in_a_schema(client: Client, server: Served, model: Model) -> None:
+def test_chat_with_a_json_schema(client: Client, server: Served, model: Model) -> None:
     schema: dict[str, Any] = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     schema |= {"additionalProperties": False, "x-guidance": {"whitespace_flexible": False}}
     form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
@@ -135,7 +135,7 @@ def test_chat_in_a_schema(client: Client, server: Served, model: Model) -> None:
     assert isinstance(json.loads(choice["message"]["content"])["ok"], bool)
 
 
-def test_streams(client: Client, server: Served, model: Model) -> None:
+def test_streamed_chunks_join_to_the_whole_answer(client: Client, server: Served, model: Model) -> None:
     options: dict[str, Any] = {**SAMPLING, "stream": True, "stream_options": {"include_usage": True}}
     said, written = model.chat([USER], **SAMPLING), model.generate(PROMPT, **SAMPLING)
     *chunks, last = client(server.url, COMPLETE, model="small", prompt=PROMPT, **options)
@@ -150,18 +150,18 @@ def test_streams(client: Client, server: Served, model: Model) -> None:
 
 
 @pytest.mark.parametrize("what", [COMPLETE, CHAT])
-def test_a_stream_that_is_left_ends_there_too(client: Client, server: Served, what: str) -> None:
+def test_closing_a_stream_cancels_its_request(client: Client, server: Served, what: str) -> None:
     before = server.metric("kiara_disconnects_total")
     many = LONG if what == COMPLETE else {"messages": [USER], "n": 16, "seed": 1}
     extra = ENDLESS if what == COMPLETE else {**ENDLESS, "response_format": {"type": "regex", "regex": "a{60}"}}
-    chunks = client(server.url, what, model="small", **many, stream=True, leave_after=5, extra=extra)
+    chunks = client(server.url, what, model="small", **many, stream=True, close_after=5, extra=extra)
     assert len(chunks) == 5
     server.wait_for("kiara_disconnects_total", before + 1)
     server.wait_for("kiara_requests_running", 0)
     server.wait_for("kiara_requests_waiting", 0)
 
 
-def test_a_client_that_waits_no_longer(client: Client, server: Served) -> None:
+def test_a_client_timeout_cancels_the_request(client: Client, server: Served) -> None:
     before = server.metric("kiara_disconnects_total")
     error = _failure(client, server, COMPLETE, model="small", **LONG, extra=ENDLESS, timeout=0.5)
     assert error.kind == "APIConnectionTimeoutError"
@@ -181,7 +181,9 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("what", "asked", "param", "code"), REFUSED, ids=lambda value: str(value)[:20])
-def test_refusals(client: Client, server: Served, what: str, asked: dict[str, Any], param: str, code: str) -> None:
+def test_invalid_requests_are_refused_with_param_and_code(
+    client: Client, server: Served, what: str, asked: dict[str, Any], param: str, code: str
+) -> None:
     error = _failure(client, server, what, model="small", **asked)
     kind, status = ("BadRequestError", 400) if param else ("APIError", 413)
     assert (error.kind.replace("Status", ""), error.status) == (kind, status), error
@@ -190,7 +192,7 @@ def test_refusals(client: Client, server: Served, what: str, asked: dict[str, An
         assert "context of 96 tokens" in error.message
 
 
-def test_a_model_that_is_not_there(client: Client, server: Served) -> None:
+def test_an_unknown_model_or_endpoint_is_not_found(client: Client, server: Served) -> None:
     for what, subject in ((COMPLETE, {"prompt": "x"}), (CHAT, {"messages": [USER]})):
         error = _failure(client, server, what, model="gpt-5", **subject)
         assert (error.kind, error.param, error.code) == ("NotFoundError", "model", "model_not_found")
@@ -198,7 +200,7 @@ def test_a_model_that_is_not_there(client: Client, server: Served) -> None:
     assert (error.kind, error.code) == ("NotFoundError", "not_found")
 
 
-def test_keys(client: Client, chat_bundle: Path, tmp_path: Path) -> None:
+def test_a_wrong_api_key_is_refused(client: Client, chat_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a-long-key\n")
     with served(chat_bundle, "--api-key-file", tmp_path / "keys", ready=False) as server:
         error = _failure(client, server, "models.list", key="another-key")
@@ -216,7 +218,7 @@ def _wait_until_ready(client: Client, server: Served) -> None:
             assert (error.kind, error.code) == ("InternalServerError", "model_loading")
 
 
-def test_a_full_queue(client: Client, chat_bundle: Path) -> None:
+def test_a_full_queue_returns_503(client: Client, chat_bundle: Path) -> None:
     with served(chat_bundle, "--slots", 1, "--queue", 0) as server:
         running = server.send({**LONG, **ENDLESS, "stream": True})
         running.recv(100)
@@ -229,8 +231,10 @@ def test_a_full_queue(client: Client, chat_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("what", [COMPLETE, CHAT])
-def test_a_stream_that_waits_for_its_turn(client: Client, chat_bundle: Path, model: Model, what: str) -> None:
-    """More than a second, so that the comments that keep it alive are among what the package reads."""
+def test_a_queued_stream_reads_past_keep_alive_comments(
+    client: Client, chat_bundle: Path, model: Model, what: str
+) -> None:
+    """The stream waits for over a second, so that the package also has to read keep-alive comments."""
     with served(chat_bundle, "--slots", 1, program=SLOW) as server:
         server.send({"prompt": "x", "max_tokens": 50, "stream": True, **ENDLESS}).recv(100)
         options: dict[str, Any] = {"max_tokens": 3, "temperature": 0}
@@ -243,7 +247,7 @@ def test_a_stream_that_waits_for_its_turn(client: Client, chat_bundle: Path, mod
         assert server.metric("kiara_queue_seconds_sum") > 1
 
 
-def test_a_request_that_takes_too_long(client: Client, chat_bundle: Path) -> None:
+def test_a_request_past_the_time_limit_is_a_timeout_error(client: Client, chat_bundle: Path) -> None:
     with served(chat_bundle, "--timeout", 1, program=SLOW) as server:
         for stream, kind, status in ((True, "APIError", None), (False, "InternalServerError", 504)):
             error = _failure(client, server, COMPLETE, model="small", **LONG, stream=stream, extra=ENDLESS)

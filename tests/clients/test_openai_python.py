@@ -1,4 +1,4 @@
-"""What the Python package `openai` has of its own: answers read as pydantic models, and asyncio."""
+"""What only the Python package `openai` offers: answers parsed into pydantic models, and asyncio."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _expected(model: Model) -> str:
     return model.chat([USER], json_schema=Verdict.model_json_schema(), **SAMPLING).text
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the package's own, of what `parse` returns
-def test_answers_as_pydantic_models_and_back(client: openai.OpenAI, model: Model) -> None:
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the package causes them with what `parse` returns
+def test_answers_parse_into_pydantic_models_and_can_be_sent_back(client: openai.OpenAI, model: Model) -> None:
     asked: dict[str, Any] = {"model": "small", "messages": [USER], "response_format": Verdict}
     parsed = client.chat.completions.parse(**asked, **SAMPLING).choices[0].message
     assert parsed.content == _expected(model)
@@ -65,7 +65,7 @@ def test_answers_as_pydantic_models_and_back(client: openai.OpenAI, model: Model
         assert found.choices[0].message.content == model.chat(history, max_tokens=5, temperature=0.0).text
 
 
-def test_many_at_once_and_one_that_is_cancelled(server: Served, model: Model) -> None:
+def test_concurrent_async_requests_and_a_cancelled_one(server: Served, model: Model) -> None:
     async def ask() -> list[str]:
         url = f"{server.url}/v1"
         async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:

@@ -1,4 +1,4 @@
-"""What is imported when, what leaves the machine (nothing), and what an empty environment needs."""
+"""What is imported when, that nothing leaves the machine, and what a minimal install needs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 REPOSITORY = Path(__file__).parents[2]
-MAX_INSTALL_BYTES = 170 << 20  # of everything but pip and its helpers, compiled bytecode included
+MAX_INSTALL_BYTES = 170 << 20  # all packages except pip and its helpers, compiled bytecode included
 INSTALLERS = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
 
-# Runs a bundle under an audit hook and prints what it opened for writing, connected to and imported.
+# Runs a bundle under an audit hook; prints files opened for writing, socket events and imported modules.
 WATCHED = """
 import json, sys
 events = []
@@ -64,14 +64,14 @@ def test_help_imports_nothing_heavy(module: str) -> None:
     assert "Usage:" in done.stdout
 
 
-def test_importing_the_model_does_not_import_the_export() -> None:
+def test_importing_the_trainer_does_not_import_the_export() -> None:
     out = _python("-c", "import sys, kiara.training.trainer; print('kiara_export' in sys.modules)")
     assert out.strip() == "False"
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty environment with nothing but the runtime's wheel and what it asks for."""
+    """A new virtual environment with only the runtime package and its dependencies."""
     folder = tmp_path_factory.mktemp("alone") / "venv"
     venv.create(folder, with_pip=True)
     constraints = REPOSITORY / "constraints.txt"
@@ -79,7 +79,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_runtime_alone_runs_the_bundle_and_is_small(alone: Path, bundle: Path) -> None:
+def test_a_runtime_only_install_runs_the_bundle_and_is_small(alone: Path, bundle: Path) -> None:
     options = ("-p", "def main(", "--max-tokens", "8", "--temperature", "0", "--json")
     done = subprocess.run(
         [alone / "bin/kiara-run", "generate", bundle, *options], capture_output=True, text=True, check=True
@@ -94,15 +94,15 @@ def test_the_runtime_alone_runs_the_bundle_and_is_small(alone: Path, bundle: Pat
     assert not [path for path in packages if path.name in ("torch", "onnx", "kiara", "flask")]
 
 
-def test_the_server_says_what_it_needs(alone: Path, bundle: Path) -> None:
+def test_serve_without_flask_names_the_package_to_install(alone: Path, bundle: Path) -> None:
     done = subprocess.run([alone / "bin/kiara-run", "serve", bundle], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "Error: serve: needs the package flask; pip install 'kiara-runtime[server]'\n"
 
 
 @pytest.mark.parametrize("command", ["kiara", "kiara_runtime"])
-def test_ctrl_c_while_a_command_is_imported_is_one_line(command: str) -> None:
-    """The import is stopped at its first module, as if the key had come then."""
+def test_ctrl_c_during_imports_prints_one_line(command: str) -> None:
+    """The import of click sends the signal, as if Ctrl-C had been pressed then."""
     program = (
         "import os, signal, sys, importlib.abc\n"
         "class Pressed(importlib.abc.MetaPathFinder):\n"
@@ -119,8 +119,8 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(command: str) -> None:
     assert (done.returncode, done.stderr) == (130, "Interrupted; run the same command again.\n")
 
 
-def test_what_is_subclassed_of_waitress_is_of_a_bounded_version() -> None:
-    """server/http.py builds on classes that waitress does not promise."""
+def test_waitress_has_an_upper_version_bound() -> None:
+    """server/http.py subclasses waitress classes that are not public."""
     [needed] = [line for line in metadata.requires("kiara-runtime") or () if line.startswith("waitress")]
     assert SpecifierSet(needed.partition(";")[0].removeprefix("waitress")).contains(metadata.version("waitress"))
     assert "<" in needed

@@ -1,4 +1,4 @@
-"""The examples run as they are, and the README's Python too."""
+"""The examples and the Python code of the READMEs run unchanged."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def _run(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
-def test_embed(bundle: Path, tmp_path: Path) -> None:
+def test_the_embed_example(bundle: Path, tmp_path: Path) -> None:
     out = _run(sys.executable, REPOSITORY / "examples/embed.py", bundle, "def main(", cwd=tmp_path)
     assert out.count("def main(") == 2
 
 
-def test_own_text(corpus: Path, tmp_path: Path) -> None:
+def test_the_own_text_example(corpus: Path, tmp_path: Path) -> None:
     settings = ("training.max_steps=2", "training.batch_size=2", "model.context_length=64", "model.num_hidden_layers=1")
     options = [part for value in settings for part in ("--set", value)]
-    for _ in range(2):  # the second time, everything is there already
+    for _ in range(2):  # the second run finds everything already there
         out = _run(REPOSITORY / "examples/own_text.sh", corpus, *options, cwd=tmp_path)
         assert "bundles/own int8:" in out
     assert (tmp_path / "bundles/own/kiara.json").is_file()
 
 
-def test_the_python_of_the_readmes(bundle: Path, tmp_path: Path) -> None:
+def test_readme_python_blocks_run(bundle: Path, tmp_path: Path) -> None:
     for readme in ("README.md", "runtime/README.md"):
         blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / readme).read_text("utf-8"), re.S)
         assert blocks
@@ -54,10 +54,10 @@ def test_the_python_of_the_readmes(bundle: Path, tmp_path: Path) -> None:
                 assert _run(sys.executable, "-c", code, cwd=tmp_path).strip()
 
 
-def test_the_plugin_for_llm(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the tool would have it after `pip install ./examples/llm-kiara`."""
+def test_the_llm_plugin(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered as after `pip install ./examples/llm-kiara`."""
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")  # none of those that are installed
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")  # no installed plugins
     monkeypatch.setenv("KIARA_BUNDLES", str(bundle))
     code = "import llm, llm_kiara; llm.plugins.pm.register(llm_kiara); from llm.cli import cli; cli()"
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "examples/llm-kiara"))

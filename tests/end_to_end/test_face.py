@@ -1,4 +1,4 @@
-"""The Python face does what the commands do, and the public names are those that are listed here."""
+"""The Python functions do what the commands do, and the public names are those listed here."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ def test_text_to_bundle_from_python(corpus: Path, tmp_path: Path) -> None:
         kiara.export(tmp_path / "run", tmp_path / "bundle", ["int3"])
 
 
-def test_a_run_goes_on_from_python_with_its_own_settings(run: Path, tmp_path: Path) -> None:
+def test_resuming_from_python_uses_the_settings_of_the_run(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    assert kiara.train(tmp_path / "run", resume=True)  # finished: nothing to do, and no other settings asked for
+    assert kiara.train(tmp_path / "run", resume=True)  # finished: nothing to do, and no settings are needed
 
 
-def test_the_help_of_export_says_when_text_is_needed(
+def test_export_help_says_when_text_is_needed(
     kiara: Callable[..., Result],
 ) -> None:
     said = " ".join(kiara("export", "--help").stdout.split())
     assert "Needed for an imported checkpoint, which has none of its own" in said
 
 
-def test_the_readme_says_how_the_commands_are_found_before_the_first_is_used() -> None:
+def test_the_readme_activates_the_environment_before_the_first_command() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     assert readme.index(". .venv/bin/activate") < readme.index("\n    kiara ")

@@ -1,6 +1,6 @@
-"""The bundle in other people's runtimes: onnxruntime-genai, transformers.js in Node, and a page in a browser.
+"""The bundle in other runtimes: onnxruntime-genai, transformers.js in Node, and a page in a browser.
 
-On a machine without Node, Chromium or the npm packages these are skipped; in CI, which installs them, they fail.
+Without Node, Chromium or the npm packages these tests are skipped; in CI, which installs them, they fail.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ EXAMPLE = REPOSITORY / "examples/browser"
 
 @pytest.fixture
 def npm_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command run from where `npm install` put transformers.js."""
+    """Run the test in the folder where `npm install` put transformers.js."""
     need(shutil.which("node") is not None, "Node.js")
     need((EXAMPLE / "node_modules/@huggingface/transformers").is_dir(), "transformers.js (npm install)")
     monkeypatch.chdir(EXAMPLE)
 
 
-def test_one_folder_gives_the_same_tokens_in_three_runtimes(
+def test_one_bundle_gives_the_same_tokens_in_three_runtimes(
     npm_packages: None, run: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     options = ("--quantize", "int8", "--quantize", "int4", "--check-with", "genai,transformersjs")
@@ -46,7 +46,7 @@ def test_one_folder_gives_the_same_tokens_in_three_runtimes(
     assert "onnxruntime-genai" in (tmp_path / "bundle/README.md").read_text("utf-8")
 
 
-def test_another_runtime_that_departs_is_told_and_strict_writes_no_bundle(
+def test_a_mismatch_in_another_runtime_warns_and_with_strict_writes_no_bundle(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import kiara_export.proof.other_runtimes as checks
@@ -84,7 +84,7 @@ def page_url(npm_packages: None, bundle: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("variant", ["int8", "fp32"])
-def test_the_page_generates_what_the_runtime_does_and_asks_nobody_else(
+def test_the_browser_page_matches_the_runtime_and_contacts_no_other_server(
     variant: str, page_url: str, bundle: Path
 ) -> None:
     from playwright.sync_api import sync_playwright
@@ -109,13 +109,13 @@ def test_the_page_generates_what_the_runtime_does_and_asks_nobody_else(
     assert not errors and all(url.startswith((page_url, "blob:", "data:")) for url in asked)
 
 
-def test_the_example_server_reads_nothing_else(page_url: str, bundle: Path) -> None:
+def test_the_example_server_serves_no_other_files(page_url: str, bundle: Path) -> None:
     import http.client
 
     (bundle.parent / "secret.txt").write_text("secret", "utf-8")
 
     def status(path: str) -> int:
-        connection = http.client.HTTPConnection(page_url.split("/")[2], timeout=10)  # which leaves a path as it is
+        connection = http.client.HTTPConnection(page_url.split("/")[2], timeout=10)  # does not normalise the path
         connection.request("GET", path)
         return connection.getresponse().status
 
@@ -128,7 +128,7 @@ def test_the_example_server_reads_nothing_else(page_url: str, bundle: Path) -> N
         assert status(path) == 404, path
 
 
-def test_the_example_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_browser_example_reports_a_missing_bundle(tmp_path: Path) -> None:
     import subprocess
 
     done = subprocess.run([sys.executable, EXAMPLE / "serve.py", tmp_path], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Ctrl-C in every command: one line, a non-zero exit, nothing half-written."""
+"""Ctrl-C in every command: one line, a non-zero exit code, no partial output."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ MODEL = (
 
 
 def _interrupt(command: Sequence[object], until: str, cwd: Path, number: int = signal.SIGINT) -> tuple[int, str, str]:
-    """Run, send the signal once `until` has been printed to standard error or output, return how it ended."""
+    """Send the signal once the command has printed `until`. Returns exit code, all output, and output after `until`."""
     words = [str(part) for part in command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(words, cwd=cwd, **pipes, preexec_fn=_hear_interrupts) as process:
+    with subprocess.Popen(words, cwd=cwd, **pipes, preexec_fn=_accept_interrupts) as process:
         assert process.stdout is not None
         seen = b""
         while until.encode() not in seen:
             byte = process.stdout.read(1)
             assert byte, f"ended before {until!r}: {seen.decode()}"
             seen += byte
-        time.sleep(0.5)  # past the output itself: Python drops an interrupt that falls into a finaliser
+        time.sleep(0.5)  # until printing is over: Python drops an interrupt that comes during a finaliser
         process.send_signal(number)
         rest = process.stdout.read()
         return process.wait(60), (seen + rest).decode(), rest.decode()
 
 
-def _hear_interrupts() -> None:
-    """A shell's background jobs, and so what they start, are deaf to Ctrl-C."""
+def _accept_interrupts() -> None:
+    """Undo that background jobs of a shell, and so their children, ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_training_saves_and_says_how_to_go_on(dataset: Dataset, tmp_path: Path) -> None:
+def test_interrupted_training_saves_and_says_how_to_resume(dataset: Dataset, tmp_path: Path) -> None:
     settings = [part for value in (*MODEL, "training.max_steps=100000") for part in ("--set", value)]
     command = [BIN / "kiara", "train", "--set", f"data.train={dataset.folder}", *settings, "--out", "run"]
     code, output, _ = _interrupt([*command, "--set", "training.eval_every=5"], "step 5/", tmp_path)
@@ -58,7 +58,7 @@ def test_training_saves_and_says_how_to_go_on(dataset: Dataset, tmp_path: Path) 
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
 
 
-def test_generating_stops_with_one_line(bundle: Path, tmp_path: Path) -> None:
+def test_interrupted_generate_prints_one_line(bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     slow = (
         "import time\n"
@@ -79,8 +79,8 @@ def test_generating_stops_with_one_line(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["prepare", "export"])
-def test_writing_commands_leave_nothing(what: str, run: Path, corpus: Path, tmp_path: Path) -> None:
-    """Interrupted as soon as their temporary folder stands."""
+def test_interrupted_prepare_and_export_leave_no_files(what: str, run: Path, corpus: Path, tmp_path: Path) -> None:
+    """Interrupted as soon as their temporary folder exists."""
     source = corpus if what == "prepare" else run
     slow = "kiara.data.prepare.train_tokenizer" if what == "prepare" else "kiara_export.candidates.makers.trace"
     module, _, name = slow.rpartition(".")
@@ -102,10 +102,8 @@ def test_writing_commands_leave_nothing(what: str, run: Path, corpus: Path, tmp_
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("work", ["time.sleep(600)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 2 * 10**9)"])
-def test_signals_end_what_waits_and_what_computes_without_python(
-    number: signal.Signals, code: int, work: str, tmp_path: Path
-) -> None:
-    """The second kind of work is one call of minutes, in which Python hears no signal."""
+def test_signals_end_sleeping_and_native_code(number: signal.Signals, code: int, work: str, tmp_path: Path) -> None:
+    """The second kind of work is a native call of several minutes, during which Python handles no signal."""
     script = (
         "import hashlib, time; from pathlib import Path\n"
         "from kiara.commands.main import main; from kiara.files import new_folder\n"
@@ -120,8 +118,8 @@ def test_signals_end_what_waits_and_what_computes_without_python(
     assert [path.name for path in tmp_path.iterdir()] in ([], [".out.lock"])
 
 
-def test_a_command_that_saves_first_gets_the_time_for_it(tmp_path: Path) -> None:
-    """Longer than a long call gets: training has given the signal back by then."""
+def test_a_command_that_saves_on_interrupt_is_given_time(tmp_path: Path) -> None:
+    """Saving may take longer than a native call may: training has already answered the signal."""
     script = (
         "import time; from kiara.commands.main import main; from kiara.training.stop_request import stop_request\n"
         "@main.command()\n"
@@ -138,8 +136,8 @@ def test_a_command_that_saves_first_gets_the_time_for_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_bench_takes_its_child_along(number: signal.Signals, bundle: Path, tmp_path: Path) -> None:
-    """The child measures in a process of its own; a stand-in writes its id down and goes on for ever."""
+def test_killing_bench_ends_its_child_process(number: signal.Signals, bundle: Path, tmp_path: Path) -> None:
+    """The child is the process that measures; a stand-in writes its process id to a file and sleeps."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, time\n"
         "if 'kiara_runtime.verify.bench' in sys.orig_argv:\n"
@@ -150,7 +148,7 @@ def test_bench_takes_its_child_along(number: signal.Signals, bundle: Path, tmp_p
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "kiara_runtime.commands.main", "bench", str(bundle)]
-    with subprocess.Popen(command, cwd=tmp_path, env=environ, preexec_fn=_hear_interrupts) as process:
+    with subprocess.Popen(command, cwd=tmp_path, env=environ, preexec_fn=_accept_interrupts) as process:
         child = tmp_path / "child"
         while not (child.exists() and child.read_text()):
             assert process.poll() is None
@@ -163,8 +161,8 @@ def test_bench_takes_its_child_along(number: signal.Signals, bundle: Path, tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_learning_the_tokenizer_ends_at_once(number: int, tmp_path: Path) -> None:
-    """While the library learns, which answers no signal. Its process holds the output open for as long as it lives."""
+def test_interrupting_tokenizer_training_ends_at_once(number: int, tmp_path: Path) -> None:
+    """Interrupted inside the library, which handles no signals. Its process keeps the output open until it ends."""
     source = tmp_path / "source"
     source.mkdir()
     letters = random.Random(1).choices("ACGT", k=1_500_000)

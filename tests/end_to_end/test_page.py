@@ -1,4 +1,4 @@
-"""The server's page in a real browser, clicked through as a person would, against the same model in this process."""
+"""The server's page in a real browser, used as a person would, against the same model in this process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def _page(browser: Any, server: Served, *allowed: str, **options: Any) -> Iterator[Any]:
-    """A page that asks nobody but its server, violates no policy, keeps nothing and logs no error but those allowed."""
+    """A page that contacts only its server, violates no policy, stores nothing and logs no error except `allowed`."""
     faults: list[str] = []
     asked: list[str] = []
     context = browser.new_context(**options)
@@ -78,13 +78,13 @@ def _fill(page: Any, **values: object) -> None:
 
 
 def _arguments(command: str, environment: dict[str, str] | None = None) -> list[str]:
-    """What a shell would give to curl."""
+    """The arguments that a shell would pass to curl."""
     words = "curl() { for each; do printf '%s\\0' \"$each\"; done; }\n" + command
     ran = subprocess.run(["sh", "-c", words], capture_output=True, check=True, env=environment)
     return ran.stdout.decode().split("\0")
 
 
-def test_text_receipt_and_card(browser: Any, server: Served, model: Model) -> None:
+def test_the_page_shows_text_receipt_and_model_card(browser: Any, server: Served, model: Model) -> None:
     with _page(browser, server) as page:
         _fill(page, prompt="def é(", max_tokens=20, temperature=0.9, top_k=30, seed=5)
         page.click("#send")
@@ -100,7 +100,7 @@ def test_text_receipt_and_card(browser: Any, server: Served, model: Model) -> No
         assert "int8" in (page.text_content("#model-card") or "")
 
 
-def test_a_conversation(browser: Any, server: Served, model: Model) -> None:
+def test_chat_on_the_page_matches_the_model(browser: Any, server: Served, model: Model) -> None:
     with _page(browser, server) as page:
         page.click("#views label:has(#view-chat)")
         _fill(page, max_tokens=8, temperature=0)
@@ -120,7 +120,7 @@ def test_a_conversation(browser: Any, server: Served, model: Model) -> None:
         assert page.locator("#messages li").count() == 0
 
 
-def test_stopping_frees_the_server(browser: Any, chat_bundle: Path) -> None:
+def test_stopping_on_the_page_frees_the_slot(browser: Any, chat_bundle: Path) -> None:
     with served(chat_bundle, program=SLOW) as slow, _page(browser, slow) as page:
         for count, stop in ((1, lambda: page.click("#stop-button")), (2, lambda: page.keyboard.press("Escape"))):
             _fill(page, prompt="x", max_tokens=95, seed=1)
@@ -133,7 +133,7 @@ def test_stopping_frees_the_server(browser: Any, chat_bundle: Path) -> None:
             slow.wait_for("kiara_disconnects_total", count)
 
 
-def test_faults_stand_beside_their_fields(browser: Any, server: Served) -> None:
+def test_errors_appear_beside_their_fields(browser: Any, server: Served) -> None:
     with _page(browser, server, ALLOWED_STATUS) as page:
         sent: list[Any] = []
         page.on("request", lambda request: sent.append(request.post_data_json))
@@ -147,7 +147,7 @@ def test_faults_stand_beside_their_fields(browser: Any, server: Served) -> None:
         assert [body["temperature"] for body in sent if body is not None] == [1]  # the first was not even sent
 
 
-def test_the_copied_request_is_the_sent_one(browser: Any, server: Served) -> None:
+def test_the_copied_request_is_the_one_that_was_sent(browser: Any, server: Served) -> None:
     with _page(browser, server, **CLIPBOARD) as page:
         _fill(page, prompt=QUOTES, max_tokens=10, seed=3, top_k=40, stop="zz\n'q")
         page.click("#send")
@@ -165,7 +165,7 @@ def test_the_copied_request_is_the_sent_one(browser: Any, server: Served) -> Non
         assert json.loads(said[-2])["prompt"] == QUOTES
 
 
-def test_what_is_copied_where_a_key_is_wanted_takes_it_from_the_environment(
+def test_a_copied_request_reads_the_api_key_from_the_environment(
     browser: Any, chat_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "keys").write_text("a-long-key\n")
@@ -190,7 +190,7 @@ def test_what_is_copied_where_a_key_is_wanted_takes_it_from_the_environment(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phones_width_in_both_themes(browser: Any, server: Served, scheme: str) -> None:
+def test_the_page_fits_a_phone_in_both_themes(browser: Any, server: Served, scheme: str) -> None:
     size = {"width": 360, "height": 700}
     with _page(browser, server, viewport=size, color_scheme=scheme) as page:
         page.fill("#prompt", "x" * 60)

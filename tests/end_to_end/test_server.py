@@ -1,4 +1,4 @@
-"""The server as a process: starting and stopping, clients that leave, queues that are full, senders that never end."""
+"""The server as a process: start and stop, disconnecting clients, full queues, requests that never end."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from server_clients import IMPATIENT, LONG
+from server_clients import LONG, SHORT_TIMEOUTS
 from serving import SLOW, received, served
 
 from kiara_runtime.model import load
 
 
-def test_it_starts_answers_and_drains(bundle: Path) -> None:
+def test_the_server_starts_answers_and_drains(bundle: Path) -> None:
     started = time.monotonic()
     with served(bundle) as server:
         assert time.monotonic() - started < 10
@@ -29,13 +29,13 @@ def test_it_starts_answers_and_drains(bundle: Path) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
         server.process.send_signal(signal.SIGTERM)
         answer = received(connection)
-        assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")  # the running request got its end
+        assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")  # the running request was completed
         assert server.ended() == 0
     logged = [json.loads(line) for line in server.lines if line.startswith("{")]
     assert [line["status"] for line in logged if line["route"] == "/v1/completions"] == [200, 200]
 
 
-def test_a_second_signal_ends_it_at_once(bundle: Path) -> None:
+def test_a_second_signal_stops_the_server_at_once(bundle: Path) -> None:
     with served(bundle, program=SLOW) as server:
         connection = server.send({**LONG, "stream": True})
         connection.recv(100)
@@ -45,7 +45,7 @@ def test_a_second_signal_ends_it_at_once(bundle: Path) -> None:
         assert server.stop(signal.SIGINT) == 130
 
 
-def test_requests_beyond_the_time_to_drain_are_cut(bundle: Path) -> None:
+def test_requests_past_the_drain_timeout_are_aborted(bundle: Path) -> None:
     with served(bundle, "--drain", 0, program=SLOW) as server:
         connection = server.send({**LONG, "stream": True})
         connection.recv(100)
@@ -65,7 +65,7 @@ def test_a_client_that_disconnects_frees_its_slot_running_or_queued(bundle: Path
         left = time.monotonic()
         server.wait_for("kiara_requests_running", 0)
         server.wait_for("kiara_requests_waiting", 0)
-        assert time.monotonic() - left < 2.5  # 90 tokens of two take 2.7 s, of six 8
+        assert time.monotonic() - left < 2.5  # two requests of 90 tokens take 2.7 s, six take 8 s
         server.wait_for("kiara_disconnects_total", 6)
         started = time.monotonic()
         assert server.post("/v1/completions", {"prompt": "x", "max_tokens": 1})[0] == 200
@@ -74,16 +74,16 @@ def test_a_client_that_disconnects_frees_its_slot_running_or_queued(bundle: Path
     assert sum('"status": 499' in line for line in server.lines) == 6
 
 
-def test_a_client_that_disconnects_during_the_prompt_frees_its_slot(bundle: Path) -> None:
+def test_a_client_that_disconnects_during_prefill_frees_its_slot(bundle: Path) -> None:
     with served(bundle, "--slots", 2, program=SLOW) as server:
-        server.send({**LONG, "stream": True}).recv(100)  # beside one that decodes a prompt goes in chunks of 4
+        server.send({**LONG, "stream": True}).recv(100)  # while one request decodes, prefill goes in chunks of 4
         leaver = server.send({"prompt": list(range(90)), "max_tokens": 2, "stream": True})
         server.wait_for("kiara_requests_running", 2)
         leaver.close()
         server.wait_for("kiara_disconnects_total", 1, 1.0)
 
 
-def test_the_surplus_is_refused_at_once_and_nothing_is_lost(bundle: Path) -> None:
+def test_requests_beyond_the_queue_are_refused_at_once_and_none_is_lost(bundle: Path) -> None:
     limit = 2 + 6
     with served(bundle, "--slots", 2, "--queue", 6, program=SLOW) as server, ThreadPoolExecutor(2 * limit) as pool:
 
@@ -95,7 +95,7 @@ def test_the_surplus_is_refused_at_once_and_nothing_is_lost(bundle: Path) -> Non
         found = list(pool.map(ask, range(2 * limit)))
         refused = [seconds for status, seconds in found if status == 503]
         assert sorted(status for status, _ in found) == [200] * limit + [503] * limit
-        assert max(refused) < 1.0  # those let in take a second each
+        assert max(refused) < 1.0  # an accepted request takes a second
         assert server.get("/health")[0] == 200
         connection = server.connect()
         for _ in range(limit):
@@ -107,14 +107,14 @@ def test_the_surplus_is_refused_at_once_and_nothing_is_lost(bundle: Path) -> Non
         assert answer.startswith("HTTP/1.1 503") and "Retry-After: 1" in answer
 
 
-def test_heartbeats_while_nothing_comes(bundle: Path) -> None:
+def test_a_queued_stream_gets_heartbeats(bundle: Path) -> None:
     with served(bundle, "--slots", 1, program=SLOW) as server:
         server.send({**LONG, "stream": True}).recv(100)
         queued = server.send({**LONG, "stream": True})
         assert b"data:" not in received(queued, until=b": waiting")
 
 
-def test_slow_and_half_open_senders_hold_nobody_up(bundle: Path) -> None:
+def test_slow_and_half_open_connections_block_no_other_client(bundle: Path) -> None:
     with served(bundle) as server:
         held = [server.connect() for _ in range(300)]
         for index, connection in enumerate(held):
@@ -125,8 +125,8 @@ def test_slow_and_half_open_senders_hold_nobody_up(bundle: Path) -> None:
         assert time.monotonic() - started < 2
 
 
-def test_a_request_that_never_ends_is_cut_off(bundle: Path) -> None:
-    with served(bundle, program=IMPATIENT) as server:
+def test_a_request_that_is_never_completed_is_cut_off(bundle: Path) -> None:
+    with served(bundle, program=SHORT_TIMEOUTS) as server:
         connection = server.connect()
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\n")
         started, cut = time.monotonic(), False
@@ -163,7 +163,7 @@ REFUSED_EARLY = [
 ]
 
 
-def test_each_gets_its_answer_is_counted_and_logged(bundle: Path) -> None:
+def test_every_request_is_answered_counted_and_logged(bundle: Path) -> None:
     with served(bundle, "--cors-origin", "https://Good.example:443") as server:
         before = server.metric("kiara_requests_total")
         for sent, status in REFUSED_EARLY:
@@ -182,18 +182,18 @@ def test_each_gets_its_answer_is_counted_and_logged(bundle: Path) -> None:
     assert sorted(found) == sorted([413, *(status for _, status in REFUSED_EARLY)])
 
 
-def test_who_left_before_an_answer_began_is_counted(bundle: Path) -> None:
+def test_clients_that_disconnect_before_an_answer_are_counted(bundle: Path) -> None:
     with served(bundle, "--queue", 100, program=SLOW) as server:
         for _ in range(59):
             server.send({**LONG, "stream": True}).close()
         refused = server.connect()
         refused.sendall(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" + b"x\r\n\r\n" * 2000)
-        refused.close()  # what stands behind the refused one is no request
+        refused.close()  # the bytes after the refused request are not a request
         running = server.send({**LONG, "stream": True})
         running.recv(100)
         running.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         server.wait_for("kiara_requests_running", 1)
-        running.close()  # with a second one behind it
+        running.close()  # with a second request pipelined behind it
         server.wait_for('kiara_requests_total{route="/v1/completions",status="499"}', 60)
         server.wait_for('kiara_requests_total{route="/health",status="499"}', 1)
         assert server.metric('kiara_requests_total{route="unknown",status="\\d+"}') == 1

@@ -1,4 +1,4 @@
-"""Clients that leave, stall or send too much."""
+"""Clients that disconnect, stall or send too much."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
-from server_clients import IMPATIENT, LONG
+from server_clients import LONG, SHORT_TIMEOUTS
 from serving import SLOW, received, served
 
 from kiara_runtime.model import load
 
 
-def test_urgent_data_ends_a_connection_and_keeps_nobody_busy(bundle: Path) -> None:
+def test_tcp_urgent_data_closes_the_connection_without_errors(bundle: Path) -> None:
     with served(bundle) as server:
         connection = server.connect()
         connection.send(b"x", socket.MSG_OOB)
@@ -31,23 +31,23 @@ def test_urgent_data_ends_a_connection_and_keeps_nobody_busy(bundle: Path) -> No
 
 
 @pytest.mark.parametrize("behind", [b"\r\n", b"GET /hea", b"POST /x HTTP/1.1\r\nExpect: 100-continue\r\n"])
-def test_what_comes_behind_a_request_does_not_cut_its_answer(bundle: Path, behind: bytes) -> None:
+def test_bytes_after_a_request_do_not_cut_its_answer(bundle: Path, behind: bytes) -> None:
     slowly = SLOW.partition("from kiara_runtime.commands.main")[0]
-    with served(bundle, program=slowly + IMPATIENT) as server:
+    with served(bundle, program=slowly + SHORT_TIMEOUTS) as server:
         connection = server.send({**LONG, "stream": True})
-        connection.sendall(behind)  # nothing comes after it for longer than a request may take
+        connection.sendall(behind)  # and nothing more until after the receive timeout
         assert received(connection, until=b"[DONE]").startswith(b"HTTP/1.1 200")
 
 
-def test_a_grammar_of_endless_rules_does_not_end_the_server(bundle: Path) -> None:
+def test_a_grammar_of_thousands_of_chained_rules_does_not_crash_the_server(bundle: Path) -> None:
     rules = "start:a0\n" + "".join(f"a{i:x}:a{i + 1:x}\n" for i in range(3000)) + 'abb8:"q"\n'
     with served(bundle) as server:
         asked = {"prompt": "x", "response_format": {"type": "grammar", "grammar": rules}}
         assert server.post("/v1/completions", asked)[1]["choices"][0]["text"] == "q"
 
 
-def test_a_refusal_reaches_who_still_sends(bundle: Path) -> None:
-    """Neither the sending nor the answer may be cut by what the refused request still brings."""
+def test_a_client_still_sending_its_body_receives_the_refusal(bundle: Path) -> None:
+    """The rest of the refused body may break neither the client's sending nor the answer."""
     part = b"x" * (1 << 20)
     with served(bundle) as server:
         for size in (f"Content-Length: {64 * len(part)}", "Transfer-Encoding: chunked"):
@@ -60,8 +60,8 @@ def test_a_refusal_reaches_who_still_sends(bundle: Path) -> None:
         assert server.get("/health")[0] == 200
 
 
-def test_who_is_refused_and_goes_on_sending_is_left(bundle: Path) -> None:
-    with served(bundle, program=IMPATIENT) as server:
+def test_a_refused_client_that_keeps_sending_is_disconnected(bundle: Path) -> None:
+    with served(bundle, program=SHORT_TIMEOUTS) as server:
         connection = server.connect()
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
         received(connection)
@@ -72,23 +72,23 @@ def test_who_is_refused_and_goes_on_sending_is_left(bundle: Path) -> None:
                 time.sleep(0.01)
 
 
-def test_who_does_not_read_the_answer_holds_nobody_up(bundle: Path) -> None:
-    """More such clients than there are threads, each with a second request that waits for the first's answer to go."""
-    with served(bundle, "--slots", 1, "--queue", 0, program=IMPATIENT) as server:
+def test_clients_that_do_not_read_their_answer_block_no_thread(bundle: Path) -> None:
+    """More such clients than threads, each with a second request pipelined behind its unread first answer."""
+    with served(bundle, "--slots", 1, "--queue", 0, program=SHORT_TIMEOUTS) as server:
         for _ in range(12):
             connection = server.send({"prompt": "\U0001f600" * 450_000, "return_token_strs": True}, "/tokenize")
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         deaf = server.send({"prompt": ["x"] * 200, "logprobs": 20, "echo": True, "stream": True})
         end, answered = time.monotonic() + 30, 0.0
-        while answered < 12:  # the metrics need a thread, too
+        while answered < 12:  # /metrics needs a thread, too
             assert time.monotonic() < end
-            with contextlib.suppress(OSError):  # this impatient server may drop our own connection, too
+            with contextlib.suppress(OSError):  # with short timeouts our own connection may be dropped, too
                 answered = server.metric("kiara_requests_total")
             time.sleep(0.2)
         deaf.close()
 
 
-def test_who_asked_twice_at_once_and_leaves_is_noticed(bundle: Path) -> None:
+def test_a_client_that_disconnects_with_pipelined_requests_frees_its_slot(bundle: Path) -> None:
     with served(bundle, program=SLOW) as server:
         connection = server.send(LONG)
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
@@ -97,7 +97,7 @@ def test_who_asked_twice_at_once_and_leaves_is_noticed(bundle: Path) -> None:
         server.wait_for("kiara_requests_running", 0, 1.5)
 
 
-def test_a_signal_while_the_model_loads_ends_it_orderly(bundle: Path) -> None:
+def test_a_signal_while_the_model_loads_stops_the_server_cleanly(bundle: Path) -> None:
     hangs = "import kiara_runtime.model as home\nhome.load = lambda *_: time.sleep(60)\n"
     program = SLOW.replace("main(sys", f"{hangs}main(sys")
     with served(bundle, ready=False, program=program) as server:
@@ -105,7 +105,7 @@ def test_a_signal_while_the_model_loads_ends_it_orderly(bundle: Path) -> None:
         assert server.stop() == 0
 
 
-def test_what_keeps_it_from_starting_is_one_line(bundle: Path, tmp_path: Path) -> None:
+def test_startup_errors_have_no_traceback(bundle: Path, tmp_path: Path) -> None:
     def fails(*options: object) -> str:
         words = [sys.executable, "-m", "kiara_runtime.commands.main", "serve", *map(str, options)]
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
@@ -128,7 +128,7 @@ def test_what_keeps_it_from_starting_is_one_line(bundle: Path, tmp_path: Path) -
     assert "holds no key" in fails(bundle, "--api-key-file", tmp_path / "keys")
 
 
-def test_a_damaged_model_ends_it(bundle: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_stops_the_server(bundle: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(bundle, tmp_path / "broken")
     graph = broken / "onnx/model_quantized.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"!")
@@ -137,7 +137,7 @@ def test_a_damaged_model_ends_it(bundle: Path, tmp_path: Path) -> None:
     assert "damaged, its SHA-256" in server.lines[-1]
 
 
-def test_others_can_be_let_in_and_are_warned_of(bundle: Path, tmp_path: Path) -> None:
+def test_listening_on_all_addresses_requires_a_key_and_warns(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a-long-key\n")
     with served(bundle, "--host", "0.0.0.0", "--api-key-file", tmp_path / "keys") as server:
         assert server.get("/health")[0] == 200
@@ -148,7 +148,7 @@ def test_others_can_be_let_in_and_are_warned_of(bundle: Path, tmp_path: Path) ->
     assert not any("a-long-key" in line for line in server.lines)
 
 
-def test_eight_streams_get_what_each_gets_alone(bundle: Path) -> None:
+def test_eight_concurrent_streams_match_single_requests(bundle: Path) -> None:
     with load(bundle) as model, served(bundle) as server:
         found: dict[int, str] = {}
 

@@ -1,4 +1,4 @@
-"""The command from end to end: receipts, replacement, budgets, and refusals that leave nothing."""
+"""The export command end to end: receipts, replacement, budgets, and refusals that leave no files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.model import load
 
 
-def test_bundle_is_as_small_as_announced(bundle: Path, model: GPT) -> None:
+def test_the_bundle_size_matches_the_estimate(bundle: Path, model: GPT) -> None:
     announced = sizes.graph_bytes(model.config, model.vocab_size, INT8)
     assert (bundle / "onnx/model_quantized.onnx").stat().st_size == pytest.approx(announced, abs=30_000)
 
@@ -62,11 +62,11 @@ def test_every_variant_at_once_and_a_budget_between_int4_and_int8(
     assert not (tmp_path / "small").exists()
 
 
-def test_a_bound_on_the_loss_promotes_the_fewest_matrices_that_keep_it(
+def test_a_loss_bound_promotes_only_as_many_matrices_as_it_needs(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kiara_export.quantize.gptq, "TOP", 3)  # two bits, since this model hardly feels four
-    patient = dataclasses.replace(INT4, limits=Limits(0.02, 0.0, 0.0, 0.0, 0.0, 0.0))  # two bits often choose otherwise
+    monkeypatch.setattr(kiara_export.quantize.gptq, "TOP", 3)  # two bits: at four this model loses almost nothing
+    patient = dataclasses.replace(INT4, limits=Limits(0.02, 0.0, 0.0, 0.0, 0.0, 0.0))  # two bits change many tokens
     monkeypatch.setattr(kiara_export.request, "VARIANTS", (patient,))
     options = ("--quantize", "int4", "--max-bpb-loss")
     assert kiara("export", run, "--out", tmp_path / "plain", *options, "90%").exit_code == 0
@@ -95,7 +95,7 @@ def test_a_bound_on_the_loss_promotes_the_fewest_matrices_that_keep_it(
         (("--sign-key", "/none.pem"), "/none.pem: there is no such key file"),
     ],
 )
-def test_options_that_make_no_sense_are_one_line(
+def test_invalid_options_are_refused_before_the_work(
     options: tuple[str, ...], expected: str, run: Path, tmp_path: Path, kiara: Callable[..., Result],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -105,7 +105,7 @@ def test_options_that_make_no_sense_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signed_export_is_signed(
+def test_a_signed_export_verifies(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
 ) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
@@ -121,7 +121,7 @@ def test_a_signed_export_is_signed(
     assert result.exit_code == 0 and "signed by the owner" in result.stdout
 
 
-def test_weights_past_a_protobuf_s_size_lie_beside_their_graph(
+def test_weights_too_large_for_protobuf_are_stored_beside_the_graph(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kiara_export.graph.onnx_file.MAX_EMBEDDED_BYTES", 1000)
@@ -139,7 +139,7 @@ def test_weights_past_a_protobuf_s_size_lie_beside_their_graph(
         load(out)
 
 
-def test_receipt_and_card_give_the_measured_figures(bundle: Path) -> None:
+def test_receipt_and_model_card_give_the_measured_figures(bundle: Path) -> None:
     receipt = json.loads((bundle / "receipt.json").read_text("utf-8"))
     int8 = receipt["variants"]["int8"]
     assert int8["bits_per_byte_loss"] == pytest.approx(
@@ -151,7 +151,7 @@ def test_receipt_and_card_give_the_measured_figures(bundle: Path) -> None:
     assert str(Path.home()) not in (bundle / "kiara.json").read_text("utf-8")
 
 
-def test_greedy_text_of_the_bundle_is_the_checkpoints(
+def test_greedy_text_of_the_bundle_matches_the_checkpoint(
     bundle: Path, run: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
 ) -> None:
     options = ("-p", "class Reader:\n    def ", "--temperature", "0", "--max-tokens", "40")
@@ -161,7 +161,7 @@ def test_greedy_text_of_the_bundle_is_the_checkpoints(
     assert found.stdout == expected.stdout
 
 
-def test_export_again_replaces_the_bundle_and_only_a_bundle(
+def test_export_replaces_a_bundle_but_no_other_folder(
     run: Path, tmp_path: Path, corpus: Path, kiara: Callable[..., Result]
 ) -> None:
     out = tmp_path / "bundle"
@@ -184,7 +184,7 @@ def test_export_again_replaces_the_bundle_and_only_a_bundle(
     assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
 
 
-def test_a_graph_that_departs_writes_no_bundle(
+def test_a_graph_that_differs_from_pytorch_writes_no_bundle(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
     trace = kiara_export.candidates.makers.trace

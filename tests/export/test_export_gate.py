@@ -1,4 +1,4 @@
-"""What an export refuses, makes finer or leaves out."""
+"""What an export refuses, quantises more finely or leaves out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kiara_runtime.tokens.tokenizer import Tokenizer
 
 
 def _coarse(at_least: int) -> Callable[..., Blocks]:
-    """Eight bits that are worth three, in blocks of `at_least` and more."""
+    """A `round_int8` with the precision of three bits for blocks of `at_least` values or more."""
 
     def rounded(weight: np.ndarray, sizes: tuple[int, ...] = INT8.blocks) -> Blocks:
         made = round_int8(weight, sizes)
@@ -44,9 +44,7 @@ def _coarse(at_least: int) -> Callable[..., Blocks]:
 def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
     run: Path, model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
-    traced = kiara_export.candidates.makers.trace(
-        model
-    )  # once for a dozen of graphs: it takes longer than all the rest
+    traced = kiara_export.candidates.makers.trace(model)  # once for a dozen graphs: it takes longer than all the rest
     monkeypatch.setattr(kiara_export.candidates.makers, "trace", lambda model: traced)
     monkeypatch.setattr(kiara_export.candidates.makers, "round_int8", _coarse(32))
     finer = kiara("export", run, "--out", tmp_path / "finer")
@@ -70,12 +68,12 @@ def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
         assert sorted(path.stem for path in (out / "onnx").iterdir()) == [Path(opened.variant_file(None)).stem]
         assert "Left out: int8, which loses" in (out / "README.md").read_text("utf-8")
     assert "Up to date" in kiara("export", run, "--out", tmp_path / "fp32").stderr
-    assert kiara("export", run, "--out", tmp_path / "fp32", "--strict").exit_code == 1  # what lacks int8 is not that
-    Bundle.open(tmp_path / "fp32").check()  # and is kept
+    assert kiara("export", run, "--out", tmp_path / "fp32", "--strict").exit_code == 1  # it lacks int8
+    Bundle.open(tmp_path / "fp32").check()  # the old bundle is kept
 
 
 @pytest.mark.parametrize("text", ["short", "x = 1\n" * 12])
-def test_what_cannot_be_judged_is_found_before_the_work(
+def test_too_little_text_is_refused_before_the_work(
     text: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
     monkeypatch.setattr(kiara_export.pipeline, "load_model", lambda folder: pytest.fail("it began"))
@@ -84,14 +82,14 @@ def test_what_cannot_be_judged_is_found_before_the_work(
     assert result.exit_code == 1 and "are too few; name text of 65 at least" in result.stderr
 
 
-def test_any_flipped_byte_of_a_checkpoint_is_refused_by_name(run: Path, tmp_path: Path) -> None:
+def test_a_flipped_byte_in_a_checkpoint_names_its_file(run: Path, tmp_path: Path) -> None:
     import shutil
 
     folder = Path(shutil.copytree(find_checkpoint(run), tmp_path / "checkpoint"))
     for path in sorted(folder.iterdir()):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 4
-        if path.name != "trainer_state.json":  # which records the others
+        if path.name != "trainer_state.json":  # holds the hashes of the others
             path.write_bytes(data)
             with pytest.raises(UserError, match=path.name):
                 load_model(folder)
@@ -100,7 +98,7 @@ def test_any_flipped_byte_of_a_checkpoint_is_refused_by_name(run: Path, tmp_path
     load_model(folder)
 
 
-def test_figures_are_of_the_text_that_was_given(
+def test_figures_are_measured_on_the_given_text(
     run: Path, tmp_path: Path, corpus: Path, kiara: Callable[..., Result]
 ) -> None:
     def bits(name: str) -> float:
@@ -130,7 +128,7 @@ def test_figures_are_of_the_text_that_was_given(
         ("state:{", "trainer_state.json: not JSON"),
     ],
 )
-def test_damaged_checkpoints_are_refused_by_name(
+def test_damaged_checkpoints_are_refused_with_the_reason(
     damage: str, expected: str, run: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     import shutil
@@ -161,19 +159,19 @@ def test_damaged_checkpoints_are_refused_by_name(
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
-        (0.02, {"int8": 0.003, "int4": 0.02}),  # never looser for one that stands beside others
+        (0.02, {"int8": 0.003, "int4": 0.02}),  # one bound for several variants never loosens a limit
         (0.001, {"int8": 0.001, "int4": 0.001}),
         ({"int4": 0.05}, {"int8": 0.003, "int4": 0.05}),
         ({}, {"int8": 0.003, "int4": 0.02}),
     ],
 )
-def test_what_int4_may_lose_loosens_no_other(loss: Any, expected: dict[str, float]) -> None:
+def test_a_loss_bound_for_int4_loosens_no_other_variant(loss: Any, expected: dict[str, float]) -> None:
     orders = Request(("int8", "int4"), max_bpb_loss=loss).orders()
     assert {order.variant.name: order.limits.bits_per_byte_loss for order in orders} == expected
     assert [order.limits.bits_per_byte_loss for order in Request(("int8",), max_bpb_loss=0.02).orders()] == [0.02]
 
 
-def test_three_texts_calibrate_choose_and_report(run: Path) -> None:
+def test_calibration_selection_and_report_use_three_texts(run: Path) -> None:
     checkpoint = find_checkpoint(run)
     request = Request(("int4",), max_bpb_loss=0.02)
     texts = texts_of(checkpoint, Tokenizer.load(checkpoint), request, request.orders())

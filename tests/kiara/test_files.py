@@ -1,4 +1,4 @@
-"""Folders: what may be replaced, who may write, what a killed process leaves."""
+"""Folders: what may be replaced, which process may write, what a killed process leaves behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAIN = ("train", "--set", "training.max_steps=2", "--set", "training.compile=ne
 
 
 def _state(folder: Path) -> dict[str, str]:
-    """Every file with its hash."""
+    """The hash of every file."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -38,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_folders_are_known_by_our_own_marks(
+def test_folder_kinds_are_recognised_by_kiara_markers(
     run: Path, bundle: Path, dataset: Dataset, source: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     assert kiara("import", source, "--out", tmp_path / "imported").exit_code == 0
@@ -52,10 +52,10 @@ def test_folders_are_known_by_our_own_marks(
     assert kind_of(tmp_path) is None and kind_of(source) is None
 
 
-def test_what_is_not_ours_is_never_replaced(
+def test_folders_not_written_by_kiara_are_never_replaced(
     run: Path, bundle: Path, dataset: Dataset, source: Path, corpus: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
-    """Every command that writes, on folders that look like its own, on another kind of ours, on files and links."""
+    """Every command that writes, with look-alike folders, other kinds of Kiara folders, files and links as --out."""
     commands = {
         "imported model": ("import", source),
         "bundle": ("export", run),
@@ -87,7 +87,7 @@ def test_what_is_not_ours_is_never_replaced(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_nothing_is_written_over_its_own_source(
+def test_no_command_overwrites_its_own_source(
     run: Path, source: Path, corpus: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     copy = Path(shutil.copytree(source, tmp_path / "copy"))
@@ -104,7 +104,7 @@ def test_nothing_is_written_over_its_own_source(
     assert _state(tmp_path) == before
 
 
-def test_files_of_a_person_in_our_folders_stay(
+def test_user_files_in_kiara_folders_are_kept(
     run: Path, corpus: Path, tmp_path: Path, kiara: Callable[..., Result], small_config: Config, dataset: Dataset
 ) -> None:
     out = tmp_path / "prepared"
@@ -115,17 +115,17 @@ def test_files_of_a_person_in_our_folders_stay(
     assert result.exit_code == 1 and "holds notes/todo.txt, which Kiara did not write" in result.stderr
     assert (out / "notes/todo.txt").read_text() == "mine"
     (out / "notes/todo.txt").unlink()
-    (out / ".DS_Store").touch()  # of a file manager, which nobody misses
+    (out / ".DS_Store").touch()  # written by a file manager, may be deleted
     assert kiara("prepare", corpus, "--out", out, "--set", "tokenizer.vocab_size=384").exit_code == 0
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     (copy / "notes.txt").write_text("mine")
-    Run(copy, small_config, resume=True).close()  # which adds to its folder and replaces none
+    Run(copy, small_config, resume=True).close()  # a run adds to its folder and replaces nothing
     assert (copy / "notes.txt").read_text() == "mine"
     (copy / "config.yaml").write_text((copy / "config.yaml").read_text().partition("\n")[2])
-    assert kind_of(copy) == "run"  # one of before the mark, by its checkpoints
+    assert kind_of(copy) == "run"  # a run from before the marker, recognised by its checkpoints
 
 
-def test_a_folder_that_is_being_written_is_refused_by_the_writer_s_name(
+def test_a_locked_folder_is_refused_naming_the_writing_process(
     dataset: Dataset, small_config: Config, tmp_path: Path
 ) -> None:
     first = Run(tmp_path / "run", small_config, resume=False)
@@ -140,7 +140,7 @@ def test_a_folder_that_is_being_written_is_refused_by_the_writer_s_name(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from kiara.files import new_folder\n"
         "with new_folder(Path(sys.argv[1]), 'bundle') as folder:\n"
@@ -159,8 +159,8 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out-of-another", "out"]
 
 
-def test_a_folder_that_was_on_its_way_comes_back(tmp_path: Path) -> None:
-    """Killed between the two renames: the old folder is the only one there is."""
+def test_a_half_replaced_folder_is_restored(tmp_path: Path) -> None:
+    """After a kill between the two renames only the old folder exists."""
     (tmp_path / ".out.old").mkdir()
     (tmp_path / ".out.old/kept").write_text("x")
     with pytest.raises(UserError, match="no bundle of Kiara's"), new_folder(tmp_path / "out", "bundle"):
@@ -178,10 +178,10 @@ FULL = {
 
 
 @pytest.mark.parametrize("command", FULL)
-def test_a_full_disk_is_one_line(
+def test_a_full_disk_gives_a_one_line_error(
     command: str, run: Path, source: Path, corpus: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """Files that may not grow past 40 KiB fail as a full disk does."""
+    """A file size limit of 40 KiB fails like a full disk."""
     places = {"corpus": corpus, "data": dataset.folder, "source": source, "run": run}
     words = " ".join(word.format(**places) for word in FULL[command])
     script = f"ulimit -f 40; exec {sys.executable} -c 'from kiara.commands.main import main; main()' {words}"

@@ -20,7 +20,7 @@ from kiara_runtime.model import Model, load
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"seed": 3}, {"seed": 4, "top_k": 20, "min_p": 0.05}])
-def test_stream_joins_to_generate_and_repeats(model: Model, options: dict[str, Any]) -> None:
+def test_streamed_pieces_join_to_generate(model: Model, options: dict[str, Any]) -> None:
     whole = model.generate(PROMPT, max_tokens=50, **options)
     pieces = list(model.stream(PROMPT, max_tokens=50, **options))
     assert "".join(piece.text for piece in pieces) == whole.text
@@ -30,7 +30,7 @@ def test_stream_joins_to_generate_and_repeats(model: Model, options: dict[str, A
     assert model.generate(model.tokenize(PROMPT), max_tokens=50, **options).tokens == plain.tokens
 
 
-def test_a_drawn_seed_is_told_and_repeats(model: Model) -> None:
+def test_a_drawn_seed_is_returned_and_repeats_its_tokens(model: Model) -> None:
     first = model.generate(PROMPT, max_tokens=20)
     assert model.generate(PROMPT, max_tokens=20, seed=first.seed).tokens == first.tokens
 
@@ -42,7 +42,7 @@ def test_interleaved_streams_do_not_mix(model: Model) -> None:
     assert [list(tokens) for tokens in zip(*found[:-1], strict=True)] == expected
 
 
-def test_the_context_bounds_prompt_and_continuation(model: Model) -> None:
+def test_the_context_limits_prompt_and_continuation(model: Model) -> None:
     full = model.generate([65] * 95, max_tokens=50, ignore_eos=True)
     assert len(full.tokens) == 1 and full.finish_reason == "length"
     with pytest.raises(UserError, match=r"prompt: 96 tokens leave no room in the model's context of 96"):
@@ -51,7 +51,7 @@ def test_the_context_bounds_prompt_and_continuation(model: Model) -> None:
         model.stream("word " * 500)
 
 
-def test_end_of_text_and_stop_texts_end_it() -> None:
+def test_end_of_text_and_stop_sequences_end_generation() -> None:
     ended = _scripted([*b"ab", 256, *b"cd"]).generate("x", temperature=0.0)
     assert (ended.text, ended.tokens, ended.finish_reason) == ("ab", [*b"ab"], "stop")
     ignoring = _scripted([*b"ab", 256, *b"cd"]).generate("x", temperature=0.0, ignore_eos=True, max_tokens=5)
@@ -62,14 +62,14 @@ def test_end_of_text_and_stop_texts_end_it() -> None:
     assert (cut.text, cut.finish_reason) == ("\ufffd", "length")
 
 
-def test_an_empty_prompt_begins_a_document(model: Model) -> None:
+def test_an_empty_prompt_starts_with_the_bos_token(model: Model) -> None:
     assert model.generate("", temperature=0.0, max_tokens=4).tokens == (
         model.generate([model.bos_token_id], temperature=0.0, max_tokens=4).tokens
     )
 
 
 @pytest.mark.parametrize("prompt", [[-1], [100000], [1.5], ["a"], None, 7, b"ab", [True]])
-def test_prompts_that_are_none_are_refused(prompt: Any, model: Model) -> None:
+def test_invalid_prompts_are_refused(prompt: Any, model: Model) -> None:
     with pytest.raises(UserError):
         model.generate(prompt)
 
@@ -91,7 +91,7 @@ def test_unknown_arguments_and_variants_are_refused(bundle: Path, model: Model) 
     assert len(model.generate(PROMPT, **numbers).tokens) == 2
 
 
-def test_command_line_streams_what_the_interface_generates(
+def test_the_command_line_prints_what_generate_returns(
     bundle: Path, model: Model, kiara_run: Callable[..., Result]
 ) -> None:
     options = ("-p", PROMPT, "--max-tokens", "25", "--seed", "5", "--top-k", "40", "--stop", "zzz", "--stop", "yyy")
@@ -121,7 +121,7 @@ def test_command_line_streams_what_the_interface_generates(
         (("--variant", "int3"), "variant: 'int3' is not in"),
     ],
 )
-def test_bad_options_are_one_line(
+def test_invalid_options_give_a_one_line_error(
     options: tuple[str, ...], expected: str, bundle: Path, kiara_run: Callable[..., Result]
 ) -> None:
     result = kiara_run("generate", bundle, "-p", "x", *options)
@@ -130,7 +130,7 @@ def test_bad_options_are_one_line(
     assert not result.stdout
 
 
-def test_a_closed_standard_input_and_a_full_disk_are_one_line(bundle: Path) -> None:
+def test_a_closed_stdin_and_a_full_disk_give_a_one_line_error(bundle: Path) -> None:
     command = f"{sys.executable} -m kiara_runtime.commands.main"
     for arguments, expected in ((f"generate {bundle} <&-", "no prompt"), ("--help > /dev/full", "No space left")):
         done = subprocess.run(
@@ -140,12 +140,12 @@ def test_a_closed_standard_input_and_a_full_disk_are_one_line(bundle: Path) -> N
         assert expected in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_prompts_of_bytes_that_are_no_text_are_refused(bundle: Path, kiara_run: Callable[..., Result]) -> None:
+def test_prompts_with_invalid_utf8_are_refused(bundle: Path, kiara_run: Callable[..., Result]) -> None:
     result = kiara_run("generate", bundle, "-p", "a\udcff", "--echo", "--json")
     assert result.exit_code == 1 and "prompt: not UTF-8" in result.stderr
 
 
-def test_piped_prompts_that_are_no_text_are_refused(bundle: Path) -> None:
+def test_piped_prompts_with_invalid_utf8_are_refused(bundle: Path) -> None:
     result = CliRunner().invoke(main, ["generate", str(bundle)], input=b"caf\xe9")
     assert result.exit_code == 1 and "not UTF-8 at byte 3" in result.stderr
 
@@ -161,7 +161,7 @@ def test_score_is_the_log_likelihood_of_one_pass(bundle: Path, model: Model, cut
     ids = model.tokenize(PROMPT * 20)[:60]
     logits = Session(opened.graph_of(None), opened.architecture).decoder().append(np.array(ids))
     expected = _log_softmax(logits)[np.arange(cut - 1, 59), ids[cut:]]
-    for _ in range(2):  # the second time with a prefix that is known
+    for _ in range(2):  # the second time with a cached prefix
         score = model.score(ids[:cut], ids[cut:])
         np.testing.assert_allclose([one.logprob for one in score.tokens], expected, rtol=1e-9)
         assert score.logprob == pytest.approx(expected.sum())
@@ -169,7 +169,7 @@ def test_score_is_the_log_likelihood_of_one_pass(bundle: Path, model: Model, cut
     assert [one.token for one in score.tokens] == ids[cut:]
 
 
-def test_scores_of_texts_of_nothing_and_of_greedy_ones(model: Model) -> None:
+def test_scores_of_empty_and_greedy_continuations(model: Model) -> None:
     greedy = model.generate(model.tokenize(PROMPT), max_tokens=1, temperature=0.0)
     assert model.score(PROMPT, greedy.tokens).greedy
     assert model.score(PROMPT, "").logprob == 0.0

@@ -1,4 +1,4 @@
-"""The command line over a model, and what it refuses."""
+"""More of a model's methods, its asyncio version, and the commands that use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model, load
 
 
-def test_the_end_of_text_has_a_logprob_of_its_own(model: Model) -> None:
+def test_the_end_of_text_token_has_a_logprob(model: Model) -> None:
     [end] = model.eos_token_ids
     ended = model.generate(model.tokenize(PROMPT), max_tokens=4, logit_bias={end: 100}, logprobs=0)
     assert (ended.tokens, ended.finish_reason) == ([], "stop")
@@ -28,7 +28,7 @@ def test_the_end_of_text_has_a_logprob_of_its_own(model: Model) -> None:
     assert ended.logprobs[0].logprob == pytest.approx(model.score(PROMPT, [end]).logprob, abs=1e-3)
 
 
-def test_several_continuations_differ_and_repeat(model: Model) -> None:
+def test_several_continuations_differ_and_are_repeatable(model: Model) -> None:
     first, second = (model.generate_all([PROMPT, "x"], n=3, max_tokens=12, seed=4) for _ in range(2))
     assert [[one.tokens for one in some] for some in first] == [[one.tokens for one in some] for some in second]
     assert len({tuple(one.tokens) for one in first[0]}) == 3
@@ -37,8 +37,8 @@ def test_several_continuations_differ_and_repeat(model: Model) -> None:
         model.generate_all([PROMPT], n=0)
 
 
-def test_speculation_repeats_the_plain_text_in_fewer_passes(bundle: Path) -> None:
-    """On float32 the last bit decides nothing; the text is one that repeats itself."""
+def test_speculative_decoding_gives_the_same_tokens(bundle: Path) -> None:
+    """In float32 rounding changes no token. The prompt repeats itself."""
     model = load(bundle, "fp32")
     prompt = model.tokenize("for name in argv:\n" * 4)[:40]
     for options in ({"temperature": 0.0}, {"temperature": 0.3, "seed": 1, "repetition_penalty": 0.3}):
@@ -51,7 +51,7 @@ def test_speculation_repeats_the_plain_text_in_fewer_passes(bundle: Path) -> Non
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5, "seed": 1}, {"logprobs": 1}])
-def test_structured_output_is_valid_or_cut(model: Model, options: dict[str, Any]) -> None:
+def test_structured_output_is_valid_or_truncated(model: Model, options: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": {"name": {"enum": ["ab", "c"]}, "ok": {"type": "boolean"}}}
     schema |= {"required": ["name", "ok"], "additionalProperties": False, "x-guidance": {"whitespace_flexible": False}}
     result = model.generate("{", max_tokens=60, json_schema=schema, **options)
@@ -66,10 +66,10 @@ def test_structured_output_is_valid_or_cut(model: Model, options: dict[str, Any]
         model.generate("x", logit_bias={100000: 1.0})
 
 
-def test_what_is_stopped_by_an_id_ends_before_it(model: Model) -> None:
+def test_a_stop_token_id_ends_the_text_before_it(model: Model) -> None:
     scripted = _scripted([*b"abcd"]).generate("x", temperature=0.0, stop_token_ids=[ord("c")])
     assert (scripted.tokens, scripted.finish_reason) == ([*b"ab"], "stop")
-    # So hot that all tokens are about as likely: the text varies, whatever the model has learned.
+    # At this temperature all tokens are about equally likely: the text varies, regardless of the model.
     varied = {"max_tokens": 20, "temperature": 100.0, "seed": 1, "ignore_eos": True}
     whole = model.generate(PROMPT, **varied)
     place = next(i for i in range(3, 20) if whole.tokens[i] not in whole.tokens[:i])
@@ -77,7 +77,7 @@ def test_what_is_stopped_by_an_id_ends_before_it(model: Model) -> None:
     assert (stopped.tokens, stopped.finish_reason) == (whole.tokens[:place], "stop")
 
 
-def test_the_async_twin(bundle: Path, model: Model) -> None:
+def test_the_async_model_matches_the_model(bundle: Path, model: Model) -> None:
     twin = AsyncModel(load(bundle))
 
     async def streamed(seed: int) -> list[int]:
@@ -98,7 +98,7 @@ def test_the_async_twin(bundle: Path, model: Model) -> None:
     assert isinstance(twin.model.runner, Engine) and twin.model.runner.load() == (0, 0)
 
 
-def test_evaluate_agrees_with_the_training_side(
+def test_kiara_run_evaluate_agrees_with_kiara_evaluate(
     bundle: Path, run: Path, tmp_path: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
 ) -> None:
     text = tmp_path / "held-out.py"
@@ -106,7 +106,7 @@ def test_evaluate_agrees_with_the_training_side(
     ours = json.loads(kiara_run("evaluate", bundle, text, "--variant", "fp32", "--json").stdout)
     theirs = json.loads(kiara("evaluate", run, "--text", text, "--json").stdout)
     for name in ("loss", "perplexity", "accuracy", "bits_per_byte"):
-        assert ours[name] == pytest.approx(theirs[name], rel=0.01), name  # theirs leaves the last, short window out
+        assert ours[name] == pytest.approx(theirs[name], rel=0.01), name
     assert 0 <= ours["tokens"] - theirs["tokens"] < 96
     assert "bits per byte, perplexity" in kiara_run("evaluate", bundle, text).stdout
     for content, expected in (
@@ -120,7 +120,7 @@ def test_evaluate_agrees_with_the_training_side(
     assert "No such file" in kiara_run("evaluate", bundle, tmp_path / "none").stderr
 
 
-def test_bench_measures_beside_the_receipt(bundle: Path, kiara_run: Callable[..., Result]) -> None:
+def test_bench_compares_with_the_receipt(bundle: Path, kiara_run: Callable[..., Result]) -> None:
     sizes = ("--prompt-tokens", "20", "--max-tokens", "6", "--batch", "1", "--batch", "2")
     shown = kiara_run("bench", bundle, *sizes).stdout
     for expected in ("prefill of 20 tokens", "of the receipt's", "decode, 2 at once", "peak memory", "first token"):
@@ -129,7 +129,7 @@ def test_bench_measures_beside_the_receipt(bundle: Path, kiara_run: Callable[...
     assert values["variant"] == "fp32" and values["decode_tokens_per_second"] > 0 and values["batches"]["2"] > 0
 
 
-def test_command_line_of_sampling_and_cache(
+def test_command_line_options_for_sampling_and_prompt_cache(
     bundle: Path, model: Model, tmp_path: Path, kiara_run: Callable[..., Result]
 ) -> None:
     banned = model.generate(PROMPT, max_tokens=1, temperature=0.0).tokens[0]
@@ -162,7 +162,7 @@ def test_command_line_of_sampling_and_cache(
         (("-n", "0"), "n: 0 cannot be used"),
     ],
 )
-def test_more_bad_options_are_one_line(
+def test_more_invalid_options_give_a_one_line_error(
     options: tuple[str, ...], expected: str, bundle: Path, kiara_run: Callable[..., Result]
 ) -> None:
     result = kiara_run("generate", bundle, "-p", "x", *options)

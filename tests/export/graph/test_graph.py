@@ -1,4 +1,4 @@
-"""Every variant's graph against PyTorch: float32 exactly, the others against the weights that they were rounded to."""
+"""Every variant's graph against PyTorch: float32 against the model, the others against the rounded weights."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _logits(model: GPT, ids: np.ndarray) -> np.ndarray:
 
 
 def _rounded(model: GPT, rounded: Callable[[str, np.ndarray], np.ndarray]) -> GPT:
-    """A copy of `model` with every matrix put through `rounded`."""
+    """A copy of `model` with `rounded` applied to every matrix."""
     other = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in other.named_parameters():
@@ -78,11 +78,13 @@ def float32(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> Session:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 31, 96])
-def test_float32_is_pytorch_along_every_path(chunk: int, model: GPT, float32: Session, ids: np.ndarray) -> None:
+def test_float32_matches_pytorch_for_every_chunk_size(
+    chunk: int, model: GPT, float32: Session, ids: np.ndarray
+) -> None:
     np.testing.assert_allclose(in_chunks(float32, ids, chunk), _logits(model, ids), atol=1e-4)
 
 
-def test_padded_batches_are_pytorch_and_exactly_each_sequence_alone(
+def test_padded_batches_match_pytorch_and_equal_each_sequence_alone(
     model: GPT, float32: Session, ids: np.ndarray
 ) -> None:
     rows = batch_of(ids)
@@ -92,8 +94,8 @@ def test_padded_batches_are_pytorch_and_exactly_each_sequence_alone(
         np.testing.assert_array_equal(together, in_batch(float32, [row])[0])
 
 
-def test_the_last_logits_alone_are_those_of_every_pass(float32: Session, ids: np.ndarray) -> None:
-    """Asked for through the mask; single tokens and padded rows take ways of their own."""
+def test_last_token_logits_match_the_full_logits(float32: Session, ids: np.ndarray) -> None:
+    """They are requested through the attention mask; single tokens and padded rows take other code paths."""
     for length in (1, 2, 50, 96):
         np.testing.assert_allclose(
             float32.decoder()(ids[:length].tolist()), in_chunks(float32, ids[:length], length)[-1]
@@ -114,7 +116,7 @@ def test_the_last_logits_alone_are_those_of_every_pass(float32: Session, ids: np
     ],
     ids=["int8", "int8-dynamic", "fp16"],
 )
-def test_a_variant_is_the_model_of_its_rounded_weights(
+def test_a_variant_matches_pytorch_with_its_rounded_weights(
     make: Callable[[ir.Model], ir.Model],
     oracle: Callable[[str, np.ndarray], np.ndarray],
     share: float,
@@ -122,14 +124,14 @@ def test_a_variant_is_the_model_of_its_rounded_weights(
     ids: np.ndarray,
     tmp_path: Path,
 ) -> None:
-    """What remains is the rounding of activations: far below what rounding the weights changes."""
+    """The remaining difference is activation rounding, far smaller than that of weight rounding."""
     found = in_chunks(_session(make(trace(model)), model, tmp_path), ids, 96)
     expected = _logits(_rounded(model, oracle), ids)
     assert np.abs(found - expected).max() < share * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("promoted", [0, 3])
-def test_int4_is_the_model_of_its_calibrated_weights(
+def test_int4_matches_pytorch_with_its_calibrated_weights(
     promoted: int, run: Path, dataset: Dataset, ids: np.ndarray, tmp_path: Path
 ) -> None:
     model, _ = load_model(find_checkpoint(run))
@@ -142,14 +144,14 @@ def test_int4_is_the_model_of_its_calibrated_weights(
     oracle = _rounded(original, lambda name, weight: rounded(f"model.{name}", weight).weight())
     expected = _logits(oracle, ids)
     assert np.abs(found - expected).max() < 0.04 * np.abs(expected).max()
-    if not promoted:  # the calibrated model itself, but for its table
+    if not promoted:  # the calibrated model itself, except for its embedding table
         differing = [
             name for name, tensor in model.named_parameters() if not torch.equal(tensor, oracle.get_parameter(name))
         ]
         assert differing == [TABLE]
 
 
-def test_the_graph_has_the_names_axes_and_few_nodes_that_other_runtimes_expect(bundle: Path, model: GPT) -> None:
+def test_the_graph_has_the_names_and_axes_that_other_runtimes_expect(bundle: Path, model: GPT) -> None:
     graph = onnx.load(str(bundle / "onnx/model_quantized.onnx")).graph
     shape = {
         value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
@@ -165,11 +167,11 @@ def test_the_graph_has_the_names_axes_and_few_nodes_that_other_runtimes_expect(b
     assert len(shape) == 3 + 4 * config.num_hidden_layers
     assert not [node for node in graph.node if node.metadata_props or node.doc_string]
     tables = [tensor for tensor in graph.initializer if list(tensor.dims)[:1] == [model.vocab_size]]
-    assert [tensor.data_type for tensor in tables] == [onnx.TensorProto.UINT8]  # embedding and head, once
+    assert [tensor.data_type for tensor in tables] == [onnx.TensorProto.UINT8]  # one table for embedding and head
 
 
 @pytest.mark.parametrize(("mlp", "nodes"), [("relu2", 9), ("swiglu", 10)])
-def test_a_layer_is_few_nodes(mlp: str, nodes: int, model: GPT) -> None:
+def test_a_layer_has_few_nodes(mlp: str, nodes: int, model: GPT) -> None:
     def count(layers: int) -> int:
         config = model.config.model_copy(update={"mlp": mlp, "num_hidden_layers": layers})
         other = GPT(config, model.vocab_size)
@@ -179,7 +181,7 @@ def test_a_layer_is_few_nodes(mlp: str, nodes: int, model: GPT) -> None:
     assert count(3) - count(2) == nodes
 
 
-def test_a_file_written_in_pieces_is_what_the_library_writes(model: GPT, tmp_path: Path) -> None:
+def test_a_graph_file_written_in_pieces_equals_that_of_onnx_ir(model: GPT, tmp_path: Path) -> None:
     graph = lower.blocks(trace(model), _int8)
     save(graph, tmp_path / "ours.onnx")
     ir.save(graph, tmp_path / "theirs.onnx")
@@ -196,7 +198,7 @@ def test_a_file_written_in_pieces_is_what_the_library_writes(model: GPT, tmp_pat
     assert external_files(tmp_path / "ours.onnx") == set()
 
 
-def test_a_graph_past_the_size_of_a_protobuf_keeps_its_weights_beside_it(
+def test_a_graph_too_large_for_protobuf_stores_its_weights_beside_it(
     model: GPT, ids: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kiara_export.graph.onnx_file.MAX_EMBEDDED_BYTES", 1000)

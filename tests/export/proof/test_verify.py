@@ -1,4 +1,4 @@
-"""The verifier must refuse what it is there to refuse; its figures are compared with their definitions."""
+"""The verifier must refuse broken graphs; its figures are compared with their definitions."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def sessions(
 
 
 class Broken(Cache):
-    """A cache with a fault: `forget` reads no further back than three tokens, `mix` gives a batch one length, `far` is
-    wrong late in the context, `swap` exchanges a batch's rows."""
+    """A cache with a fault: `forget` attends to the last three past tokens only, `mix` gives all sequences of a batch
+    one length, `far` is wrong late in the context, `swap` reverses the rows of a batch."""
 
     fault = ""
 
@@ -82,7 +82,7 @@ def _broken(session: Session, fault: str, monkeypatch: pytest.MonkeyPatch) -> Se
     return session
 
 
-def test_the_true_graph_passes_and_every_path_is_named(sessions: dict[str, Session], reference: Reference) -> None:
+def test_a_correct_graph_passes_and_every_path_is_named(sessions: dict[str, Session], reference: Reference) -> None:
     agreements = verify_float32(sessions["fp32"], reference)
     assert {agreement.path for agreement in agreements} == {
         "prefill", "last logits of prompts", "single steps", "chunked prefill", "right-padded batch",
@@ -124,7 +124,7 @@ def test_paths_of_int8_agree_and_batches_are_exact(
         assert not path_agreement(_broken(session, "forget", patch), reference.windows).chunks_exact
 
 
-def test_figures_are_what_they_are_called(dataset: Dataset) -> None:
+def test_quality_figures_match_their_definitions(dataset: Dataset) -> None:
     torch.manual_seed(0)
     vocabulary = dataset.tokenizer.vocab_size
     expected, found = torch.randn(50, vocabulary), torch.randn(50, vocabulary)
@@ -173,16 +173,16 @@ def test_each_limit_is_enforced(
         found = shortfall(dataclasses.replace(plain, **{field: value}), INT8.limits)
         assert found is not None and found.field == field and word in found.problem
     uncertain = dataclasses.replace(plain, bits_per_byte_loss=0.0031, bits_per_byte_loss_error=0.0001)
-    assert shortfall(uncertain, INT8.limits) is None  # 0.31 % where chance alone makes 0.02 %
+    assert shortfall(uncertain, INT8.limits) is None  # within two standard errors of the limit of 0.30 %
     assert shortfall(dataclasses.replace(uncertain, bits_per_byte_loss=0.0033), INT8.limits) is not None
-    hardly_any = dataclasses.replace(quality.metrics, bits_per_byte=0.05)  # of such text a percent is next to nothing
+    hardly_any = dataclasses.replace(quality.metrics, bits_per_byte=0.05)  # so few that 1 % is hardly anything
     repeated = dataclasses.replace(plain, metrics=hardly_any, bits_per_byte_loss=0.029)
     assert shortfall(repeated, INT8.limits) is None
     assert shortfall(dataclasses.replace(repeated, bits_per_byte_loss=0.031), INT8.limits) is not None
 
 
-def test_the_standard_error_is_that_of_repeated_texts() -> None:
-    """Of texts whose tokens go together in runs of sixteen; the spread of many of them is the oracle."""
+def test_the_standard_error_matches_the_spread_of_many_texts() -> None:
+    """Tokens are correlated in runs of sixteen; the spread over many texts is the oracle."""
     rng = np.random.default_rng(0)
     texts = rng.normal(0.01, 1.0, (400, 256)).repeat(16, axis=1) + rng.normal(0, 1.0, (400, 4096))
     found = np.mean([standard_error(text.tolist()) for text in texts[:40]])
@@ -190,27 +190,27 @@ def test_the_standard_error_is_that_of_repeated_texts() -> None:
     assert standard_error([1.0]) == 0.0 and standard_error([2.0] * 1000) == pytest.approx(0, abs=1e-9)
 
 
-def test_what_sums_over_a_longer_context_may_differ_more() -> None:
+def test_the_tolerance_grows_with_the_context() -> None:
     assert tolerance(96) == tolerance(512) == 1e-4
     assert tolerance(8192) == pytest.approx(4e-4)
 
 
-def test_prompts_for_other_runtimes_are_refused_before_the_work_where_no_room_is_left(dataset: Dataset) -> None:
+def test_prompts_for_other_runtimes_are_refused_when_the_context_has_no_room(dataset: Dataset) -> None:
     assert len(prompts_of(dataset.val, dataset.tokenizer, 96)) == 20
     with pytest.raises(UserError, match="--check-with: 20 prompts of held-out text and 0 tokens of the context"):
         prompts_of(dataset.val, dataset.tokenizer, 48)
 
 
 @pytest.mark.parametrize(("rounding", "refused"), [(0.0, True), (1.0, False)])
-def test_where_pytorch_itself_rounds_more_the_end_may_differ_more(
+def test_the_tolerance_at_the_end_of_the_context_follows_pytorch_rounding(
     rounding: float, refused: bool, sessions: dict[str, Session], reference: Reference
 ) -> None:
-    """A thousandth of the largest logit is far beyond the usual, and no more than 32 times what PyTorch is off by."""
+    """An error of 0.001 of the largest logit passes only if it is within 32 times PyTorch's own rounding error."""
     scale = float(np.abs(reference.end_logits).max())
     off = dataclasses.replace(
         reference, end_logits=reference.end_logits * np.float32(1.001), end_rounding=rounding * scale * 1e-4
     )
-    assert reference.end_rounding < 1e-5 * scale  # as it is
+    assert reference.end_rounding < 1e-5 * scale  # without the change
     if refused:
         with pytest.raises(UserError, match="end of the context of the float32 graph differs"):
             verify_float32(sessions["fp32"], off)

@@ -1,4 +1,4 @@
-"""The arithmetic of blocks: bounds that hold for any weights, and GPTQ against plain rounding."""
+"""Block quantization: error bounds for any weights, and GPTQ against plain rounding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_int8_is_within_half_a_step(rows: int, columns: int, seed: int, scale: f
     weight = (np.random.default_rng(seed).standard_normal((rows, columns)) * scale).astype(np.float32)
     made = round_int8(weight)
     step = np.repeat(made.scales.astype(np.float32), made.size, axis=1)
-    # float16 may round the scale down by 2^-11, which the largest of 127 steps feels
+    # a float16 scale may be 2^-11 too small, which adds 127 * 2^-11 of a step at the largest value
     assert (np.abs(made.weight() - weight) <= 0.57 * step).all()
 
 
@@ -48,26 +48,26 @@ def test_packing_keeps_every_value(rows: int, blocks: int, size: int, seed: int)
 
 
 @pytest.mark.parametrize("columns", [32, 48, 96])
-def test_gptq_errs_less_on_its_inputs_than_plain_rounding(columns: int) -> None:
+def test_gptq_has_a_lower_output_error_than_plain_rounding(columns: int) -> None:
     torch.manual_seed(0)
     weight = torch.randn(64, columns)
-    inputs = torch.randn(2000, columns) @ torch.randn(columns, columns)  # correlated, as real ones are
+    inputs = torch.randn(2000, columns) @ torch.randn(columns, columns)  # correlated, like real activations
     moments = inputs.T @ inputs / len(inputs)
 
     def error(made: Blocks) -> float:
         return ((torch.from_numpy(made.weight()) - weight) @ inputs.T).square().mean().item()
 
-    plain = gptq(weight, torch.diag(moments.diagonal()), BLOCKS)  # without correlations nothing can be paid back
+    plain = gptq(weight, torch.diag(moments.diagonal()), BLOCKS)  # without correlations GPTQ cannot compensate
     assert error(gptq(weight, moments, BLOCKS)) < 0.7 * error(plain)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-12, 1e4])
-def test_gptq_bears_odd_weights_and_dead_inputs(scale: float) -> None:
+def test_gptq_handles_extreme_weights_and_dead_inputs(scale: float) -> None:
     torch.manual_seed(0)
     weight, moments = torch.randn(8, 32) * scale, torch.zeros(32, 32)
     back = gptq(weight, moments, BLOCKS).weight()
     assert np.isfinite(back).all()
-    # a shrunken range may cut three tenths off the largest
+    # range shrinking may clip the largest weight by 30 %
     assert np.abs(back - weight.numpy()).max() <= 0.35 * weight.abs().max().item() + 1e-6
 
 
@@ -83,9 +83,9 @@ def _mixed(costs: list[float]) -> Mixed:
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12, unique=True), st.integers(0, 1000))
-def test_promotion_takes_the_costliest_and_stays_within_the_budget(costs: list[float], spare: int) -> None:
+def test_promotion_takes_the_costliest_matrices_within_the_budget(costs: list[float], spare: int) -> None:
     mixed = _mixed(costs)
-    extra = 66 - 19  # bytes of the two above
+    extra = 66 - 19  # bytes: the 8-bit choice minus the 4-bit one
     count = mixed.within(10_000, 10_000 + spare)
     assert count == min(len(costs), spare // extra)
     promoted = {costs[int(name[1:])] for name in mixed.eight(count)}
@@ -98,8 +98,8 @@ def test_a_budget_below_the_smallest_graph_is_refused() -> None:
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
-def test_bisection_finds_the_fewest(count: int, needed: int) -> None:
+def test_bisection_finds_the_fewest_promotions(count: int, needed: int) -> None:
     def loss(promoted: int) -> float:
         return 0.01 if promoted >= needed else 0.03
 
-    assert fewest(count, loss, 0.02) == min(needed, count)  # all, where not even all are enough
+    assert fewest(count, loss, 0.02) == min(needed, count)  # all of them if even that is not enough

@@ -1,4 +1,4 @@
-"""int8-dynamic: factors that cancel, and rows that are rounded by themselves."""
+"""int8-dynamic: smoothing factors cancel, and each row is rounded on its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=KINDS)
 def model(request: pytest.FixtureRequest, dataset: Dataset) -> GPT:
-    """Untrained, with some loud channels that the weights take little of, as trained models have them."""
+    """Untrained, with some outlier channels that have small weights, as in trained models."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16, "intermediate_size": 128, "context_length": 96}
     made = GPT(ModelConfig(**sizes, **KINDS[request.param]), dataset.tokenizer.vocab_size)
     made.initialise(0)
@@ -69,9 +69,7 @@ def _rounded(model: GPT, factors: Factors, ids: np.ndarray, path: Path, kept: Co
     return in_chunks(Session(path, architecture(model)), ids, len(ids))
 
 
-def test_smoothing_changes_no_logit_and_what_is_rounded_loses_less(
-    model: GPT, dataset: Dataset, tmp_path: Path
-) -> None:
+def test_smoothing_changes_no_logit_and_lowers_the_rounding_error(model: GPT, dataset: Dataset, tmp_path: Path) -> None:
     ids, factors = dataset.val.window(1, 96)[:-1], smoothing(model, dataset.train)
     folded, expected = _folded(model, factors), _logits(model, ids)
     np.testing.assert_allclose(_logits(folded, ids), expected, atol=1e-4 * np.abs(expected).max())
@@ -81,14 +79,16 @@ def test_smoothing_changes_no_logit_and_what_is_rounded_loses_less(
     assert np.square(found - expected).mean() < 0.5 * np.square(plain - expected).mean()
 
 
-def test_what_one_step_a_token_is_too_coarse_for_keeps_its_blocks(model: GPT, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_matrix_too_sensitive_for_dynamic_rounding_keeps_its_blocks(
+    model: GPT, dataset: Dataset, tmp_path: Path
+) -> None:
     with torch.no_grad():
-        model.norm.weight.mul_(8)  # an untrained model's logits are so flat that nothing costs much
+        model.norm.weight.mul_(8)  # untrained logits are so flat that rounding costs little
     assert costly(model, dataset.train, smoothing(model, dataset.train)) == set()
     ids, mlp = dataset.val.window(1, 96)[:-1], model.layers[1].get_submodule("mlp")
     up, down = (part for part in mlp.children() if isinstance(part, Linear))
     width = down.in_features
-    with torch.no_grad():  # two loud channels that cancel each other, but not in the steps of their rows
+    with torch.no_grad():  # two outlier channels that cancel each other, except for rounding
         for first in range(0, up.out_features, width):
             for parameter in up.parameters():
                 parameter[first + 1] = parameter[first] = 30 * parameter[first]
@@ -102,7 +102,7 @@ def test_what_one_step_a_token_is_too_coarse_for_keeps_its_blocks(model: GPT, da
         np.square(_rounded(model, factors, ids, tmp_path / f"{len(names)}.onnx", names) - expected).mean()
         for names in (kept, set[str]())
     ]
-    assert errors[0] < 0.6 * errors[1]  # what shares a block with the two still suffers
+    assert errors[0] < 0.6 * errors[1]  # values in the same block as the outliers still lose precision
 
 
 def _product(matrix: np.ndarray) -> ort.InferenceSession:
@@ -119,7 +119,7 @@ def _product(matrix: np.ndarray) -> ort.InferenceSession:
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def test_each_row_is_rounded_by_itself() -> None:
+def test_each_row_is_rounded_on_its_own() -> None:
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((48, 64)).astype(np.float32)
     rows = (rng.standard_normal((1, 40, 64)) * rng.lognormal(0, 2, (1, 40, 1))).astype(np.float32)

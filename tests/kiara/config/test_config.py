@@ -15,7 +15,7 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configurations_make_models_of_the_announced_size(path: Path) -> None:
+def test_shipped_configurations_have_the_estimated_parameter_count(path: Path) -> None:
     config = load_config(path, environ={})
     with torch.device("meta"):
         model = GPT(config.model, config.tokenizer.vocab_size)
@@ -23,19 +23,19 @@ def test_shipped_configurations_make_models_of_the_announced_size(path: Path) ->
     assert sizes.parameters(config.model, config.tokenizer.vocab_size) == counted
 
 
-def test_default_yaml_is_the_documented_defaults() -> None:
+def test_default_yaml_matches_the_defaults() -> None:
     path = next(path for path in CONFIGS if path.stem == "default")
     assert path.read_text("utf-8") == config_yaml(Config())  # written by `kiara config`
 
 
-def test_printed_configuration_reads_back(tmp_path: Path) -> None:
+def test_printed_configuration_round_trips(tmp_path: Path) -> None:
     config = load_config(assignments=["training.sample_prompt='x: [1'", "data.val=other.txt"], environ={})
     path = tmp_path / "c.yaml"
     path.write_text(config_yaml(config), "utf-8")
     assert load_config(path, environ={}) == config
 
 
-def test_later_layers_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_sources_override_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = ("MAX_STEPS", "SEED", "BATCH_SIZE")
     Path(".env").write_text("".join(f"KIARA_TRAINING__{name}=1\n" for name in names), "utf-8")
@@ -68,7 +68,7 @@ def test_later_layers_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("model.head_dim=24", "model.head_dim: 24 cannot be used; give a multiple of 16"),
     ],
 )
-def test_faults_name_key_value_and_remedy(assignment: str, expected: str) -> None:
+def test_errors_name_key_value_and_remedy(assignment: str, expected: str) -> None:
     with pytest.raises(UserError) as error:
         load_config(assignments=[assignment], environ={})
     assert expected in str(error.value)
@@ -85,18 +85,18 @@ def test_faults_name_key_value_and_remedy(assignment: str, expected: str) -> Non
         ("KIARA_ZZZZZZ", "take it away"),
     ],
 )
-def test_a_variable_that_names_no_setting_is_refused(name: str, expected: str) -> None:
+def test_an_unknown_environment_variable_is_refused(name: str, expected: str) -> None:
     with pytest.raises(UserError, match=f"{name}: names no setting, in the environment or .env") as error:
         load_config(environ={"PATH": "/", "KIARA_API_KEY": "x", "KIARA_BUNDLES": "y", name: "3"})
     assert expected in str(error.value)
 
 
-def test_a_variable_may_be_written_small() -> None:
+def test_environment_variables_may_be_lower_case() -> None:
     assert load_config(environ={"KIARA_training__max_steps": "3", "KIARA_API_KEY": "x"}).training.max_steps == 3
 
 
 @pytest.mark.parametrize("text", ["KIARA_TRAINING__SEED 3\n", "\udcff=1"])
-def test_a_dotenv_that_is_none_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malformed_dotenv_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(".env").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"^\.env:"):
@@ -116,7 +116,7 @@ def test_a_dotenv_that_is_none_is_refused(text: str, tmp_path: Path, monkeypatch
         "\x00",
     ],
 )
-def test_files_that_are_no_configuration_are_refused(text: str, tmp_path: Path) -> None:
+def test_malformed_configuration_files_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text, "utf-8")
     with pytest.raises(UserError):

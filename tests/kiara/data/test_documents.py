@@ -24,14 +24,14 @@ TEXTS = st.lists(PIECES, max_size=40).map("".join)
 
 
 @given(text=TEXTS, blocks=st.integers(1, 9), size=st.integers(1, 30))
-def test_parts_are_the_text_and_bounded(text: str, blocks: int, size: int) -> None:
+def test_parts_join_to_the_text_and_are_bounded(text: str, blocks: int, size: int) -> None:
     parts = list(in_parts((text[i : i + blocks] for i in range(0, len(text), blocks)), size))
     assert "".join(parts) == text
     assert all(0 < len(part) <= size for part in parts)
     assert parts == list(in_parts([text], size))
 
 
-# Each joins what a wrong cut would have parted.
+# Tokens that a wrong cut would split.
 PAIRS = "St| S|'l|'ll|aa| a|a1|1a|1²|11|\n\n| \n|\n |\n\r|\r\n|\t\n|\n\t|  |.\n|==| =|=.|.a|. |a |1 "
 TOKENIZER = Tokenizer.from_merges(
     [*(bytes([byte]) for byte in range(256)), *(pair.encode() for pair in PAIRS.split("|"))], {END_OF_TEXT: 999}
@@ -39,14 +39,14 @@ TOKENIZER = Tokenizer.from_merges(
 
 
 @given(text=TEXTS)
-def test_where_a_part_may_end_tokens_end(text: str) -> None:
+def test_parts_end_only_at_token_boundaries(text: str) -> None:
     whole = TOKENIZER.encode(text)
     for i in range(1, len(text)):
         if documents._is_seam(text[i - 1], text[i]):
             assert TOKENIZER.encode(text[:i]) + TOKENIZER.encode(text[i:]) == whole
 
 
-def test_ordinary_text_is_parted_where_tokens_end(corpus: Path, dataset: Dataset) -> None:
+def test_ordinary_text_is_split_at_token_boundaries(corpus: Path, dataset: Dataset) -> None:
     text = (corpus / "inspect.py").read_text("utf-8")
     parts = list(in_parts([text], 500))
     assert len(parts) > 50
@@ -54,7 +54,7 @@ def test_ordinary_text_is_parted_where_tokens_end(corpus: Path, dataset: Dataset
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1000])
-def test_text_is_read_in_blocks_and_a_byte_order_mark_is_none_of_it(
+def test_text_is_read_in_blocks_without_its_byte_order_mark(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "_BLOCK", block)
@@ -82,7 +82,7 @@ def test_text_is_read_in_blocks_and_a_byte_order_mark_is_none_of_it(
         ("a.jsonl", b'["a"]', "a.jsonl:1: no text in field 'text'; name another"),
     ],
 )  # fmt: skip
-def test_what_is_no_text_is_refused_with_its_place(
+def test_invalid_text_is_refused_with_its_position(
     name: str, data: bytes, expected: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "_BLOCK", block)
@@ -92,14 +92,14 @@ def test_what_is_no_text_is_refused_with_its_place(
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
-def test_where_no_field_can_be_named_the_remedy_is_another(tmp_path: Path) -> None:
+def test_without_a_text_field_setting_the_error_suggests_renaming(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "a"}', "utf-8")
     with pytest.raises(UserError, match="rename it, or give a plain text file") as error:
         list(read_documents([tmp_path / "a.jsonl"]))
     assert "text_field" not in str(error.value)
 
 
-def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overlong_json_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1 << 20)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "x" * (2 << 20), "utf-8")
     with pytest.raises(UserError, match=r"a.jsonl:2: a line of over 1 MiB"):
@@ -107,7 +107,7 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_no_more_than_some_blocks_of_a_file_are_held(name: str, tmp_path: Path) -> None:
+def test_a_file_is_never_held_in_memory_whole(name: str, tmp_path: Path) -> None:
     line = "a line of ordinary text, as it stands in a file\n" * 200
     text = json.dumps({"text": line}) + "\n" if name.endswith("l") else line
     (tmp_path / name).write_text(text * 1700, "utf-8")

@@ -41,7 +41,7 @@ def _documents(dataset: Dataset, split: Split) -> list[str]:
     return [dataset.tokenizer.decode(tokens[a:b]) for a, b in zip(starts, [*starts[1:], len(tokens)], strict=True)]
 
 
-def test_tokens_decode_to_the_documents_and_every_one_is_in_one_split(dataset: Dataset, corpus: Path) -> None:
+def test_token_files_decode_to_the_documents_each_in_one_split(dataset: Dataset, corpus: Path) -> None:
     texts = {document.read() for document in read_documents(resolve_source(str(corpus)))}
     train, val = _documents(dataset, dataset.train), _documents(dataset, dataset.val)
     parts = {text for text in train + val if text not in texts}
@@ -62,7 +62,7 @@ def test_second_run_does_no_work_until_an_input_changes(tmp_path: Path, corpus: 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_single_file_is_cut_at_a_line(tmp_path: Path) -> None:
+def test_a_single_file_is_split_at_a_line(tmp_path: Path) -> None:
     source = tmp_path / "book.txt"
     source.write_text(TEXT, "utf-8")
     dataset = _prepare(tmp_path, source)
@@ -72,7 +72,7 @@ def test_a_single_file_is_cut_at_a_line(tmp_path: Path) -> None:
     assert 0.9 < len(train) / len(TEXT) < 1
 
 
-def test_json_lines_globs_and_a_validation_source_of_its_own(tmp_path: Path) -> None:
+def test_json_lines_globs_and_a_separate_validation_source(tmp_path: Path) -> None:
     lines = [{"body": f"{TEXT}{i}"} for i in range(3)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", "utf-8")
     (tmp_path / "b.txt").write_text("held out\n", "utf-8")
@@ -81,7 +81,7 @@ def test_json_lines_globs_and_a_validation_source_of_its_own(tmp_path: Path) -> 
     assert _documents(dataset, dataset.val) == ["held out\n"]
 
 
-def test_little_text_gives_a_smaller_vocabulary_of_real_ids(tmp_path: Path) -> None:
+def test_little_text_gives_a_smaller_vocabulary_without_gaps(tmp_path: Path) -> None:
     source = tmp_path / "a.txt"
     source.write_text("abab\n" * 20, "utf-8")
     tokenizer = _prepare(tmp_path, source, "tokenizer.vocab_size=4096").tokenizer
@@ -113,7 +113,7 @@ def test_the_standard_library_is_found_without_its_tests() -> None:
         ("none-*.txt", None, "no file matches"),
     ],
 )
-def test_sources_without_text_are_refused_by_name_and_leave_nothing(
+def test_sources_without_text_are_refused_by_name_and_leave_no_files(
     name: str, data: bytes | None, expected: str, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     if data is not None:
@@ -125,7 +125,7 @@ def test_sources_without_text_are_refused_by_name_and_leave_nothing(
     assert not list(tmp_path.glob("out/*")) and not list(tmp_path.glob("out/.*"))
 
 
-def test_a_folder_without_text_and_a_foreign_out_are_refused(tmp_path: Path, corpus: Path) -> None:
+def test_a_folder_without_text_and_an_unrelated_out_folder_are_refused(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match="holds no text"):
         resolve_source(str(tmp_path))
@@ -134,7 +134,7 @@ def test_a_folder_without_text_and_a_foreign_out_are_refused(tmp_path: Path, cor
     assert (tmp_path / "picture.png").exists()
 
 
-def test_data_of_opens_what_is_prepared_and_prepares_what_is_not(dataset: Dataset, tmp_path: Path) -> None:
+def test_dataset_of_opens_a_prepared_folder_and_prepares_other_sources(dataset: Dataset, tmp_path: Path) -> None:
     settings = ["tokenizer.vocab_size=320", f"data.prepared_dir={tmp_path}"]
     assert dataset_of(load_config(assignments=[f"data.train={dataset.folder}"], environ={})).folder == dataset.folder
     (tmp_path / "a b.txt").write_text(TEXT, "utf-8")
@@ -154,7 +154,7 @@ def test_data_of_opens_what_is_prepared_and_prepares_what_is_not(dataset: Datase
         ("data.val_fraction=0.05", None),
     ],
 )
-def test_settings_that_a_prepared_folder_was_not_made_with_are_refused(
+def test_settings_that_contradict_a_prepared_folder_are_refused(
     setting: str, expected: str | None, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     config = load_config(assignments=[f"data.train={dataset.folder}", setting], environ={})
@@ -205,7 +205,7 @@ def test_settings_without_effect_are_refused(
     assert result.exit_code and expected in result.stderr and not (tmp_path / "out").exists()
 
 
-def test_what_kiara_wrote_is_no_text(
+def test_folders_written_by_kiara_are_not_read_as_text(
     dataset: Dataset, run: Path, bundle: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     source = tmp_path / "source"
@@ -231,7 +231,7 @@ def test_what_kiara_wrote_is_no_text(
             resolve_source(str(ours))
 
 
-def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_changed_while_being_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.txt"
     file.write_text(TEXT, "utf-8")
 
@@ -245,9 +245,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_long_run_is_kept_whole_and_a_long_document_goes_in_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_document_with_long_runs_keeps_all_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kiara.data.prepare.BATCH_CHARACTERS", 1 << 17)
     text = TEXT + " " * 300_000 + "=" * 300_000 + "a" * 300_000 + "\n" + TEXT
     (tmp_path / "a.txt").write_text(text, "utf-8")
@@ -256,7 +254,7 @@ def test_a_long_run_is_kept_whole_and_a_long_document_goes_in_parts(
     assert train + val == text
 
 
-def test_another_source_does_not_replace_what_is_prepared(tmp_path: Path, kiara: Callable[..., Result]) -> None:
+def test_another_source_does_not_replace_a_prepared_folder(tmp_path: Path, kiara: Callable[..., Result]) -> None:
     for name in ("a 😀.txt", "b.txt"):
         (tmp_path / name).write_text(TEXT, "utf-8")
     options = ("--out", tmp_path / "data", "--set", "tokenizer.vocab_size=320")

@@ -35,7 +35,7 @@ def _divided(texts: Sequence[str], fraction: float, seed: int = 0) -> tuple[list
 
 
 @given(st.lists(REPEATED, min_size=1, max_size=12), st.lists(st.integers(0, 5)), st.floats(0.01, 0.49), st.integers(0))
-def test_a_tenth_of_what_was_asked_nothing_lost_and_equal_texts_on_one_side(
+def test_the_split_is_within_a_tenth_loses_nothing_and_keeps_equal_texts_together(
     texts: list[str], again: list[int], fraction: float, seed: int
 ) -> None:
     texts = texts + [texts[i % len(texts)] for i in again]
@@ -44,7 +44,7 @@ def test_a_tenth_of_what_was_asked_nothing_lost_and_equal_texts_on_one_side(
     sizes = [len(text.encode()) for text in texts]
     off = abs(sum(len(text.encode()) for text in val) - fraction * sum(sizes))
     copies = max(Counter(texts).values())
-    assert off <= max(0.1 * fraction * sum(sizes), copies * 4)  # 4: the smallest step of a cut is a character
+    assert off <= max(0.1 * fraction * sum(sizes), copies * 4)  # 4: a cut moves by whole characters
     assert len({(text, int(head)) for text, head in zip(texts, heads, strict=True)}) == len(set(texts))
     whole = [text.encode() for text in texts]
     assert "".join(train) == b"".join(w[:head] for w, head in zip(whole, heads, strict=True)).decode()
@@ -53,7 +53,7 @@ def test_a_tenth_of_what_was_asked_nothing_lost_and_equal_texts_on_one_side(
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.floats(0.001, 0.49), st.integers(0, 2**32))
-def test_whole_ones_and_what_is_missing_make_the_aim(sizes: list[int], fraction: float, seed: int) -> None:
+def test_held_out_documents_plus_a_cut_reach_the_target(sizes: list[int], fraction: float, seed: int) -> None:
     array = np.array(sizes)
     chosen, missing = hold_out(array, fraction, seed)
     assert not chosen.all()
@@ -62,14 +62,14 @@ def test_whole_ones_and_what_is_missing_make_the_aim(sizes: list[int], fraction:
     assert (chosen == hold_out(array, fraction, seed)[0]).all()
 
 
-def test_many_documents_are_held_out_whole_and_by_the_seed() -> None:
+def test_many_documents_are_held_out_whole_and_chosen_by_the_seed() -> None:
     texts = [f"document {i} with {i % 7} words " * (1 + i % 5) for i in range(400)]
     train, val, _ = _divided(texts, 0.05)
     assert set(train) | set(val) == set(texts)
     assert set(val) != set(_divided(texts, 0.05, seed=1)[1])
 
 
-def test_small_documents_are_not_all_held_out_in_the_place_of_a_large_one() -> None:
+def test_small_documents_are_not_all_held_out_instead_of_a_large_one() -> None:
     texts = ["".join(f"line {i} of a large text\n" for i in range(5000)), *(f"a small one, {i}\n" for i in range(10))]
     train, val, _ = _divided(texts, 0.05)
     assert set(texts[1:]) <= {*train, *val} and len(train) >= 10
@@ -90,14 +90,14 @@ def test_small_documents_are_not_all_held_out_in_the_place_of_a_large_one() -> N
         ("👩‍👩‍👧", 9, 1, None),
     ],
 )
-def test_a_cut_is_at_a_line_a_word_or_a_character(text: str, aim: float, slack: float, expected: int | None) -> None:
+def test_a_cut_falls_at_a_line_a_word_or_a_character(text: str, aim: float, slack: float, expected: int | None) -> None:
     size = len(text.encode())
     for part in (1000, 1):
         assert cut_place(Document("", in_parts([text], part)), size, aim, slack) == expected
 
 
 @given(st.text("a \n\r語\u0301👩‍🇩🇪", min_size=2, max_size=300).filter(str.strip), st.floats(0.01, 0.49))
-def test_no_cut_parts_what_a_reader_sees_as_one(text: str, fraction: float) -> None:
+def test_no_cut_splits_a_grapheme(text: str, fraction: float) -> None:
     (train, *_), val, _ = _divided([text], fraction)
     if val and train:
         assert regex.findall(r"\X", train) + regex.findall(r"\X", val[0]) == regex.findall(r"\X", text)
@@ -122,7 +122,7 @@ def _lines(count: int) -> str:
     ],
     ids="last-line one-line uneven-bytes spaces two five one-large all-equal equal-ones".split(),
 )
-def test_prepared_folders_hold_out_what_was_asked(
+def test_prepared_folders_hold_out_the_requested_fraction(
     texts: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for i, text in enumerate(texts):
@@ -137,14 +137,14 @@ def test_prepared_folders_hold_out_what_was_asked(
     assert "held out" not in caplog.text
 
 
-def test_what_cannot_be_held_out_so_is_told(tmp_path: Path, kiara: Callable[..., Result]) -> None:
+def test_a_validation_fraction_that_cannot_be_met_is_reported(tmp_path: Path, kiara: Callable[..., Result]) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "ab"}) + "\n" + json.dumps({"text": "cd"}), "utf-8")
     result = kiara("prepare", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--set", "tokenizer.vocab_size=320")
     assert result.exit_code == 0
     assert "25 % of the text is held out, not data.val_fraction's 5 %" in result.stderr
 
 
-def test_documents_of_the_validation_source_that_are_trained_on_are_told(
+def test_validation_documents_also_in_the_training_text_are_reported(
     tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     for name, numbers in (("train", range(20)), ("val", range(17, 30))):

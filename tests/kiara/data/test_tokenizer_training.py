@@ -1,4 +1,4 @@
-"""The learner against the library it rests on, and what must not grow with a run that has no break."""
+"""Tokenizer training against the library that it uses, and its limits for long runs without a break."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def test_ordinary_text_gives_the_merges_of_the_library(corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["a" * 5000, "=" * 5000, " " * 5000 + "x", "\n" * 5000, "中" * 2000, "ab" * 2500])
-def test_no_token_is_longer_than_a_piece_that_is_learned_from(run: str) -> None:
-    """A longer one would come of a longer piece, and learning from that takes time by the square of its length."""
+def test_token_length_is_bounded_by_the_training_piece_length(run: str) -> None:
+    """A longer token needs a longer piece, and training on a piece takes time quadratic in its length."""
     learned = train_tokenizer(["ordinary words\n", run] * 3, 512)
     longest = max(learned.token_bytes, key=len)
-    assert 32 < len(longest.decode()) <= 2 * LONGEST_PIECE  # white space and the line breaks after it
+    assert 32 < len(longest.decode()) <= 2 * LONGEST_PIECE  # twice: white space and the line breaks after it
     assert learned.decode(learned.encode(run)) == run
 
 
-def test_different_text_is_learned_from_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distinct_text_for_tokenizer_training_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "LEARN_DIFFERENT_BYTES", 10_000)
     same = ["the same words"] * 1000
     different = [10 * "".join("abcdefghij"[int(digit)] for digit in str(i)) for i in range(1000, 2000)]
@@ -60,7 +60,7 @@ def test_different_text_is_learned_from_up_to_a_bound(monkeypatch: pytest.Monkey
     assert len(list(tokenizer._enough(same))) == 10
 
 
-def _record(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+def _started_processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     started: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
 
@@ -72,8 +72,8 @@ def _record(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     return started
 
 
-def test_an_interrupt_ends_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = _record(monkeypatch)
+def test_an_interrupt_ends_the_training_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = _started_processes(monkeypatch)
 
     def texts() -> Iterator[str]:
         yield "some text " * 10_000
@@ -84,8 +84,8 @@ def test_an_interrupt_ends_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
     assert started[0].returncode is not None
 
 
-def test_a_learner_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = _record(monkeypatch)
+def test_a_killed_training_process_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = _started_processes(monkeypatch)
 
     def texts() -> Iterator[str]:
         yield "some text"
@@ -95,7 +95,7 @@ def test_a_learner_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         train_tokenizer(texts(), 512)
 
 
-def test_the_learner_ends_with_its_input() -> None:
+def test_the_training_process_ends_when_its_input_closes() -> None:
     with tokenizer._learner() as (write, read):
         write.write(b'{"pattern": "x", "vocab_size": 300}\n"text"\n')
         write.close()

@@ -18,10 +18,10 @@ from kiara.evaluation.evaluate import windows
 from kiara_runtime.engine.session import Decoder
 
 
-def test_a_part_of_the_windows_is_spread_over_the_split() -> None:
+def test_a_subset_of_windows_is_spread_over_the_split() -> None:
     split = Split("val", [np.arange(1001, dtype=np.uint16), np.arange(2000, 3001, dtype=np.uint16)])
     everything = torch.cat(list(windows(split, 10)))
-    assert everything.shape == (200, 11)  # nothing is left over
+    assert everything.shape == (200, 11)  # no token is left over
     part = torch.cat(list(windows(split, 10, max_tokens=95, rows=4)))
     assert part[:, 0].tolist() == [0, 220, 440, 660, 880, 2110, 2330, 2550, 2770]
     assert torch.cat(list(windows(split, 10, max_tokens=10**6))).equal(everything)
@@ -40,7 +40,7 @@ def test_a_part_of_the_windows_is_spread_over_the_split() -> None:
         ),
     ],
 )
-def test_text_that_cannot_be_judged_is_refused_with_what_this_command_can_mend(
+def test_unusable_text_is_refused_with_a_remedy_for_this_command(
     name: str, data: bytes, expected: str, run: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     (tmp_path / name).write_bytes(data)
@@ -50,10 +50,10 @@ def test_text_that_cannot_be_judged_is_refused_with_what_this_command_can_mend(
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 95, 96, 97, 98, 193, 250])
-def test_every_token_but_the_first_is_judged_once(
+def test_every_token_but_the_first_is_scored_once(
     tokens: int, run: Path, bundle: Path, tmp_path: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
 ) -> None:
-    """By both commands, of texts around the borders of windows; PyTorch window by window is the oracle."""
+    """By both commands, for text lengths around window boundaries; PyTorch window by window is the oracle."""
     model, tokenizer = load_model(find_checkpoint(run))
     ids = tokenizer.encode(inspect.getsource(inspect))[: tokens - 1]
     (tmp_path / "text.py").write_bytes(text := tokenizer.decode(ids).encode())
@@ -71,10 +71,10 @@ def test_every_token_but_the_first_is_judged_once(
         assert found["bits_per_byte"] == pytest.approx(nats / 0.6931471805599453 / len(text), rel=1e-4)
 
 
-def test_a_normaliser_and_a_beginning_of_its_own_change_no_figure(
+def test_a_normaliser_and_another_bos_token_change_no_figure(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
 ) -> None:
-    """Of a checkpoint like others' models: bytes are the text's, not the tokens', and all three readers agree."""
+    """As in imported models. Bytes are counted in the text, not in the decoded tokens, by all three commands."""
     folder = Path(shutil.copytree(find_checkpoint(run), tmp_path / "checkpoint"))
     ids = json.loads((folder / "generation_config.json").read_text("utf-8"))
     tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
@@ -95,12 +95,12 @@ def test_a_normaliser_and_a_beginning_of_its_own_change_no_figure(
     assert ours["bits_per_byte"] == pytest.approx(
         ours["loss"] * ours["tokens"] / math.log(2) / text.stat().st_size, rel=1e-6
     )
-    assert ours["tokens"] % 96  # the last window is a part of one
+    assert ours["tokens"] % 96  # the last window is shorter
     for found in (receipt, theirs):
         assert found == pytest.approx(ours, rel=1e-4)
 
 
-def test_a_loss_that_is_no_number_is_refused(
+def test_a_nan_loss_is_refused(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara_run: Callable[..., Result]
 ) -> None:
     (tmp_path / "text.txt").write_text("some text")

@@ -1,4 +1,4 @@
-"""GGUF files, written by the `gguf` package as llama.cpp lays them out, against the model they came from."""
+"""GGUF files, written by the `gguf` package in llama.cpp's layout, against the model they came from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _write(
     pre: str = "smollm",
     without: str = "",
 ) -> Any:
-    """without: a key that is left out."""
+    """Write a GGUF file; return the model in it and its tokenizer. without: a key to leave out."""
     tokenizer = make_tokenizer("llama3" if pre == "llama-bpe" else "smollm", texts)
     tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
     model = make_model("llama", len(tokens))
@@ -82,7 +82,7 @@ def texts(corpus: Path) -> list[str]:
     return [path.read_text("utf-8") for path in sorted(corpus.glob("[a-c]*.py"))]
 
 
-def test_a_gguf_file_is_the_model_that_it_was_made_from(texts: list[str], tmp_path: Path) -> None:
+def test_a_gguf_import_matches_the_original_model(texts: list[str], tmp_path: Path) -> None:
     theirs, library = _write(tmp_path / "model.gguf", texts)
     import_model(tmp_path / "model.gguf", tmp_path / "ours")
     ours, tokenizer = load_model(tmp_path / "ours")
@@ -109,7 +109,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(texts: list[str], tmp_pa
         (lambda writer: writer.add_key_length(32), "where config.json asks for"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_unsupported_gguf_files_are_refused(
     change: Callable[[gguf.GGUFWriter], Any],
     expected: str,
     texts: list[str],
@@ -123,7 +123,9 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "ours").exists()
 
 
-def test_damaged_files_are_one_line(texts: list[str], tmp_path: Path, kiara: Callable[..., Result]) -> None:
+def test_damaged_gguf_files_give_a_one_line_error(
+    texts: list[str], tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
     path = tmp_path / "model.gguf"
     _write(path, texts)
     data = path.read_bytes()
@@ -139,10 +141,10 @@ def test_damaged_files_are_one_line(texts: list[str], tmp_path: Path, kiara: Cal
     ("pre", "said", "prefix"),
     [("llama-bpe", None, True), ("llama-bpe", False, False), ("smollm", None, False), ("smollm", True, True)],
 )
-def test_a_begin_of_text_is_added_where_llama_cpp_adds_one(
+def test_a_bos_token_is_added_where_llama_cpp_adds_one(
     pre: str, said: bool | None, prefix: bool, texts: list[str], tmp_path: Path
 ) -> None:
-    """By `add_bos_token`, and where that is absent by the pre-tokenizer, as in llama.cpp's vocabulary."""
+    """Decided by `add_bos_token`, or if that is absent by the pre-tokenizer, as in llama.cpp."""
 
     def change(writer: gguf.GGUFWriter) -> None:
         if said is not None:
@@ -154,8 +156,8 @@ def test_a_begin_of_text_is_added_where_llama_cpp_adds_one(
     assert tokenizer.prompt_prefix == ([tokenizer.special_tokens["<|im_start|>"]] if prefix else [])
 
 
-def test_every_end_that_llama_cpp_knows_ends_a_text(texts: list[str], tmp_path: Path) -> None:
-    """The key names one of them; the other it knows by its name."""
+def test_all_end_tokens_known_to_llama_cpp_are_imported(texts: list[str], tmp_path: Path) -> None:
+    """The key gives one of them; llama.cpp knows the other by its text."""
     _write(tmp_path / "model.gguf", texts)
     import_model(tmp_path / "model.gguf", tmp_path / "ours")
     special = Tokenizer.load(tmp_path / "ours").special_tokens
@@ -169,7 +171,7 @@ def test_every_end_that_llama_cpp_knows_ends_a_text(texts: list[str], tmp_path: 
         "llama.context_length", "llama.attention.head_count", "llama.attention.layer_norm_rms_epsilon",
     ],
 )  # fmt: skip
-def test_a_key_that_is_missing_is_named(key: str, texts: list[str], tmp_path: Path) -> None:
+def test_a_missing_key_is_named(key: str, texts: list[str], tmp_path: Path) -> None:
     _write(tmp_path / "model.gguf", texts, without=key)
     with pytest.raises(UserError, match=f"{key}: the key is missing.*convert the model again"):
         import_model(tmp_path / "model.gguf", tmp_path / "ours")

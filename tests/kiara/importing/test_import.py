@@ -1,4 +1,4 @@
-"""Import against `transformers` and `tokenizers`: the checkpoint, its bundle, its way back, and refusals."""
+"""Import against `transformers` and `tokenizers`: the checkpoint, its bundle, and the checkpoint opened there again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kiara_runtime.model import load
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_imported_models_say_what_they_said(name: str, texts: list[str], corpus: Path, tmp_path: Path) -> None:
+def test_imported_models_match_transformers(name: str, texts: list[str], corpus: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     theirs = make_folder(name, tmp_path / "theirs", texts)
@@ -63,13 +63,13 @@ def test_imported_models_say_what_they_said(name: str, texts: list[str], corpus:
     assert engine == ("tokenizers" if name.startswith("qwen") else "tiktoken")
     bundled = load(tmp_path / "bundle").tokenizer
     for text in hard_texts(tokenizer):
-        if "<|" not in text:  # the original reads special tokens out of text, this one does not
+        if "<|" not in text:  # the original parses special tokens in text, ours does not
             whole = [*bundled.prompt_prefix, *bundled.encode(text)]
             assert whole == original(text)["input_ids"]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
-def test_int8_of_odd_widths_biases_and_untied_tables_is_the_rounded_model(
+def test_int8_with_odd_widths_biases_and_untied_tables_matches_the_rounded_model(
     name: str, texts: list[str], tmp_path: Path
 ) -> None:
     make_folder(name, tmp_path / "theirs", texts)
@@ -89,7 +89,7 @@ def test_int8_of_odd_widths_biases_and_untied_tables_is_the_rounded_model(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_shards_and_half_precision_are_the_same_numbers(
+def test_shards_and_half_precision_import_without_loss(
     dtype: torch.dtype, llama: Path, texts: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "shards"

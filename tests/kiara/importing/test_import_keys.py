@@ -1,4 +1,4 @@
-"""Every key of other people's files, changed to another legal value: what `transformers` makes of it, or a refusal."""
+"""Every key of Hugging Face files, set to another legal value: used as in `transformers`, harmless, or refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kiara_runtime.errors import UserError
 FAMILIES = ("arcee", "llama", "mistral", "qwen2", "qwen3", "gpt2")
 TEXTS = ["some text to learn a few merges from, and the text of a test: def f(x): return x + 12345"] * 3
 IDS = torch.randint(0, 300, (1, 64), generator=torch.Generator().manual_seed(1))
-# Keys that files carry, beside those that the class of `transformers` has by itself.
+# Keys that occur in files, in addition to the defaults of the `transformers` class.
 OTHERS: dict[str, list[Any]] = {
     "rope_scaling": [None, {"type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0}],
     "rope_parameters": [
@@ -50,7 +50,7 @@ OTHERS: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
-def _others(key: str, value: Any) -> list[Any]:
+def _other_values(key: str, value: Any) -> list[Any]:
     """Other legal values of a key."""
     found = list(OTHERS.get(key, []))
     if isinstance(value, bool):
@@ -66,13 +66,13 @@ def _others(key: str, value: Any) -> list[Any]:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A folder, and its weights."""
+    """A Hugging Face folder and its weights."""
     folder = tmp_path_factory.mktemp("keys") / request.param
     return folder, make_folder(request.param, folder, TEXTS).state_dict()
 
 
 def _theirs(values: dict[str, Any], state: dict[str, Any]) -> torch.Tensor | None:
-    """The logits of `transformers`; None where it cannot be built or has other weights."""
+    """The logits of `transformers`; None if the model cannot be built or has other weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -82,7 +82,7 @@ def _theirs(values: dict[str, Any], state: dict[str, Any]) -> torch.Tensor | Non
         model.load_state_dict(state)
         with torch.no_grad():
             return model(IDS).logits
-    except Exception:  # whatever it raises for a value that it cannot use
+    except Exception:  # it raises many types for values that it cannot use
         return None
 
 
@@ -113,11 +113,11 @@ def test_every_key_of_config_json_is_used_harmless_or_refused(family: tuple[Path
         for key in sorted(
             {*defaults, *values, *OTHERS} - {"model_type", "architectures", "vocab_size", "tie_word_embeddings"}
         )
-        for other in [*_others(key, values.get(key, defaults.get(key))), ...]
+        for other in [*_other_values(key, values.get(key, defaults.get(key))), ...]
     )
     for key, other in changes:
         changed = {**values, key: other}
-        if other is ...:  # left away
+        if other is ...:  # left out
             del changed[key]
         ours = _ours(changed, state)
         if ours is None:
@@ -187,14 +187,14 @@ def _changed(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("style", ["llama", "gpt2"])
-def test_every_key_of_a_tokenizer_s_files_is_used_harmless_or_refused(
+def test_every_key_of_the_tokenizer_files_is_used_harmless_or_refused(
     style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoTokenizer
 
     monkeypatch.setattr(kiara.importing.tokenizers, "RANDOM_TEXTS", 5)
     make_folder(style, tmp_path, TEXTS)
-    (tmp_path / "tokenizer.json").write_text(_with_three_added(tmp_path / "tokenizer.json"), "utf-8")
+    (tmp_path / "tokenizer.json").write_text(_with_fixed_ids(tmp_path / "tokenizer.json"), "utf-8")
     wrong, equal = [], 0
     for name, changes in TOKENIZER_CHANGES.items():
         path = tmp_path / name
@@ -223,8 +223,8 @@ def test_every_key_of_a_tokenizer_s_files_is_used_harmless_or_refused(
     assert equal > 12
 
 
-def _with_three_added(path: Path) -> str:
-    """The ids of the three special tokens are 498 to 500, as the changes above have it."""
+def _with_fixed_ids(path: Path) -> str:
+    """The file's JSON with ids 498 to 500 for the three special tokens, as TOKENIZER_CHANGES expects."""
     values = json.loads(path.read_text("utf-8"))
     moved = {token["content"]: 498 + i for i, token in enumerate(values["added_tokens"])}
     for token in values["added_tokens"]:
@@ -234,8 +234,8 @@ def _with_three_added(path: Path) -> str:
     return text
 
 
-def test_every_key_of_generation_config_json_is_decided() -> None:
-    """Those that change the likeliest text are refused unless they do nothing; recommended options are told."""
+def test_every_key_of_generation_config_json_is_handled() -> None:
+    """Keys that would change greedy output are refused unless at a neutral value; recommended options are accepted."""
     from transformers import GenerationConfig
 
     defaults = GenerationConfig().to_dict()
@@ -254,9 +254,7 @@ def test_every_key_of_generation_config_json_is_decided() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
-def test_a_head_of_its_own_under_a_tied_configuration_is_kept_as_transformers_keeps_it(
-    name: str, tmp_path: Path
-) -> None:
+def test_an_untied_lm_head_under_a_tied_config_is_kept_as_in_transformers(name: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
@@ -278,14 +276,14 @@ def test_a_head_of_its_own_under_a_tied_configuration_is_kept_as_transformers_ke
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_no_numbers_are_refused_by_name(value: float, tmp_path: Path) -> None:
+def test_non_finite_weights_are_refused_by_name(value: float, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from kiara.checkpoints.checkpoint import load_model
 
     make_folder("llama", tmp_path / "theirs", TEXTS)
     import_model(tmp_path / "theirs", tmp_path / "ours")
-    (tmp_path / "ours/trainer_state.json").unlink()  # so that no hash gives it away
+    (tmp_path / "ours/trainer_state.json").unlink()  # else its hashes would reveal the change
     for folder in ("theirs", "ours"):
         weights = load_file(tmp_path / folder / "model.safetensors")
         weights["model.layers.1.mlp.up_proj.weight"][3, 4] = value

@@ -24,7 +24,7 @@ from kiara_runtime.tokens.chat import can_chat
 from kiara_runtime.tokens.tokenizer import Tokenizer
 
 
-def test_several_end_of_text_ids_travel_into_the_bundle(llama: Path, corpus: Path, tmp_path: Path) -> None:
+def test_several_end_of_text_ids_reach_the_bundle(llama: Path, corpus: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(llama, tmp_path / "llama"))
     _edit(folder / "generation_config.json", eos_token_id=[498, 500], bos_token_id=498)
     import_model(folder, tmp_path / "ours")
@@ -121,7 +121,9 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", MALFORMED)
-def test_malformed_folders_are_one_line(fault: str, llama: Path, tmp_path: Path, kiara: Callable[..., Result]) -> None:
+def test_malformed_folders_give_a_one_line_error(
+    fault: str, llama: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
     damage, expected = MALFORMED[fault]
     folder = Path(shutil.copytree(llama, tmp_path / "llama"))
     damage(folder)
@@ -138,7 +140,7 @@ def test_sliding_windows_are_refused(texts: list[str], tmp_path: Path, kiara: Ca
     assert result.exit_code == 1 and "sliding_window 32 is not supported" in result.stderr
 
 
-def test_an_imported_checkpoint_asks_for_held_out_text(
+def test_exporting_an_imported_checkpoint_asks_for_held_out_text(
     llama: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     assert kiara("import", llama, "--out", tmp_path / "ours").exit_code == 0
@@ -185,7 +187,7 @@ def test_tokenizers_agree_on_every_character_and_on_a_megabyte_of_one(style: str
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}{{ strftime_now('%Y') }}", "", True),
     ],
 )
-def test_what_a_chat_template_cannot_do_is_said_at_import(
+def test_limits_of_a_chat_template_are_reported_at_import(
     template: Any, said: str, chats: bool, llama: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     folder = Path(shutil.copytree(llama, tmp_path / "theirs"))
@@ -197,6 +199,6 @@ def test_what_a_chat_template_cannot_do_is_said_at_import(
     assert can_chat(Tokenizer.load(tmp_path / "ours")) is chats
 
 
-def test_a_model_without_a_begin_of_text_token_begins_with_the_end(tmp_path: Path) -> None:
+def test_a_model_without_a_bos_token_begins_with_the_end_of_text_token(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"bos_token_id": null, "eos_token_id": [7, 9]}')
     assert TokenIds.read(tmp_path) == TokenIds(7, frozenset({7, 9}))

@@ -1,4 +1,4 @@
-"""The model against `transformers`' Arcee class, and its cache against the uncached pass."""
+"""The model against `transformers`' Arcee class, and cached passes against the uncached one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_checkpoint_opens_in_transformers_with_the_same_logits(
     assert tokenizer.token_bytes == dataset.tokenizer.token_bytes
 
 
-def test_the_folders_tokenizer_is_transformers_tokenizer(run: Path) -> None:
+def test_the_checkpoint_tokenizer_matches_transformers(run: Path) -> None:
     from transformers import AutoTokenizer
 
     folder = find_checkpoint(run)

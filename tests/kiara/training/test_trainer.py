@@ -38,7 +38,9 @@ def test_training_learns_and_writes_a_complete_run(run: Path) -> None:
     assert not [path for path in run.rglob("*") if path.suffix in (".pt", ".pkl", ".pth", ".bin")]
 
 
-def test_same_seed_same_curve_and_weights(run: Path, small_config: Config, dataset: Dataset, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_curve_and_weights(
+    run: Path, small_config: Config, dataset: Dataset, tmp_path: Path
+) -> None:
     assert train(Run(tmp_path / "again", small_config, resume=False), dataset)
     assert _losses(tmp_path / "again") == _losses(run)
     first, second = (load_model(list_checkpoints(folder)[-1].folder)[0] for folder in (run, tmp_path / "again"))
@@ -47,7 +49,7 @@ def test_same_seed_same_curve_and_weights(run: Path, small_config: Config, datas
     assert _losses(tmp_path / "other")[0] != _losses(run)[0]
 
 
-def test_interrupted_run_resumes_to_the_same_end(
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
     run: Path, small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Trainer._step
@@ -71,7 +73,7 @@ def test_interrupted_run_resumes_to_the_same_end(
     assert train(Run(out, small_config, resume=True), dataset)  # finished: nothing to do
 
 
-def test_kept_are_the_newest_and_the_best(
+def test_the_newest_and_the_best_checkpoints_are_kept(
     small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.4, 2.3])
@@ -108,7 +110,7 @@ def test_runs_are_not_overwritten_or_mixed(run: Path, small_config: Config, data
         train(Run(copy, _changed(small_config, max_steps=43), resume=True), dataset)
 
 
-def test_a_refused_resume_touches_nothing_and_a_torn_line_is_passed_over(
+def test_a_refused_resume_changes_nothing_and_a_truncated_line_is_skipped(
     run: Path, small_config: Config, dataset: Dataset, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
@@ -122,7 +124,7 @@ def test_a_refused_resume_touches_nothing_and_a_torn_line_is_passed_over(
     assert [record["step"] for record in _losses(copy) if "loss" in record] == list(range(1, 42))
 
 
-def test_a_run_goes_on_with_its_data_whatever_becomes_of_the_source(
+def test_a_run_resumes_with_its_prepared_data_after_the_source_changed(
     tmp_path: Path, corpus: Path, kiara: Callable[..., Result]
 ) -> None:
     source = Path(shutil.copytree(corpus, tmp_path / "source"))
@@ -141,7 +143,7 @@ def test_a_run_goes_on_with_its_data_whatever_becomes_of_the_source(
     assert result.exit_code == 1 and "val-00000.bin: damaged" in result.stderr
 
 
-def test_memory_that_runs_out_in_a_step_is_told_and_what_was_saved_stays(
+def test_running_out_of_memory_in_a_step_is_reported_and_checkpoints_stay(
     small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Trainer._step
@@ -159,7 +161,7 @@ def test_memory_that_runs_out_in_a_step_is_told_and_what_was_saved_stays(
     assert list_checkpoints(tmp_path / "run")[-1].step == 2
 
 
-def test_validation_holds_no_more_logits_than_256_mib(
+def test_validation_holds_at_most_256_mib_of_logits(
     small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = list[int]()
@@ -188,7 +190,7 @@ def test_validation_holds_no_more_logits_than_256_mib(
         (["training.device=cuda"], "training.device: no CUDA device is available"),
     ],
 )
-def test_what_this_machine_cannot_do_leaves_no_run(
+def test_settings_beyond_this_machine_leave_no_run(
     settings: list[str], expected: str, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     if "CUDA" in expected and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Settings of training, and what it refuses."""
+"""Training settings, and what training refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from kiara_runtime.verify.scoring import Scorer
         (r'training.sample_prompt="\ud800"', "training.sample_prompt: cannot be encoded"),
     ],
 )
-def test_what_cannot_be_is_found_before_data_are_prepared(
+def test_impossible_settings_are_refused_before_data_are_prepared(
     setting: str,
     expected: str,
     corpus: Path,
@@ -50,7 +50,7 @@ def test_what_cannot_be_is_found_before_data_are_prepared(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_out_that_cannot_be_is_found_before_data_are_prepared(
+def test_an_unwritable_out_is_refused_before_data_are_prepared(
     corpus: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     (tmp_path / "file").write_text("mine", "utf-8")
@@ -60,7 +60,7 @@ def test_an_out_that_cannot_be_is_found_before_data_are_prepared(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_run_records_the_settings_of_its_data_and_goes_on_with_them(
+def test_a_run_records_the_settings_of_its_data_and_resumes_with_them(
     dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     sizes = "hidden_size=64 intermediate_size=64 num_hidden_layers=1 num_attention_heads=1 num_key_value_heads=1"
@@ -98,7 +98,7 @@ def test_compiled_training_follows_the_eager_curve(
 ) -> None:
     assert train(Run(tmp_path / "r", _changed(small_config, max_steps=40, compile="always"), resume=False), dataset)
     compiled, eager = ([r["loss"] for r in _losses(folder) if "loss" in r] for folder in (tmp_path / "r", run))
-    assert compiled[:10] == pytest.approx(eager[:10], rel=0.02)  # bfloat16 in another order
+    assert compiled[:10] == pytest.approx(eager[:10], rel=0.02)  # bfloat16 sums in another order
     assert compiled[-1] == pytest.approx(eager[-1], rel=0.1)
 
 
@@ -117,7 +117,7 @@ def test_learning_rate_rises_then_falls_to_nearly_zero(small_config: Config) -> 
     assert 0 < rates[-1] < 0.05 < 0.9 < rates[top] <= 1
 
 
-def test_metrics_against_their_definitions(dataset: Dataset) -> None:
+def test_metrics_match_their_definitions(dataset: Dataset) -> None:
     logits = torch.randn(2, 5, dataset.tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([[65, 66, 300, 511, 256], [400, 401, 10, 32, 97]])
     scorer = Scorer(dataset.tokenizer)
@@ -137,7 +137,7 @@ def test_evaluate_reads_the_validation_split_or_given_text(
     final = next(record for record in _losses(run) if "final_val_loss" in record)
     result = kiara("evaluate", run, "--json")
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["loss"] == pytest.approx(final["final_val_loss"], rel=0.02)  # bfloat16 there
+    assert json.loads(result.stdout)["loss"] == pytest.approx(final["final_val_loss"], rel=0.02)  # computed in bfloat16
     assert evaluate_checkpoint(run, str(corpus / "bisect.py")).tokens > 0
     result = kiara("evaluate", run, "--text", corpus / "missing.py")
     assert result.exit_code == 1 and "there is no such file" in result.stderr
@@ -145,7 +145,7 @@ def test_evaluate_reads_the_validation_split_or_given_text(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiled_training_repeats_bit_for_bit(corpus: Path, dataset: Dataset, tmp_path: Path) -> None:
-    """At the default width, where compiled code would share the embedding's gradient among threads."""
+    """At the default width, where compiled code would split the embedding gradient among threads."""
     settings = ("max_steps=6", "compile=always", "eval_tokens=1", "sample_tokens=0", "warmup_steps=1")
     config = load_config(
         assignments=["model.num_hidden_layers=1", "model.context_length=256", *(f"training.{s}" for s in settings)],
@@ -158,7 +158,7 @@ def test_compiled_training_repeats_bit_for_bit(corpus: Path, dataset: Dataset, t
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(
     run: Path, small_config: Config, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Nothing of a bundle is used before it is known to be whole."""
+"""No file of a bundle is used before it has been checked."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_any_missing_cut_or_linked_file_is_refused_by_name(copy: Path, tmp_path:
     load(copy)
 
 
-def test_a_linked_graph_folder_is_refused(copy: Path, tmp_path: Path) -> None:
+def test_a_symlinked_graph_folder_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / "onnx").rename(tmp_path / "onnx")
     (copy / "onnx").symlink_to(tmp_path / "onnx")
     with pytest.raises(UserError, match="symbolic link"):
         load(copy)
 
 
-def test_a_link_to_a_bundle_is_a_bundle_but_files_beside_a_graph_are_refused(copy: Path, tmp_path: Path) -> None:
+def test_a_symlink_to_a_bundle_loads_but_unlisted_files_beside_a_graph_are_refused(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to(copy)
     load(tmp_path / "current")
     (copy / "onnx/weights.bin").write_bytes(b"of a graph with external data")
@@ -76,7 +76,7 @@ def test_a_link_to_a_bundle_is_a_bundle_but_files_beside_a_graph_are_refused(cop
         load(copy)
 
 
-def test_load_checks_what_it_uses_and_verify_checks_all(copy: Path, kiara_run: Callable[..., Result]) -> None:
+def test_load_checks_the_files_it_uses_and_verify_checks_all(copy: Path, kiara_run: Callable[..., Result]) -> None:
     (copy / "onnx/model.onnx").unlink()
     load(copy)
     with pytest.raises(UserError, match=r"model.onnx: missing"):
@@ -86,7 +86,7 @@ def test_load_checks_what_it_uses_and_verify_checks_all(copy: Path, kiara_run: C
 
 
 def _rewrite(folder: Path, **changes: object) -> None:
-    """A manifest with a valid hash of its own but other contents."""
+    """Write a manifest with changed contents and a valid hash."""
     values = json.loads((folder / "kiara.json").read_text("utf-8"))
     for key in ("files", "sha256"):
         del values[key]
@@ -111,7 +111,7 @@ def _rewrite(folder: Path, **changes: object) -> None:
         ({"tokenizer": {"golden": [{"text": "a", "ids": [1, 2]}]}}, "does not give the recorded ids"),
     ],
 )
-def test_manifests_that_lie_are_refused(changes: dict[str, object], expected: str, copy: Path) -> None:
+def test_inconsistent_manifests_are_refused(changes: dict[str, object], expected: str, copy: Path) -> None:
     _rewrite(copy, **changes)
     with pytest.raises(UserError) as error:
         load(copy)
@@ -121,25 +121,25 @@ def test_manifests_that_lie_are_refused(changes: dict[str, object], expected: st
 @pytest.mark.parametrize(
     ("field", "value"), [("context_length", 0), ("context_length", 10**13), ("head_dim", 32), ("vocab_size", 600)]
 )
-def test_an_architecture_that_is_not_the_graphs_is_refused(field: str, value: int, copy: Path) -> None:
+def test_an_architecture_that_does_not_match_the_graph_is_refused(field: str, value: int, copy: Path) -> None:
     architecture = json.loads((copy / "kiara.json").read_text("utf-8"))["architecture"]
     _rewrite(copy, architecture={**architecture, field: value})
     with pytest.raises(UserError, match=r"out of bounds|not those that kiara.json describes"):
         load(copy)
 
 
-def test_an_older_minor_format_and_extra_files_do_no_harm(copy: Path) -> None:
+def test_a_newer_minor_format_and_extra_files_are_accepted(copy: Path) -> None:
     _rewrite(copy, format_version="1.7", later_key=1)
     (copy / "notes.txt").write_text("mine", "utf-8")
     load(copy)
 
 
-def test_a_graph_that_is_no_graph_is_one_line(copy: Path) -> None:
+def test_an_invalid_graph_file_is_refused(copy: Path) -> None:
     (copy / "onnx/model_quantized.onnx").write_bytes(b"not a graph")
     _rewrite(copy)
     with pytest.raises(UserError, match="no ONNX graph"):
         load(copy)
-    (copy / "onnx/model_quantized.onnx").write_bytes(b"\x08\x07")  # a protobuf, but no graph in it
+    (copy / "onnx/model_quantized.onnx").write_bytes(b"\x08\x07")  # a protobuf without a graph
     _rewrite(copy)
     with pytest.raises(UserError, match="ONNX Runtime cannot open it"):
         load(copy)
@@ -163,7 +163,7 @@ def test_weights_outside_the_bundle_are_refused(location: str, copy: Path, bundl
         load(copy)
 
 
-def test_external_names_are_found_wherever_a_tensor_can_be(tmp_path: Path) -> None:
+def test_external_data_is_found_wherever_a_tensor_can_be(tmp_path: Path) -> None:
     import onnx
     from onnx import helper
 

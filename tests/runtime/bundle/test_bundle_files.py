@@ -1,4 +1,4 @@
-"""Graph files, signatures, and bundles of earlier releases."""
+"""Graph files, their embedding tables, and bundles of earlier releases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kiara_runtime.system.files import hash_file
 from kiara_runtime.verify.kernels import verify_deep
 
 
-def test_a_tag_that_parsers_cut_to_32_bits_is_refused(tmp_path: Path) -> None:
+def test_a_protobuf_tag_of_more_than_32_bits_is_refused(tmp_path: Path) -> None:
     import onnx
 
     tensor = onnx.TensorProto(name="t", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
@@ -41,7 +41,7 @@ def test_a_tag_that_parsers_cut_to_32_bits_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_graph_or_a_value_error(data: bytes) -> None:
+def test_any_bytes_parse_or_raise_value_error(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(data)
@@ -58,7 +58,7 @@ def _mapped(data: bytes) -> Iterator[mmap.mmap]:
         yield mapped
 
 
-def test_tables_are_found_where_their_bytes_lie(bundle: Path) -> None:
+def test_embedding_tables_are_found_with_their_byte_range(bundle: Path) -> None:
     import onnx
 
     path = Bundle.open(bundle).graph_of(None)
@@ -74,7 +74,7 @@ def test_tables_are_found_where_their_bytes_lie(bundle: Path) -> None:
         assert (kind, shape, data[first:last]) == (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
 
 
-def test_tables_that_are_not_whole_are_left_out() -> None:
+def test_unusable_tables_are_left_out() -> None:
     import onnx
 
     def tensor(name: str, dims: list[int], raw: bytes = b"", **more: Any) -> onnx.TensorProto:
@@ -84,7 +84,7 @@ def test_tables_that_are_not_whole_are_left_out() -> None:
         tensor("whole", [2, 3], b"abcdef"),
         tensor("cut", [2, 3], b"abcde"),
         tensor("vast", [2**62, 2**62], b"abcdef"),
-        tensor("deep", [2**62] * 100_000, b"abcdef"),  # whose product nobody should wait for
+        tensor("deep", [2**62] * 100_000, b"abcdef"),  # whose product takes too long to compute
         tensor("both", [2, 3], b"abcdef", data_location=onnx.TensorProto.EXTERNAL),
         tensor("twice", [2, 3], b"abcdef"),
         tensor("twice", [2, 3], b"abcde"),
@@ -97,7 +97,7 @@ def test_tables_that_are_not_whole_are_left_out() -> None:
     nodes = [onnx.helper.make_node("Gather", [t.name, "ids"], [f"{t.name}-rows"]) for t in made[:-1]]
     nodes.append(onnx.helper.make_node("Identity", ["unread"], ["same"]))
     plain = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], made)).SerializeToString()
-    packed = plain.replace(b"\x08\x02\x08\x03", b"\x0a\x02\x02\x03")  # of [2, 3], field 1
+    packed = plain.replace(b"\x08\x02\x08\x03", b"\x0a\x02\x02\x03")  # dims [2, 3], field 1, in packed form
     assert packed != plain
     for data in (plain, packed):
         with _mapped(data) as mapped:
@@ -106,7 +106,7 @@ def test_tables_that_are_not_whole_are_left_out() -> None:
         assert data[slice(*found["whole"][2:])] == b"abcdef"
 
 
-def test_a_table_read_in_its_file_gives_the_same_logits(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_mapped_table_gives_the_same_logits(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, added = Bundle.open(bundle), list[str]()
     monkeypatch.setattr("kiara_runtime.engine.tables.LEAST_BYTES", 1)
     add = ort.SessionOptions.add_initializer
@@ -122,7 +122,7 @@ def test_a_table_read_in_its_file_gives_the_same_logits(bundle: Path, monkeypatc
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "generate"])
-def test_paths_that_are_no_bundle_are_refused(command: str, tmp_path: Path, kiara_run: Callable[..., Result]) -> None:
+def test_paths_without_a_bundle_are_refused(command: str, tmp_path: Path, kiara_run: Callable[..., Result]) -> None:
     options = ("-p", "x") if command == "generate" else ()
     for path, expected in ((tmp_path / "none", "there is no such folder"), (tmp_path, "kiara.json: missing")):
         result = kiara_run(command, path, *options)
@@ -139,7 +139,7 @@ def test_info_and_verify_of_a_good_bundle(bundle: Path, kiara_run: Callable[...,
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_one_line(copy: Path, kiara_run: Callable[..., Result]) -> None:
+def test_an_unreadable_file_is_reported(copy: Path, kiara_run: Callable[..., Result]) -> None:
     (copy / "tokenizer.json").chmod(0)
     result = kiara_run("verify", copy)
     assert result.exit_code == 1 and "Permission denied" in result.stderr
@@ -150,19 +150,19 @@ FROZEN = Path(__file__).parents[2] / "fixtures/bundle-1.0"
 
 @pytest.mark.parametrize("variant", ["int8", "int4"])
 def test_the_bundle_of_an_earlier_release_still_gives_its_tokens(variant: str) -> None:
-    """Exported once, by the release that brought format 1.0; whatever comes later must open it."""
+    """Exported once, by the release that introduced format 1.0; every later release must open it."""
     expected = json.loads((FROZEN.parent / "bundle-1.0.json").read_text("utf-8"))
     found = load(FROZEN, variant).generate(expected["prompt"], max_tokens=16, temperature=0.0, token_healing=False)
     assert found.tokens == expected["tokens"][variant]
 
 
-def test_the_bundle_of_an_earlier_release_still_computes_what_it_recorded() -> None:
+def test_the_bundle_of_an_earlier_release_still_passes_deep_verification() -> None:
     opened = Bundle.open(FROZEN)
     opened.check()
     assert [found.variant for found in verify_deep(opened)] == ["int8", "int4"]
 
 
-def test_a_bundle_is_opened_and_hashed_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_of_a_bundle_is_hashed_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = list[str]()
     monkeypatch.setattr(
         "kiara_runtime.bundle.manifest.hash_file", lambda path: hashed.append(path.name) or hash_file(path)

@@ -1,4 +1,4 @@
-"""What commands print: in any encoding, to readers that are gone, on disks that are full."""
+"""What commands print: in any encoding, to closed pipes and on full disks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _run(*words: object, encoding: str = "utf-8", **options: Any) -> subprocess.
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-8"])
-def test_what_an_encoding_lacks_is_a_question_mark_and_json_is_whole(encoding: str, bundle: Path) -> None:
+def test_unencodable_characters_print_as_question_marks_and_json_is_complete(encoding: str, bundle: Path) -> None:
     options = ("generate", bundle, "-p", "日本 é", "--echo", "--max-tokens", 3, "--seed", 1)
     text, as_json = _run(*options, encoding=encoding), _run(*options, "--json", encoding=encoding)
     assert text.returncode == as_json.returncode == 0 and b"Traceback" not in text.stderr + as_json.stderr
@@ -34,12 +34,12 @@ def test_what_an_encoding_lacks_is_a_question_mark_and_json_is_whole(encoding: s
     assert missing.returncode == 1 and b"there is no such folder" in missing.stderr and missing.stderr.count(b"\n") == 1
 
 
-def test_a_byte_order_mark_is_no_part_of_a_prompt(bundle: Path) -> None:
+def test_a_byte_order_mark_is_stripped_from_a_piped_prompt(bundle: Path) -> None:
     options = ("generate", bundle, "--echo", "--max-tokens", 0)
     assert _run(*options, input=b"\xef\xbb\xbfdef").stdout == _run(*options, input=b"def").stdout
 
 
-def test_a_reader_of_the_text_that_is_gone_ends_it_quietly(bundle: Path) -> None:
+def test_a_closed_output_pipe_ends_generate_quietly(bundle: Path) -> None:
     words = [*COMMAND, "generate", str(bundle), "-p", "def", "--max-tokens", "90", "--ignore-eos"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -48,22 +48,22 @@ def test_a_reader_of_the_text_that_is_gone_ends_it_quietly(bundle: Path) -> None
         assert process.wait(60) == 1 and said == b""
 
 
-def test_a_server_does_not_need_a_reader(bundle: Path) -> None:
-    """Its first line is read, then nobody listens; it loads, answers, and lets what runs end."""
+def test_the_server_keeps_running_after_its_log_pipe_closes(bundle: Path) -> None:
+    """The pipe is closed after the first line; the server still loads, answers and drains."""
     words = [*COMMAND, "serve", str(bundle), "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         url = process.stderr.readline().split(" on ")[1].strip()
         process.stderr.close()
-        assert _asked(f"{url}/ready", process)
+        assert _fetch(f"{url}/ready", process)
         body = json.dumps({"prompt": "x", "max_tokens": 5}).encode()
-        assert json.loads(_asked(f"{url}/v1/completions", process, body))["usage"]["completion_tokens"] <= 5
+        assert json.loads(_fetch(f"{url}/v1/completions", process, body))["usage"]["completion_tokens"] <= 5
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
 
-def _asked(url: str, process: subprocess.Popen[str], body: bytes | None = None) -> bytes:
-    """The answer, asked for until there is one."""
+def _fetch(url: str, process: subprocess.Popen[str], body: bytes | None = None) -> bytes:
+    """Repeat the request until it succeeds; return the body of the answer."""
     import urllib.error
     import urllib.request
 
@@ -80,15 +80,15 @@ def _asked(url: str, process: subprocess.Popen[str], body: bytes | None = None) 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device")
-def test_a_full_disk_under_the_output_is_one_line(bundle: Path) -> None:
+def test_a_full_disk_during_output_gives_a_one_line_error(bundle: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         words = [*COMMAND, "generate", str(bundle), "-p", "def", "--max-tokens", "3"]
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1 and b"No space left" in done.stderr and done.stderr.count(b"\n") == 1
 
 
-def test_threads_of_an_application_do_not_wait_for_generations(bundle: Path) -> None:
-    """More generations than asyncio has threads, none of which can end before the application's own thread has run."""
+def test_async_generations_do_not_block_the_threads_of_the_application(bundle: Path) -> None:
+    """More generations than asyncio has threads; none can end before the application's own thread has run."""
     import asyncio
     import threading
 

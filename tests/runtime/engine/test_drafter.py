@@ -1,4 +1,4 @@
-"""Guesses repeat what the text has said, and never cost more than they may."""
+"""Drafts repeat earlier parts of the text, and never cost more than their budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kiara_runtime.engine.drafter import EARNED, LARGEST, MOST_SAVED, PASS_COST,
 
 
 def _run(source: list[int], prompt: int) -> tuple[list[tuple[int, int]], int]:
-    """Follow a text that is known to the end: (guessed, accepted) of each guess, and how many passes it took."""
+    """Decode a known text. Returns (guessed, accepted) of each draft and the number of passes."""
     drafter, tokens, guesses, passes = Drafter(), source[:prompt], list[tuple[int, int]](), 0
     while len(tokens) < len(source):
         guess = drafter.guess(tokens, len(source) - len(tokens) - 1)
@@ -30,11 +30,11 @@ def test_a_repeated_text_takes_few_passes() -> None:
     assert all(guessed == accepted for guessed, accepted in guesses)
 
 
-def test_a_text_without_repeats_is_never_guessed() -> None:
+def test_a_text_without_repeats_gets_no_drafts() -> None:
     assert _run(list(range(500)), 20) == ([], 480)
 
 
-def test_the_latest_occurrence_counts() -> None:
+def test_the_latest_occurrence_is_drafted() -> None:
     drafter = Drafter()
     assert drafter.guess([1, 2, 3, 7, 7, 1, 2, 3, 9, 9, 9, 1, 2, 3], 3) == [9, 9, 9]
     assert Drafter().guess([1, 2, 3, 4, 1, 2, 3], 1) == [4]
@@ -42,8 +42,8 @@ def test_the_latest_occurrence_counts() -> None:
 
 
 @given(st.lists(st.integers(0, 2), min_size=N + 1, max_size=400))
-def test_wrong_guesses_cost_no_more_than_what_is_allowed(source: list[int]) -> None:
-    """Whatever the text: the passes' cost, in steps, is at most that of plain steps, an advance and the allowance."""
+def test_wrong_drafts_stay_within_the_cost_budget(source: list[int]) -> None:
+    """For any text the cost, in plain steps, exceeds plain decoding by at most a share EARNED plus MOST_SAVED."""
     guesses, passes = _run(source, N)
     plain = len(source) - N
     cost = passes + sum(PASS_COST + TOKEN_COST * guessed for guessed, _ in guesses)

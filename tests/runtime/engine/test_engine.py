@@ -1,4 +1,4 @@
-"""Many requests at once give each what it gets alone; who waits, leaves, forks or fails hurts nobody else."""
+"""Every concurrent request gets what it gets alone; waiting, cancelled or failed requests affect no other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REQUESTS = st.fixed_dictionaries(
 
 
 def _interleaved(streams: list[Stream], order: random.Random) -> list[list[int]]:
-    """Read the streams a piece at a time, in any order."""
+    """Read the streams piece by piece in random order; return the tokens of each."""
     tokens: list[list[int]] = [[] for _ in streams]
     left = list(range(len(streams)))
     while left:
@@ -52,10 +52,10 @@ def _interleaved(streams: list[Stream], order: random.Random) -> list[list[int]]
 
 @settings(max_examples=30, deadline=None)
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=9), order=st.randoms(use_true_random=False))
-def test_what_else_is_in_the_batch_changes_nothing(
+def test_other_requests_in_the_batch_change_nothing(
     pair: tuple[Model, Model], requests: list[dict[str, Any]], order: random.Random
 ) -> None:
-    """Whatever shares the slots, whatever was there before and in whichever order texts are read."""
+    """Regardless of which requests share or used the slots, and of the order in which streams are read."""
     together, alone = pair
     prompts = [_prompt(together, one.pop("start"), one.pop("length")) for one in requests]
     streams = [together.stream(prompt, ignore_eos=True, **one) for prompt, one in zip(prompts, requests, strict=True)]
@@ -66,8 +66,8 @@ def test_what_else_is_in_the_batch_changes_nothing(
     assert found == expected
 
 
-def test_five_hundred_times_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
-    """Alone, among seven others, streamed, after a known prefix, from a stored prompt: none different."""
+def test_five_hundred_generations_are_identical_on_every_path(bundle: Path, tmp_path: Path) -> None:
+    """Alone, in a batch of eight, streamed, after a cached prefix, from a stored prompt: all identical."""
     plain, busy = _alone(bundle), load(bundle)
     stored = [load(bundle, prompt_cache=tmp_path / "cache") for _ in range(2)]
     differing = compared = 0
@@ -88,7 +88,7 @@ def test_five_hundred_times_the_same_bytes(bundle: Path, tmp_path: Path) -> None
     assert compared >= 500 and differing == 0
 
 
-def test_prefixes_are_known_again(bundle: Path) -> None:
+def test_shared_prefixes_are_reused_from_the_cache(bundle: Path) -> None:
     model = load(bundle)
     prompt = _prompt(model, 0, 60)
     first = model.generate(prompt, max_tokens=5, temperature=0.0)
@@ -101,8 +101,8 @@ def test_prefixes_are_known_again(bundle: Path) -> None:
     assert together[0].tokens == model.generate(_prompt(model, 9, 50), max_tokens=4, seed=1, temperature=1.0).tokens
 
 
-def test_passes_of_several_tokens_may_be_cut_anywhere(bundle: Path) -> None:
-    """What the engine builds on. To rounding: kernels change with the size of a pass, and with the processor."""
+def test_a_prompt_can_be_split_into_passes_anywhere(bundle: Path) -> None:
+    """The engine relies on this. Equal up to rounding: kernels depend on the size of a pass and the processor."""
     for variant in ("int8", "fp32"):
         session = _session(bundle, variant)
         ids = np.array(_prompt(load(bundle), 0, 90), dtype=np.int64)
@@ -115,7 +115,7 @@ def test_passes_of_several_tokens_may_be_cut_anywhere(bundle: Path) -> None:
             np.testing.assert_allclose(decoder.cache.buffers[..., :90, :], whole.cache.buffers[..., :90, :], atol=1e-4)
 
 
-def test_a_long_prompt_goes_in_small_chunks_while_others_decode(
+def test_a_long_prompt_is_prefilled_in_small_chunks_while_others_decode(
     bundle: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(_session(bundle))
@@ -130,14 +130,14 @@ def test_a_long_prompt_goes_in_small_chunks_while_others_decode(
     crowd.generate(_prompt(model, 20, 80), max_tokens=2)
     prompts = [tokens for rows, tokens in sizes if tokens > 1]
     assert prompts == [4] * 20
-    assert sizes[1::2][:19] == [(1, 1)] * 19  # a step of the running one after every chunk
+    assert sizes[1::2][:19] == [(1, 1)] * 19  # a decode step of the running request after every chunk
     sizes.clear()
     next(running)
-    crowd.generate(_prompt(model, 40, 30)[::-1], max_tokens=2)  # one that cutting would only delay
+    crowd.generate(_prompt(model, 40, 30)[::-1], max_tokens=2)  # too short to be worth splitting
     assert [tokens for rows, tokens in sizes if tokens > 1] == [30]
 
 
-def test_cancelled_requests_leave_and_abandoned_ones_too(bundle: Path) -> None:
+def test_cancelled_and_abandoned_requests_free_their_slots(bundle: Path) -> None:
     model = _model(bundle, slots=2)
     assert isinstance(model.runner, Engine)
     streams = [model.stream("def ", max_tokens=90, ignore_eos=True) for _ in range(4)]
@@ -150,7 +150,7 @@ def test_cancelled_requests_leave_and_abandoned_ones_too(bundle: Path) -> None:
     assert len(model.generate("x", max_tokens=5, ignore_eos=True).tokens) == 5
 
 
-def test_waiting_for_several_ends_with_the_first_piece_or_with_the_time(bundle: Path) -> None:
+def test_waiting_for_several_streams_ends_at_the_first_piece_or_the_timeout(bundle: Path) -> None:
     model = _model(bundle, slots=1)
     running, queued = (model.stream("def ", max_tokens=90, ignore_eos=True) for _ in range(2))
     model.wait([queued, running])
@@ -158,23 +158,23 @@ def test_waiting_for_several_ends_with_the_first_piece_or_with_the_time(bundle: 
     started = time.perf_counter()
     model.wait([queued], timeout=0.0)
     assert time.perf_counter() - started < 5
-    assert not queued.ready  # its turn had not come
+    assert not queued.ready  # it had no slot yet
     running.close()
     model.wait([queued])
     assert queued.ready and queued.generation().queue_seconds > 0
 
 
-def test_a_full_queue_is_told(bundle: Path) -> None:
+def test_a_full_queue_raises_busy_error(bundle: Path) -> None:
     model = _model(bundle, slots=1, queue=2)
     kept = [model.stream("a"), model.stream("b")]
     with pytest.raises(BusyError, match=r"queue is full \(2 requests wait\)"):
         model.stream("c")
     assert next(kept[0]) and model.stream("c")  # one of them has a slot now
     kept.clear()
-    assert [model.stream("d", max_tokens=0) for _ in range(9)]  # nobody waits for those that were let go
+    assert [model.stream("d", max_tokens=0) for _ in range(9)]  # dropped streams no longer count
 
 
-def test_a_fault_ends_those_it_befalls_only(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_one_prefill_ends_only_that_request(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model(bundle, slots=2)
     assert isinstance(model.runner, Engine)
     good, bad = (model.stream(_prompt(model, start, 30), max_tokens=5, ignore_eos=True) for start in (0, 9))
@@ -196,10 +196,10 @@ PLACING = {"_admit", "free", "place", "_leave", "reuse", "_prefill", "retire"}
 
 @settings(
     max_examples=60, deadline=None, phases=[Phase.generate]
-)  # one that fails would loop in each smaller case, too
+)  # no shrinking: a failure would loop in every smaller case
 @given(after=st.integers(0, 970))
-def test_an_interrupt_at_any_line_that_places_sequences_loses_nothing(model: Model, bundle: Path, after: int) -> None:
-    """Ctrl-C in a notebook, where the model is used again after it; some of the lines are past the last one."""
+def test_an_interrupt_at_any_line_of_slot_placement_loses_no_sequence(model: Model, bundle: Path, after: int) -> None:
+    """Ctrl-C in a notebook, where the model is used again. `after` counts lines; some counts are never reached."""
     crowd, left = _model(bundle, slots=3), [after]
     asked = [(_prompt(model, start, 40 + start), 4 + start) for start in (0, 2, 9, 0, 5)]
     streams = [crowd.stream(prompt, max_tokens=n, temperature=0.0, ignore_eos=True) for prompt, n in asked]
@@ -223,7 +223,7 @@ def test_an_interrupt_at_any_line_that_places_sequences_loses_nothing(model: Mod
             raise KeyboardInterrupt
         return interrupt
 
-    for _ in range(2):  # whole, or until the interrupt; then the rest
+    for _ in range(2):  # up to the interrupt, if there is one; then the rest
         before = sys.gettrace()
         sys.settrace(interrupt if left[0] >= 0 else before)
         try:

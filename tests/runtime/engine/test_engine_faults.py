@@ -19,7 +19,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model, load
 
 
-def test_a_closed_model_says_so_and_two_models_share_a_process(bundle: Path) -> None:
+def test_a_closed_model_raises_and_two_models_share_a_process(bundle: Path) -> None:
     with load(bundle) as one, load(bundle, "fp32") as two:
         left = one.stream("def ", max_tokens=30, ignore_eos=True)
         next(left)
@@ -30,7 +30,7 @@ def test_a_closed_model_says_so_and_two_models_share_a_process(bundle: Path) -> 
             attempt()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 on: threads exist at the fork
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 and later warn of threads at a fork
 def test_a_forked_process_is_refused_and_does_not_hang(bundle: Path) -> None:
     model = load(bundle)
     model.generate("x", max_tokens=2)
@@ -48,7 +48,7 @@ def test_a_forked_process_is_refused_and_does_not_hang(bundle: Path) -> None:
     assert ended[0] == child and os.waitstatus_to_exitcode(ended[1]) == 7
 
 
-def test_a_program_may_end_in_the_middle_of_a_stream(bundle: Path) -> None:
+def test_a_program_can_exit_in_the_middle_of_a_stream(bundle: Path) -> None:
     code = (
         "import sys, threading, kiara_runtime\n"
         "model = kiara_runtime.load(sys.argv[1])\n"
@@ -60,7 +60,7 @@ def test_a_program_may_end_in_the_middle_of_a_stream(bundle: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 
-def test_threads_wait_for_each_other_and_all_end(bundle: Path, model: Model) -> None:
+def test_threads_sharing_a_model_all_finish(bundle: Path, model: Model) -> None:
     shared = _model(bundle, slots=3)
     expected = [model.generate(_prompt(model, i, 30), max_tokens=15, seed=i).tokens for i in range(10)]
     found: dict[int, list[int]] = {}
@@ -83,8 +83,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_chunks_end_with_two_tokens_at_least(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt one longer than a chunk would leave one token, whose pass takes another kernel."""
+def test_the_last_prefill_chunk_has_at_least_two_tokens(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt one token longer than full chunks would leave a single token, whose pass uses another kernel."""
     for length, expected in ((32, [32]), (33, [16, 17]), (48, [16] * 3), (49, [16, 16, 17]), (50, [16, 16, 16, 2])):
         model, sizes = load(bundle), list[int]()
         cache = model.runner._cache
@@ -96,11 +96,11 @@ def test_chunks_end_with_two_tokens_at_least(bundle: Path, monkeypatch: pytest.M
         assert sizes == expected
 
 
-def test_many_may_end_in_one_step(bundle: Path) -> None:
-    """One goes on beside seven that end together: each leaves a hole that another one that is over could fill."""
+def test_many_sequences_can_end_in_one_step(bundle: Path) -> None:
+    """Seven sequences end together and one continues. Each leaves a gap that another finished one could move into."""
     model, alone = load(bundle), _alone(bundle)
     prompts = [_prompt(model, 3 * i, 8) for i in range(8)]
-    tokens = [40, *range(20, 13, -1)]  # admitted one after the other, over at about the same time
+    tokens = [40, *range(20, 13, -1)]  # admitted one after another, finished at about the same time
     streams = [
         model.stream(prompt, max_tokens=count, temperature=0.0, ignore_eos=True)
         for prompt, count in zip(prompts, tokens, strict=True)
@@ -112,7 +112,9 @@ def test_many_may_end_in_one_step(bundle: Path) -> None:
         assert [piece.finish_reason for piece in pieces] == [None] * count + ["length"]
 
 
-def test_a_fault_in_a_joint_step_is_told_to_its_members(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_a_batched_step_is_raised_in_each_of_its_requests(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = _model(bundle, slots=2)
     assert isinstance(model.runner, Engine)
     streams = [model.stream(_prompt(model, i, 5), max_tokens=50, ignore_eos=True) for i in range(2)]
@@ -132,7 +134,7 @@ def test_a_fault_in_a_joint_step_is_told_to_its_members(bundle: Path, monkeypatc
     assert len(model.generate("x", max_tokens=3, ignore_eos=True).tokens) == 3
 
 
-def test_a_model_may_be_closed_at_the_very_end(bundle: Path) -> None:
+def test_a_model_can_be_closed_at_interpreter_exit(bundle: Path) -> None:
     code = (
         "import atexit, sys\n"
         "models = []\n"
@@ -145,14 +147,14 @@ def test_a_model_may_be_closed_at_the_very_end(bundle: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_more_requests_than_the_queue_holds(bundle: Path) -> None:
+def test_generate_all_takes_more_requests_than_the_queue_holds(bundle: Path) -> None:
     model = _model(bundle, slots=2, queue=3)
     some = model.generate_all(["def ", "class "], n=6, max_tokens=4, seed=1, ignore_eos=True)
     assert [len(one.tokens) for one in (*some[0], *some[1])] == [4] * 12
     assert some[1][0].tokens == load(bundle).generate("class ", max_tokens=4, seed=1, ignore_eos=True).tokens
 
 
-def test_limits_hold_for_what_a_grammar_forces(model: Model) -> None:
+def test_limits_apply_to_tokens_forced_by_a_grammar(model: Model) -> None:
     forced = model.generate("x", regex="abcdefgh[0-9]{3}", max_tokens=0, prompt_logprobs=True)
     assert forced.tokens == []
     prompt = model.tokenize("def main(argv)")

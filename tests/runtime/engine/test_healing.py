@@ -1,4 +1,4 @@
-"""A prompt that ends inside a token goes on as if it had not been cut there; one that ends at a boundary as it was."""
+"""A prompt that ends inside a token continues as if it were not cut there; at a token boundary nothing changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ END = 260
 
 
 def _model(likely: Callable[[Sequence[int]], int]) -> Model:
-    """One whose likeliest next token follows from the tokens so far."""
+    """A model whose likeliest next token is a function of the tokens so far."""
     tokenizer = Tokenizer.from_merges([*(bytes([i]) for i in range(256)), *WORDS], {"<|endoftext|>": END})
 
     def begin() -> Callable[[Sequence[int]], np.ndarray]:
@@ -39,7 +39,7 @@ def _model(likely: Callable[[Sequence[int]], int]) -> Model:
 
 
 def test_a_prompt_that_ends_inside_a_token_is_healed() -> None:
-    """After "x" the model says "abcd": cut to "xab", the rest of that token comes, and nothing of it twice."""
+    """The model continues "x" with "abcd". After the prompt "xab" only the rest of that token is output."""
     model = _model(lambda past: {ord("x"): ABCD, ABCD: DE}.get(past[-1], END))
     found = model.generate("xab", max_tokens=9, temperature=0.0)
     assert (found.text, found.tokens, found.prompt_tokens) == ("cdde", [ABCD, DE], 1)
@@ -49,21 +49,21 @@ def test_a_prompt_that_ends_inside_a_token_is_healed() -> None:
     assert model.generate(model.tokenize("xab"), max_tokens=9, temperature=0.0).tokens == []
 
 
-def test_a_token_that_is_banned_heals_nothing() -> None:
+def test_a_banned_token_is_not_used_for_healing() -> None:
     model = _model(lambda past: {ord("x"): ABCD, ABCD: DE}.get(past[-1], END))
     assert model.generate("xab", max_tokens=9, temperature=0.0, banned_tokens=[ABCD]).tokens in ([], [ABC])
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), temperature=st.sampled_from([0.0, 0.7, 1.3]), length=st.integers(4, 60))
-def test_where_the_prompt_ends_at_a_boundary_nothing_changes(
+def test_healing_changes_nothing_at_a_token_boundary(
     boundaries: tuple[Model, str], seed: int, temperature: float, length: int
 ) -> None:
     model, text = boundaries
     options: dict[str, Any] = {"max_tokens": 12, "temperature": temperature, "seed": seed, "ignore_eos": True}
     prompt = text[:length]
     healed, plain = (model.generate(prompt, token_healing=on, **options) for on in (True, False))
-    if healed.prompt_tokens == plain.prompt_tokens:  # the token stayed
+    if healed.prompt_tokens == plain.prompt_tokens:  # the last token was kept
         assert (healed.tokens, healed.text) == (plain.tokens, plain.text)
     else:
         whole = model.detokenize(model.tokenize(prompt)[:-1]) + model.detokenize(healed.tokens)

@@ -1,4 +1,4 @@
-"""Who makes the steps, and who is let go when."""
+"""Which waiting thread runs the steps, and when each thread returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from kiara_runtime.engine.leader import Leader
 
-LONG = 20.0  # seconds that no test should ever take
+LONG = 20.0  # seconds; no test should take as long
 
 
 def _nothing() -> None:
@@ -28,8 +28,8 @@ def _started(*calls: Callable[[], object]) -> list[threading.Thread]:
     return threads
 
 
-def test_steps_wait_for_those_whom_the_last_one_woke(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three that take each step's outcome at their own pace: every step but the first finds all of them."""
+def test_a_step_waits_for_the_threads_that_the_last_step_woke(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three threads take the result of each step at their own pace; no step starts before all have taken the last."""
     monkeypatch.setattr("kiara_runtime.engine.leader.GATHER", LONG)
     leader, made, found, end = Leader(), [0], [list[int]() for _ in range(3)], 20
 
@@ -51,19 +51,19 @@ def test_steps_wait_for_those_whom_the_last_one_woke(monkeypatch: pytest.MonkeyP
     assert found == [list(range(1, end + 1))] * 3
 
 
-def test_one_that_does_not_come_back_holds_nobody_up() -> None:
+def test_a_thread_that_does_not_return_delays_no_other() -> None:
     leader, made = Leader(), [0]
 
     def step() -> None:
         made[0] += 1
 
-    leader.until(lambda: made[0] > 0, _always, step, _nothing)  # says that it comes back, and does not
+    leader.until(lambda: made[0] > 0, _always, step, _nothing)  # announces that it will wait again, but does not
     started = time.monotonic()
     leader.until(lambda: made[0] > 1, _always, step, _nothing)
     assert made[0] == 2 and time.monotonic() - started < 1
 
 
-def test_freezing_waits_for_one_step_and_not_for_all_that_its_maker_wants() -> None:
+def test_freeze_waits_only_for_the_current_step() -> None:
     leader, made, asked, frozen = Leader(), [0], threading.Event(), threading.Event()
 
     def step() -> None:
@@ -83,7 +83,7 @@ def test_freezing_waits_for_one_step_and_not_for_all_that_its_maker_wants() -> N
     assert frozen.wait(LONG) and made[0] < 5000
 
 
-def test_a_timeout_ends_while_another_watches_and_steps() -> None:
+def test_a_timeout_ends_while_another_thread_runs_the_steps() -> None:
     leader, ends = Leader(), dict[str, float]()
 
     def wait(name: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Stored prompts come back bit for bit or not at all."""
+"""Stored prompts are restored bit for bit or not at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _save(store: PromptStore, tokens: list[int], buffers: np.ndarray) -> None:
 
 
 def _restore(store: PromptStore, prompt: list[int], known: int, buffers: np.ndarray) -> int:
-    """Fill the buffers with the longest stored beginning; its length, or `known` if none is longer."""
+    """Fill the buffers with the longest stored prefix. Returns its length, or `known` if none is longer."""
     found = store.find(prompt, known, buffers)
     if found is None:
         return known
@@ -40,10 +40,10 @@ def _file(folder: Path) -> Path:
     return path
 
 
-def test_the_longest_known_beginning_comes_back(tmp_path: Path) -> None:
+def test_the_longest_stored_prefix_is_restored(tmp_path: Path) -> None:
     store = PromptStore(tmp_path, "model")
     _save(store, TOKENS, BUFFERS)
-    _save(store, TOKENS[:40], BUFFERS)  # the longer one has it already
+    _save(store, TOKENS[:40], BUFFERS)  # the longer one already contains it
     _file(tmp_path)
     for prompt, known, expected in (
         (TOKENS, 0, 60),
@@ -63,7 +63,9 @@ def test_the_longest_known_beginning_comes_back(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_damaged_file_is_not_believed(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
+def test_a_damaged_file_never_restores_wrong_values(
+    tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
+) -> None:
     folder = tmp_path_factory.mktemp("store")
     store = PromptStore(folder, "model")
     _save(store, TOKENS, BUFFERS)
@@ -72,12 +74,12 @@ def test_a_damaged_file_is_not_believed(tmp_path_factory: pytest.TempPathFactory
     _file(folder).write_bytes(content)
     found = np.zeros_like(BUFFERS)
     count = _restore(store, TOKENS, 0, found)
-    assert count in (0, len(TOKENS))  # white space of the header may differ
+    assert count in (0, len(TOKENS))  # a flipped bit in white space of the header is harmless
     np.testing.assert_array_equal(found[:, :, :count], BUFFERS[:, :, :count])
     assert not found[:, :, count:].any()
 
 
-def test_cut_files_other_sizes_and_nonsense_are_passed_over(tmp_path: Path) -> None:
+def test_truncated_mismatched_and_invalid_files_are_skipped(tmp_path: Path) -> None:
     store = PromptStore(tmp_path, "model")
     _save(store, TOKENS, BUFFERS)
     path, found = _file(tmp_path), np.zeros_like(BUFFERS)
@@ -90,7 +92,7 @@ def test_cut_files_other_sizes_and_nonsense_are_passed_over(tmp_path: Path) -> N
     assert _restore(store, TOKENS, 0, np.zeros((4, 2, 50, 8), np.float32)) == 0  # a context that is too short
 
 
-def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
+def test_the_oldest_files_are_deleted_when_the_store_is_full(tmp_path: Path) -> None:
     store = PromptStore(tmp_path, "model", max_bytes=40_000)
     for first in range(4):
         _save(store, [first, *TOKENS], BUFFERS)
@@ -99,25 +101,23 @@ def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
     assert (next(tmp_path.glob("*/*.kv")).stat().st_mode & 0o077) == 0
 
 
-def test_a_folder_that_cannot_be_written_costs_the_store_only(tmp_path: Path) -> None:
+def test_an_unwritable_folder_only_causes_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="the prompt was not stored"):
         _save(PromptStore(tmp_path / "file", "model"), TOKENS, BUFFERS)
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_folder_that_cannot_be_is_refused_before_anything_is_computed(
-    bundle: Path, tmp_path: Path, name: str
-) -> None:
+def test_an_impossible_folder_is_refused_at_load(bundle: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"prompt_cache: .* name a folder"):
         load(bundle, prompt_cache=tmp_path / name)
 
 
-def test_a_restored_prompt_gives_what_a_computed_one_gives(bundle: Path, tmp_path: Path) -> None:
+def test_a_restored_prompt_gives_the_same_output_as_a_computed_one(bundle: Path, tmp_path: Path) -> None:
     prompt = load(bundle).tokenize("def main(argv):\n    return argv\n" * 4)[:60]
     options = {"max_tokens": 20, "temperature": 0.7, "seed": 3, "logprobs": 2}
-    with load(bundle, prompt_cache=tmp_path) as model:  # what it saves is there once it is closed
+    with load(bundle, prompt_cache=tmp_path) as model:  # saved by the time it is closed
         computed = model.generate(prompt, **options)
     restored = load(bundle, prompt_cache=tmp_path).generate(prompt, **options)
     assert (computed.cached_tokens, restored.cached_tokens) == (0, len(prompt) - 2)
@@ -126,7 +126,7 @@ def test_a_restored_prompt_gives_what_a_computed_one_gives(bundle: Path, tmp_pat
 
 
 def test_no_step_waits_for_the_disk(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that answers only once another request has all its tokens."""
+    """The write is blocked until another request has all its tokens."""
     written, finished = threading.Event(), threading.Event()
     save = PromptStore.save
 

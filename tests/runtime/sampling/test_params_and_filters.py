@@ -43,12 +43,12 @@ PARTS = st.just(1.0) | st.floats(0.01, 0.999)
     min_p=st.just(0.0) | st.floats(0.001, 1),
 )
 @settings(max_examples=200, deadline=None)
-def test_the_same_tokens_stay_as_by_full_sorts(
+def test_filters_keep_the_same_tokens_as_full_sorts(
     logits: Array, temperature: float, top_k: int, typical_p: float, top_p: float, min_p: float
 ) -> None:
     options = {"top_k": top_k, "typical_p": typical_p, "top_p": top_p, "min_p": min_p}
     expected, margin = _oracle(logits, temperature, **options)  # type: ignore[arg-type]
-    assume(margin > 1e-9)  # else a last bit decides
+    assume(margin > 1e-9)  # else rounding decides
     assert _possible(_kept(logits, temperature, **options)) == pytest.approx(_possible(expected), rel=1e-9, abs=1e-300)
 
 
@@ -62,7 +62,7 @@ def test_the_same_tokens_stay_as_by_full_sorts(
         ({"typical_p": 0.2, "min_p": 0.9}, [3]),
     ],
 )  # fmt: skip
-def test_which_tokens_stay(options: dict[str, Any], kept: list[int]) -> None:
+def test_filters_keep_the_expected_tokens(options: dict[str, Any], kept: list[int]) -> None:
     """Surprisals are 3, 1, 3 and 2 bits, the entropy 1.75."""
     logits = np.log(np.array([0.125, 0.5, 0.125, 0.25], dtype=np.float32))
     assert list(_kept(logits, 1.0, **options)) == kept
@@ -86,7 +86,7 @@ def test_which_tokens_stay(options: dict[str, Any], kept: list[int]) -> None:
         ),
     ],
 )  # fmt: skip
-def test_filters_are_those_of_transformers(options: dict[str, Any], warpers: list[Any], scale: float) -> None:
+def test_filters_match_transformers(options: dict[str, Any], warpers: list[Any], scale: float) -> None:
     logits = (np.random.default_rng(0).standard_normal(5000) * scale).astype(np.float32)
     scores = torch.from_numpy(logits).double()[None]
     for warp in [logits_process.TemperatureLogitsWarper(float(options.get("temperature", 1.0))), *warpers]:
@@ -97,7 +97,7 @@ def test_filters_are_those_of_transformers(options: dict[str, Any], warpers: lis
     assert 0 < len(found) < 5000 or not warpers
 
 
-def test_the_repetition_penalty_is_that_of_transformers() -> None:
+def test_the_repetition_penalty_matches_transformers() -> None:
     logits = np.random.default_rng(0).standard_normal(50).astype(np.float32)
     logits[3] = 0.0
     before = logits.copy()
@@ -110,7 +110,7 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-308, 5e-324])
-def test_a_temperature_of_almost_none_leaves_the_likeliest(temperature: float) -> None:
+def test_a_temperature_near_zero_keeps_only_the_likeliest(temperature: float) -> None:
     logits = np.array([-3.0, 2.0, 1.5, 2.0, -np.inf], dtype=np.float32)
     for options in ({}, {"top_p": 0.9}, {"typical_p": 0.9}, {"min_p": 0.1}, {"top_k": 3}):
         assert _possible(_kept(logits, temperature, **options)) == {1: 0.5, 3: 0.5}  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def test_a_temperature_of_almost_none_leaves_the_likeliest(temperature: float) -
 @given(st.integers(1, 1500), st.integers(0, 1 << 32), st.floats(0, 1, exclude_max=True), st.floats(0, 1))
 @example(1024, 0, math.nextafter(1, 0), 0.999)
 @example(1024, 0, 0.0, 0.999)
-def test_the_draw_finds_its_place(size: int, seed: int, uniform: float, zeros: float) -> None:
+def test_pick_follows_the_cumulative_weights(size: int, seed: int, uniform: float, zeros: float) -> None:
     rng = np.random.default_rng(seed)
     weights = np.exp(-30 * rng.random(size)) * (rng.random(size) >= zeros)
     weights[rng.integers(size)] = 1.0
@@ -130,8 +130,8 @@ def test_the_draw_finds_its_place(size: int, seed: int, uniform: float, zeros: f
     assert filters.pick(np.arange(size) * 3 + 1, weights, uniform) == place * 3 + 1
 
 
-def test_a_last_bit_never_draws_what_has_no_weight() -> None:
-    """The sum of a block and its last cumulated weight differ in about half of these."""
+def test_rounding_never_picks_a_token_of_zero_weight() -> None:
+    """In about half of these cases the sum of a block differs from its last cumulative weight."""
     for seed in range(40):
         weights = np.zeros(600)
         weights[10:200] = np.random.default_rng(seed).random(190)
@@ -139,8 +139,8 @@ def test_a_last_bit_never_draws_what_has_no_weight() -> None:
 
 
 @pytest.mark.parametrize("part", ["top_p", "typical_p"])
-def test_a_nucleus_can_reach_far(part: str) -> None:
-    """Tokens so unlikely that the search stops short of them first, and yet so many that they are part of it."""
+def test_a_nucleus_can_include_very_unlikely_tokens(part: str) -> None:
+    """The tokens are so unlikely that a first search leaves them out, but so many that the nucleus includes them."""
     logits = np.full(40_000, -13.0, dtype=np.float32)
     logits[5], logits[7:20], logits[20] = 0.0, -np.inf, -14.0
     options = {part: 0.95}
@@ -150,7 +150,7 @@ def test_a_nucleus_can_reach_far(part: str) -> None:
 
 
 def _as_openai(logits: Array, params: SamplingParams, prompt: list[int], output: list[int]) -> Array:
-    """The changes to the logits, from the whole history and token by token."""
+    """The changed logits, computed token by token from the whole history."""
     counts = Counter(output)
     changed = logits.astype(np.float64)
     for j in range(len(logits)):
@@ -180,10 +180,10 @@ def _as_openai(logits: Array, params: SamplingParams, prompt: list[int], output:
     allow=st.booleans(),
 )
 @settings(max_examples=200, deadline=None)
-def test_a_sequence_is_that_of_the_slow_sampler(
+def test_a_sequence_matches_a_slow_reference_sampler(
     seed: int, temperature: float, options: dict[str, Any], forced: set[int], allow: bool
 ) -> None:
-    """Penalties count from nothing, tokens are recorded before the first call too, and a token takes one draw."""
+    """Counts start at zero, tokens may be recorded before the first call, and each token takes one random draw."""
     params = SamplingParams(temperature=temperature, seed=seed, **options)
     rng, draw = np.random.default_rng([seed, 1]), np.random.default_rng(seed).random
     prompt = rng.integers(12, size=3).tolist()
@@ -216,7 +216,7 @@ def test_a_sequence_is_that_of_the_slow_sampler(
 
 @given(_logits(), st.data())
 @settings(max_examples=100, deadline=None)
-def test_what_is_banned_or_not_allowed_is_never_chosen(logits: Array, data: st.DataObject) -> None:
+def test_banned_and_disallowed_tokens_are_never_chosen(logits: Array, data: st.DataObject) -> None:
     size = len(logits)
     banned = data.draw(st.sets(st.integers(0, size - 1), max_size=20))
     share = data.draw(st.sampled_from([0.01, 0.5, 1.0]))

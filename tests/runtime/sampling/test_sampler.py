@@ -23,7 +23,7 @@ from kiara_runtime.sampling.sampler import Sampler, TokenLogprob, token_logprob
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_are_refused(bad: float, temperature: float) -> None:
+def test_non_finite_logits_are_refused(bad: float, temperature: float) -> None:
     with pytest.raises(UserError, match="overflows"):
         Sampler(SamplingParams(temperature=temperature), [])(np.array([1.0, bad, 2.0], dtype=np.float32))
 
@@ -37,39 +37,39 @@ def _chi_square(counts: Array, probabilities: dict[int, float]) -> float:
 @pytest.mark.parametrize(
     "options", [{}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.2}, {"typical_p": 0.7}, {"top_k": 5, "top_p": 0.9}]
 )
-def test_frequencies_are_the_exact_probabilities(options: dict[str, Any]) -> None:
+def test_sampled_frequencies_match_the_probabilities(options: dict[str, Any]) -> None:
     logits = np.log(np.array([0.1, 0.3, 0.05, 0.25, 0.1, 0.2], dtype=np.float32))
     exact, _ = _oracle(logits, 0.9, **options)
     sampler = Sampler(SamplingParams(temperature=0.9, seed=1, **options), [])
     counts = np.bincount([sampler(logits) for _ in range(20_000)], minlength=6)
     assert len(exact) > 1
-    assert _chi_square(counts, exact) < 20.5  # 99.9 % of draws by 5 degrees of freedom, the most here
-    off, _ = _oracle(logits, 1.2, **options)  # and the test can tell
+    assert _chi_square(counts, exact) < 20.5  # 99.9 % quantile for 5 degrees of freedom, the most here
+    off, _ = _oracle(logits, 1.2, **options)  # the test detects a wrong temperature
     assert set(off) != set(exact) or _chi_square(counts, off) > 20.5
 
 
 @given(_logits(), st.integers(0, 2**63 - 1), st.integers(0, 3))
 @settings(deadline=None)
-def test_a_seed_repeats(logits: Array, seed: int, choice: int) -> None:
+def test_a_seed_repeats_its_tokens(logits: Array, seed: int, choice: int) -> None:
     first, second = (Sampler(SamplingParams(seed=seed), [], choice) for _ in range(2))
     assert [first(logits) for _ in range(5)] == [second(logits) for _ in range(5)]
 
 
-def test_choices_and_seeds_differ() -> None:
+def test_different_choices_and_seeds_give_different_tokens() -> None:
     flat = np.zeros(1000, dtype=np.float32)
     given = [(seed, choice) for seed in (0, 1) for choice in range(3)]
     samplers = [Sampler(SamplingParams(seed=seed), [], choice) for seed, choice in given]
     texts = {tuple(sampler(flat) for _ in range(4)) for sampler in samplers}
     assert len(texts) == 6
-    assert samplers[0](flat) == int(np.random.default_rng(0).random(5)[4] * 1000)  # choice 0 is the seed itself
+    assert samplers[0](flat) == int(np.random.default_rng(0).random(5)[4] * 1000)  # choice 0 uses the seed itself
 
 
-def test_greedy_takes_the_first_of_equals() -> None:
+def test_greedy_takes_the_first_of_equal_logits() -> None:
     sampler = Sampler(SamplingParams(temperature=0.0, repetition_penalty=2.0), [2])
     assert sampler(np.array([2.0, -2.0, 3.0, 2.0], dtype=np.float32)) == 0
 
 
-def test_logits_are_not_copied_where_nothing_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_copied_only_when_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Array] = []
     keep = filters.keep
     monkeypatch.setattr(filters, "keep", lambda logits, *rest: (seen.append(logits), keep(logits, *rest))[1])
@@ -81,7 +81,7 @@ def test_logits_are_not_copied_where_nothing_changes_them(monkeypatch: pytest.Mo
 
 @given(_logits(), st.integers(0, 20), st.data())
 @settings(deadline=None)
-def test_logprobs_are_of_the_model_itself(logits: Array, top: int, data: st.DataObject) -> None:
+def test_logprobs_come_from_the_unmodified_logits(logits: Array, top: int, data: st.DataObject) -> None:
     token = data.draw(st.integers(0, len(logits) - 1))
     expected = torch.from_numpy(logits).double().log_softmax(-1).numpy()
     ranked = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:top]
@@ -91,7 +91,7 @@ def test_logprobs_are_of_the_model_itself(logits: Array, top: int, data: st.Data
     assert [p for _, p in found.top] == pytest.approx(expected[ranked], abs=1e-12)
 
 
-def test_a_logprob_is_plain() -> None:
+def test_a_logprob_is_json_serialisable() -> None:
     found = token_logprob(np.zeros(4, dtype=np.float32), 3, 2)
     assert found == TokenLogprob(3, pytest.approx(-math.log(4)), ((0, found.logprob), (1, found.logprob)))
     assert json.loads(json.dumps(dataclasses.asdict(found)))["token"] == 3
@@ -136,7 +136,7 @@ DEEP = "[" * 100_000
         ("grammar", ""), ("grammar", b"a"), ("grammar", LARGE),
     ],
 )  # fmt: skip
-def test_values_out_of_range_are_refused_by_name(field: str, value: object) -> None:
+def test_invalid_values_are_refused_by_field(field: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"^{field}(\[[^ ]+\])?: .+; give [^\n]+$") as raised:
         SamplingParams(**{field: value})  # type: ignore[arg-type]
     assert len(str(raised.value)) < 250
@@ -157,7 +157,7 @@ def test_values_out_of_range_are_refused_by_name(field: str, value: object) -> N
         ("grammar", 'start: "a"', 'start: "a"'),
     ],
 )  # fmt: skip
-def test_values_are_stored_plain_and_for_good(field: str, value: object, stored: object) -> None:
+def test_values_are_stored_as_immutable_plain_types(field: str, value: object, stored: object) -> None:
     params = SamplingParams(**{field: value})  # type: ignore[arg-type]
     found = getattr(params, field)
     assert found == stored and type(found) is type(stored)
@@ -168,7 +168,7 @@ def test_values_are_stored_plain_and_for_good(field: str, value: object, stored:
 
 
 @pytest.mark.parametrize("fields", [("json_schema", "regex"), ("json_schema", "grammar"), ("regex", "grammar")])
-def test_one_constraint_at_most(fields: tuple[str, str]) -> None:
+def test_only_one_grammar_is_allowed(fields: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=f"^{fields[1]}: {fields[0]} is given, too"):
         SamplingParams(**dict.fromkeys(fields, "{}"))  # type: ignore[arg-type]
 
@@ -181,12 +181,12 @@ def test_ids_beyond_the_vocabulary_are_refused(field: str) -> None:
         params.check_vocabulary(7)
 
 
-def test_a_ban_on_everything_is_refused() -> None:
+def test_banning_all_tokens_is_refused() -> None:
     SamplingParams(banned_tokens=(0, 1)).check_vocabulary(3)
     with pytest.raises(UserError, match=r"^banned_tokens: all 3 tokens are banned"):
         SamplingParams(banned_tokens=(0, 1, 2)).check_vocabulary(3)
 
 
-def test_every_field_says_what_it_is() -> None:
+def test_every_field_has_a_help_text() -> None:
     assert all(len(field.metadata["help"]) > 20 for field in dataclasses.fields(SamplingParams))
     assert SamplingParams().seed != SamplingParams().seed

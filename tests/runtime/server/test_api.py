@@ -14,7 +14,7 @@ from server_api import CHAT, COMPLETIONS, PROMPT, _events, _ok, _refused, _text
 from kiara_runtime.model import Model
 
 
-def test_a_completion_is_what_the_interface_generates(client: FlaskClient, model: Model) -> None:
+def test_a_completion_matches_model_generate(client: FlaskClient, model: Model) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.9, "top_p": 0.9, "seed": 7, "presence_penalty": 0.5}
     found, expected = _ok(client, COMPLETIONS, prompt=PROMPT, **options), model.generate(PROMPT, **options)
     [choice] = found["choices"]
@@ -25,7 +25,7 @@ def test_a_completion_is_what_the_interface_generates(client: FlaskClient, model
     assert (found["object"], found["model"]) == ("text_completion", "small")
 
 
-def test_prompts_of_every_form_and_several_choices(client: FlaskClient, model: Model) -> None:
+def test_every_prompt_form_and_several_choices(client: FlaskClient, model: Model) -> None:
     ids = model.tokenize(PROMPT)
     options: dict[str, Any] = {"max_tokens": 6, "seed": 3, "temperature": 1.0}
     expected = [one.text for some in model.generate_all([ids, "x"], n=9, **options) for one in some]
@@ -38,7 +38,7 @@ def test_prompts_of_every_form_and_several_choices(client: FlaskClient, model: M
     assert len(_ok(client, COMPLETIONS, prompt="")["choices"]) == 1
 
 
-def test_echo_with_logprobs_is_the_score(client: FlaskClient, model: Model) -> None:
+def test_echo_with_logprobs_matches_model_score(client: FlaskClient, model: Model) -> None:
     ids = model.tokenize(PROMPT)
     found = _ok(client, COMPLETIONS, prompt=ids, max_tokens=0, echo=True, logprobs=3)["choices"][0]
     score = model.score(ids[:1], ids[1:])
@@ -52,8 +52,8 @@ def test_echo_with_logprobs_is_the_score(client: FlaskClient, model: Model) -> N
         assert max(top.values()) == one.top[0][1] and 3 <= len(top) <= 4
 
 
-def test_the_end_of_text_is_among_the_logprobs(client: FlaskClient, model: Model) -> None:
-    """Or who cuts the generated token off a score would cut one of the prompt's."""
+def test_the_end_of_text_token_is_among_the_logprobs(client: FlaskClient, model: Model) -> None:
+    """Else a client that cuts the generated token off a score would cut off a prompt token."""
     [end] = model.eos_token_ids
     body = {"prompt": PROMPT, "max_tokens": 1, "echo": True, "logprobs": 1, "logit_bias": {str(end): 100}}
     found = _ok(client, COMPLETIONS, **body)
@@ -67,10 +67,10 @@ STOPS = st.lists(st.text("aeinrt \n().=:", min_size=1, max_size=3), max_size=3)
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 50), stop=STOPS, n=st.integers(1, 3), logprobs=st.sampled_from([None, 0, 2]))
-def test_a_stream_joined_is_the_whole_answer(
+def test_streamed_chunks_join_to_the_whole_answer(
     client: FlaskClient, seed: int, stop: list[str], n: int, logprobs: int | None
 ) -> None:
-    """High temperature makes pieces of characters, too."""
+    """A high temperature also produces parts of characters."""
     asked: dict[str, Any] = {"prompt": "é = 'né", "temperature": 2.0, "max_tokens": 20, "echo": True}
     asked |= {"seed": seed, "stop": stop, "n": n, "logprobs": logprobs}
     whole = _ok(client, COMPLETIONS, **asked)
@@ -86,7 +86,7 @@ def test_a_stream_joined_is_the_whole_answer(
                 assert [value for one in mine for value in one["logprobs"][name]] == values
 
 
-def test_chat_goes_through_the_template(client: FlaskClient, model: Model) -> None:
+def test_chat_uses_the_template(client: FlaskClient, model: Model) -> None:
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "def <|endoftext|>"}]
     parts = [
         messages[0],
@@ -171,12 +171,12 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("body", "param", "code"), WRONG, ids=lambda value: str(value)[:40])
-def test_what_cannot_be_used_is_refused_by_name(client: FlaskClient, body: Any, param: str | None, code: str) -> None:
+def test_invalid_requests_are_refused_by_field(client: FlaskClient, body: Any, param: str | None, code: str) -> None:
     error = _refused(client, COMPLETIONS, body)
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
 
 
-def test_one_mistake_is_told_and_not_each_of_thousands(client: FlaskClient) -> None:
+def test_only_the_first_mistake_is_reported(client: FlaskClient) -> None:
     error = _refused(client, COMPLETIONS, {"prompt": [-1] * 1000})
     assert error["message"] == "prompt[0]: -1 cannot be used; Input should be greater than or equal to 0"
     error = _refused(client, COMPLETIONS, {"prompt": "x", "stop": ["a"] * 17})
@@ -186,23 +186,21 @@ def test_one_mistake_is_told_and_not_each_of_thousands(client: FlaskClient) -> N
     assert error["message"] == "response_format.json_schema.name: missing, but required; give it"
 
 
-def test_more_logprobs_than_memory_should_hold_are_refused(
-    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_logprobs_are_refused(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kiara_runtime.server.service.TOLD", 4 * 21)
     asked = {"max_tokens": 1, "echo": True, "logprobs": 20}
     assert _refused(client, COMPLETIONS, {"prompt": [1, 2, 3, 4, 5], **asked})["param"] == "logprobs"
     _ok(client, COMPLETIONS, prompt=[1, 2, 3, 4], **asked)
 
 
-def test_a_prompt_beyond_the_context_is_told_with_both_counts(client: FlaskClient, model: Model) -> None:
+def test_a_prompt_beyond_the_context_is_refused_with_both_counts(client: FlaskClient, model: Model) -> None:
     error = _refused(client, COMPLETIONS, {"prompt": "x " * 500})
     assert f"{len(model.tokenize('x ' * 500))} tokens" in error["message"] and "context of 96" in error["message"]
     error = _refused(client, CHAT, {"messages": [{"role": "user", "content": "x " * 500}]})
     assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
 
 
-def test_an_answer_can_be_sent_back_as_the_client_packages_hold_it(client: FlaskClient) -> None:
+def test_an_answer_can_be_sent_back_as_client_packages_store_it(client: FlaskClient) -> None:
     hello = {"role": "user", "content": "x"}
     answer = {"role": "assistant", "content": "y"}
     nothing = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "tool_calls"))

@@ -1,4 +1,4 @@
-"""Log-probabilities, choices and the rest of what answers tell."""
+"""Answers before the model is loaded, on errors, to unusual requests, and with held-back or healed text."""
 
 from __future__ import annotations
 
@@ -27,19 +27,17 @@ BAD = {"type": "object", "properties": {"a": {"not": {}}}}
 SPACED = {"type": "object", "properties": {"its age: ": {"multipleOf": 0.1}}}
 
 
-class _Gone(io.StringIO):
+class _ClosedPipe(io.StringIO):
     def write(self, text: str) -> int:
         raise BrokenPipeError
 
 
-def test_a_log_that_nobody_reads_any_more_breaks_no_answer(
-    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stderr", _Gone())
+def test_a_closed_log_pipe_breaks_no_answer(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", _ClosedPipe())
     assert client.get("/health").status_code == 200
 
 
-def test_before_the_model_is_loaded(chat_bundle: Path, model: Model) -> None:
+def test_readiness_before_and_after_the_model_is_loaded(chat_bundle: Path, model: Model) -> None:
     service = _service(chat_bundle, None)
     client = _client(service)
     assert client.get("/health").status_code == 200
@@ -54,7 +52,7 @@ def test_before_the_model_is_loaded(chat_bundle: Path, model: Model) -> None:
     assert _refused(client, COMPLETIONS, {"prompt": "x"}, 503)["code"] == "shutting_down"
 
 
-def test_a_deadline_and_a_defect(
+def test_timeouts_and_internal_errors_are_reported_without_details(
     chat_bundle: Path, model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     late = _client(_service(chat_bundle, model, timeout=0.0))
@@ -81,12 +79,12 @@ def test_a_deadline_and_a_defect(
 
 
 @given(st.integers(0, 200_000), st.integers(0, 400_000))
-def test_a_pattern_bounds_a_number(largest: int, number: int) -> None:
+def test_the_number_pattern_matches_up_to_its_bound(largest: int, number: int) -> None:
     assert bool(re.search(_numbers(largest), str(number))) == (number <= largest)
     assert not re.search(_numbers(largest), f"0{number}")
 
 
-def test_what_there_is_not_is_named_beside_what_there_is(client: FlaskClient) -> None:
+def test_an_unknown_route_or_method_is_answered_with_those_that_exist(client: FlaskClient) -> None:
     missing = client.post("/v1/complete", json={})
     assert missing.status_code == 404 and missing.json["error"]["message"].startswith("/v1/complete: there is no such")
     assert "POST /v1/completions" in missing.json["error"]["message"]
@@ -119,7 +117,7 @@ def test_what_there_is_not_is_named_beside_what_there_is(client: FlaskClient) ->
         ),
     ],
 )
-def test_an_item_that_is_wrong_is_named_with_its_index(
+def test_an_invalid_item_is_named_with_its_index(
     path: str, body: dict[str, Any], where: str, client: FlaskClient
 ) -> None:
     error = _refused(client, path, body)
@@ -127,7 +125,7 @@ def test_an_item_that_is_wrong_is_named_with_its_index(
     assert error["param"] == re.split(r"[.\[:]", where)[0]
 
 
-def test_hints_that_change_nothing_are_taken(client: FlaskClient) -> None:
+def test_hints_without_effect_are_accepted(client: FlaskClient) -> None:
     plain = {"max_tokens": 5, "temperature": 0, "seed": 1}
     hints = {
         "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h",
@@ -141,8 +139,8 @@ def test_hints_that_change_nothing_are_taken(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-def test_text_that_was_held_back_comes_before_the_reason(path: str, client: FlaskClient) -> None:
-    """Every text may begin this stop text, so all that is said is held back until the end."""
+def test_held_back_text_comes_before_the_finish_reason(path: str, client: FlaskClient) -> None:
+    """The whole text is a prefix of the stop sequence, so it is held back until the end."""
     asked = {"prompt": "x"} if path == COMPLETIONS else {"messages": [USER]}
     whole = _ok(client, path, **asked, max_tokens=4, temperature=0, ignore_eos=True)["choices"][0]
     text = whole["text"] if path == COMPLETIONS else whole["message"]["content"]
@@ -154,7 +152,7 @@ def test_text_that_was_held_back_comes_before_the_reason(path: str, client: Flas
     assert path == COMPLETIONS or told[-1]["delta"] == {}
 
 
-def test_places_of_tokens_after_a_healed_prompt_are_those_of_the_text(client: FlaskClient, model: Model) -> None:
+def test_text_offsets_after_a_healed_prompt_match_the_text(client: FlaskClient, model: Model) -> None:
     healed = 0
     starts = "def mai|import o|    retur|class Reade|self.|x = [1, |for i i|a|if not s|th|else:|print(".split("|")
     for prompt in starts:

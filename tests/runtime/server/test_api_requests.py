@@ -1,4 +1,4 @@
-"""What requests may hold, and how each refusal reads."""
+"""What requests may contain, and how they are refused."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kiara_runtime.model import Model, load
 from kiara_runtime.server.guard import MAX_MESSAGE, Guard
 
 
-def test_what_asks_for_nothing_is_accepted(client: FlaskClient) -> None:
-    """As packages that send every field of OpenAI's do."""
+def test_parameters_with_neutral_values_are_accepted(client: FlaskClient) -> None:
+    """As sent by packages that fill in every field of OpenAI's API."""
     options: dict[str, Any] = {"max_tokens": 5, "temperature": 0}
     nothing: dict[str, Any] = {"store": False, "metadata": None, "service_tier": "auto"}
     expected = _text(_ok(client, COMPLETIONS, prompt=PROMPT, **options))
@@ -28,7 +28,7 @@ def test_what_asks_for_nothing_is_accepted(client: FlaskClient) -> None:
     assert _text(_ok(client, CHAT, messages=hello, **tools, **nothing, **options)) == expected
 
 
-def test_seeds_below_0_and_names_of_speakers(client: FlaskClient, model: Model) -> None:
+def test_negative_seeds_and_speaker_names_are_accepted(client: FlaskClient, model: Model) -> None:
     asked: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 8, "temperature": 2.0}
     texts = [_text(_ok(client, COMPLETIONS, **asked, seed=seed)) for seed in (-1, -2, -1)]
     assert texts[0] == texts[2] != texts[1]
@@ -37,7 +37,7 @@ def test_seeds_below_0_and_names_of_speakers(client: FlaskClient, model: Model) 
     assert found == len(model.chat_prompt(named))
 
 
-def test_chat_refusals(client: FlaskClient, bundle: Path) -> None:
+def test_invalid_chat_requests_are_refused(client: FlaskClient, bundle: Path) -> None:
     hello = [{"role": "user", "content": "x"}]
     for body, param in (
         ({"messages": []}, "messages"),
@@ -69,8 +69,8 @@ FIELDS = st.sampled_from(
 
 @given(st.binary(max_size=6).map(list))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_places_are_right_in_texts_that_are_no_utf8(client: FlaskClient, ids: list[int]) -> None:
-    """The model's first 256 ids are bytes. A place is where the text of the token begins: never behind its end."""
+def test_text_offsets_are_right_for_invalid_utf8(client: FlaskClient, ids: list[int]) -> None:
+    """The model's first 256 ids are bytes. An offset is where the text of the token begins, never after its end."""
     found = _ok(client, COMPLETIONS, prompt=[120, *ids], max_tokens=0, echo=True, logprobs=0)["choices"][0]
     places, text = found["logprobs"]["text_offset"], found["text"]
     assert text == bytes([120, *ids]).decode("utf-8", "replace")
@@ -83,12 +83,12 @@ def test_places_are_right_in_texts_that_are_no_utf8(client: FlaskClient, ids: li
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from([COMPLETIONS, CHAT, "/tokenize", "/detokenize"]), body=st.dictionaries(FIELDS, JSON))
-def test_nonsense_is_never_the_servers_fault(client: FlaskClient, path: str, body: Any) -> None:
+def test_invalid_bodies_never_cause_a_server_error(client: FlaskClient, path: str, body: Any) -> None:
     response = client.post(path, data=json.dumps(body), content_type="application/json")
     assert response.status_code < 500, response.text
 
 
-def test_a_wrong_model_route_method_type_or_size(client: FlaskClient) -> None:
+def test_a_wrong_model_route_method_type_or_size_is_refused(client: FlaskClient) -> None:
     assert _refused(client, COMPLETIONS, {"prompt": "x", "model": "gpt-4"}, 404)["code"] == "model_not_found"
     assert _refused(client, "/v1/nothing", {}, 404)["code"] == "not_found"
     assert _refused(client, "/health", {}, 405)["code"] == "method_not_allowed"
@@ -104,7 +104,7 @@ def test_a_wrong_model_route_method_type_or_size(client: FlaskClient) -> None:
     assert len(long["message"]) <= MAX_MESSAGE
 
 
-def test_tokens_and_models(client: FlaskClient, model: Model) -> None:
+def test_the_tokenizer_and_model_endpoints(client: FlaskClient, model: Model) -> None:
     ids = model.tokenize("naïve <|endoftext|>")
     found = _ok(client, "/tokenize", prompt="naïve <|endoftext|>", return_token_strs=True)
     assert (found["tokens"], found["count"], found["max_model_len"]) == (ids, len(ids), 96)
@@ -120,7 +120,7 @@ def test_tokens_and_models(client: FlaskClient, model: Model) -> None:
     assert (info["eos_token"], info["vocab_size"]) == ("<|endoftext|>", 512) and "assistant" in info["chat_template"]
 
 
-def test_keys_hosts_and_origins(chat_bundle: Path, model: Model) -> None:
+def test_api_keys_hosts_and_origins_are_checked(chat_bundle: Path, model: Model) -> None:
     guard = Guard(
         frozenset({"key-one-1", "key-two-2", "key=three=3"}),
         frozenset({"llm.lan", "my_llm"}),
@@ -156,7 +156,7 @@ def test_keys_hosts_and_origins(chat_bundle: Path, model: Model) -> None:
     assert "Access-Control-Allow-Origin" not in foreign.headers
 
 
-def test_pages_and_the_bundles_own_files(client: FlaskClient, chat_bundle: Path) -> None:
+def test_the_page_and_files_of_the_bundle_are_served(client: FlaskClient, chat_bundle: Path) -> None:
     for path, kind in (
         ("/", "text/html"),
         ("/page.js", "text/javascript"),
@@ -174,7 +174,7 @@ def test_pages_and_the_bundles_own_files(client: FlaskClient, chat_bundle: Path)
         assert client.get(f"/bundle/{name}").status_code == 404
 
 
-def test_counters_are_what_was_asked_and_the_log_tells_no_text(
+def test_metrics_count_requests_and_the_log_contains_no_text(
     chat_bundle: Path, model: Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = _service(chat_bundle, model)
@@ -194,7 +194,7 @@ def test_counters_are_what_was_asked_and_the_log_tells_no_text(
     chat_prompt = len(model.chat_prompt([{"role": "user", "content": "secret"}]))
     assert float(values["kiara_prompt_tokens_total"]) == sums[0] + chat_prompt
     assert float(values["kiara_generation_tokens_total"]) == sums[1] + 5
-    assert values["kiara_time_to_first_token_seconds_count"] == "25.0"  # sequences: 6 x 2 x 2 + 1; 4 have no token
+    assert values["kiara_time_to_first_token_seconds_count"] == "25.0"  # 6 x 2 x 2 + 1 sequences; 4 more have no token
     assert values["kiara_queue_seconds_count"] == "29.0"
     assert (values["kiara_requests_running"], values["kiara_requests_waiting"]) == ("0.0", "0.0")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]

@@ -1,4 +1,4 @@
-"""Chat templates against `transformers`' own rendering, and templates that mean harm."""
+"""Chat templates against `transformers`' own rendering, and harmful templates."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _tokenizer(library: Any, template: str | None) -> Tokenizer:
 
 
 @pytest.mark.parametrize("template", [CHAT, CHATML_WITH_SYSTEM])
-def test_conversations_give_the_ids_of_transformers(template: str, library: Any) -> None:
+def test_conversations_tokenize_as_in_transformers(template: str, library: Any) -> None:
     from transformers import PreTrainedTokenizerFast
 
     oracle = PreTrainedTokenizerFast(tokenizer_object=library, chat_template=template, eos_token="<|endoftext|>")
@@ -94,14 +94,14 @@ def test_special_tokens_in_a_message_stay_text(library: Any) -> None:
         "x" * 100_000,
     ],
 )
-def test_templates_that_say_nothing_are_refused(template: str | None, library: Any) -> None:
+def test_unusable_templates_are_refused(template: str | None, library: Any) -> None:
     with pytest.raises(UserError, match=r"^chat: "):
         chat_ids(_tokenizer(library, template), MESSAGES)
 
 
 @pytest.mark.parametrize("name", HARMFUL)
-def test_templates_that_mean_harm_are_refused_before_they_do_any(name: str, library: Any) -> None:
-    """In a process that may not grow: what is refused has not been made."""
+def test_harmful_templates_are_refused_before_they_use_memory(name: str, library: Any) -> None:
+    """Peak memory may not grow: a refused value has never been built."""
     resource = pytest.importorskip("resource")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=r"^chat: "):
@@ -110,7 +110,7 @@ def test_templates_that_mean_harm_are_refused_before_they_do_any(name: str, libr
 
 
 def _theirs(template: str, messages: Any, tools: Any = None, documents: Any = None) -> str | None:
-    """What `transformers` renders; None where it cannot."""
+    """What `transformers` renders; None if it fails."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -131,7 +131,7 @@ def _ours(template: str, messages: Any, tools: Any = None, documents: Any = None
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_say_what_they_say_in_transformers(name: str) -> None:
+def test_templates_render_as_in_transformers(name: str) -> None:
     conversations = [
         (MESSAGES, None, None),
         ([{"role": "system", "content": " Be <b>brief</b> & 'kind' "}, *MESSAGES], None, DOCUMENTS),
@@ -154,10 +154,10 @@ WORDS = st.lists(
 @given(
     contents=st.lists(WORDS, min_size=1, max_size=3), name=st.sampled_from(["chatml", "plain loop", "tools as json"])
 )
-def test_the_text_is_that_of_transformers_and_its_special_tokens_are_the_template_s(
+def test_the_text_matches_transformers_and_only_the_template_makes_special_tokens(
     contents: list[str], name: str, library: Any
 ) -> None:
-    """Whatever a message spells, alone or together with its neighbours."""
+    """Regardless of what a message spells, alone or together with its neighbours."""
     tokenizer = _tokenizer(library, TEMPLATES[name])
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
     ids = chat_ids(tokenizer, messages)
@@ -169,7 +169,7 @@ def test_the_text_is_that_of_transformers_and_its_special_tokens_are_the_templat
     assert count == sum(i in special for i in chat_ids(tokenizer, harmless))
 
 
-def test_names_that_only_join_to_a_special_token_stay_text(library: Any) -> None:
+def test_parts_that_join_to_a_special_token_name_stay_text(library: Any) -> None:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}end|>{{ messages[0].content }}"
     tokenizer = _tokenizer(library, template)
     messages = [{"role": "user", "content": content} for content in ("<|im_", "start|>", "<|im_")]
@@ -178,14 +178,14 @@ def test_names_that_only_join_to_a_special_token_stay_text(library: Any) -> None
     assert tokenizer.decode(ids) == "<|im_start|><|im_end|><|im_"
 
 
-def test_a_template_that_acts_upon_a_special_token_is_not_misled(library: Any) -> None:
+def test_a_template_that_splits_on_a_special_token_refuses_messages_with_it(library: Any) -> None:
     tokenizer = _tokenizer(library, "{{ messages[0].content.split('<|im_end|>')[0] }}")
     with pytest.raises(UserError, match="spells the name of a special token"):
         chat_ids(tokenizer, [{"role": "user", "content": "a<|im_end|>b"}])
 
 
-def test_others_memory_and_time_do_not_count(library: Any) -> None:
-    """Beside a thread that takes 600 MiB and every moment of the processor it can get."""
+def test_memory_and_time_of_other_threads_do_not_count(library: Any) -> None:
+    """Beside two threads that each take 600 MiB and all the CPU time they can get."""
     tokenizer = _tokenizer(library, TEMPLATES["chatml"])
     messages = [{"role": ("user", "assistant")[i % 2], "content": f"message {i}"} for i in range(1023)]
     stop = threading.Event()
@@ -230,14 +230,14 @@ def test_others_memory_and_time_do_not_count(library: Any) -> None:
         ([{"role": "user", "content": "x", 5: 6}], "messages[0]: the key 5 is no text"),
     ],
 )
-def test_what_is_no_conversation_is_refused_by_its_field(messages: Any, expected: str, chat_bundle: Path) -> None:
+def test_invalid_messages_are_refused_by_field(messages: Any, expected: str, chat_bundle: Path) -> None:
     model = kiara_runtime.load(chat_bundle)
     with pytest.raises(UserError) as found:
         model.chat_prompt(messages)
     assert expected in str(found.value)
 
 
-def test_parts_are_one_text_and_calls_need_none(library: Any) -> None:
+def test_text_parts_are_joined_and_tool_calls_need_no_content(library: Any) -> None:
     tokenizer = _tokenizer(library, CHAT)
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     whole = [{"role": "user", "content": "one two"}]
@@ -246,7 +246,7 @@ def test_parts_are_one_text_and_calls_need_none(library: Any) -> None:
     assert read_messages(CALLED)[0]["content"] is None
 
 
-def test_the_default_of_several_templates_is_taken(library: Any) -> None:
+def test_the_default_of_several_templates_is_used(library: Any) -> None:
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHAT}]
     tokenizer = _tokenizer(library, CHAT)
     expected = chat_ids(tokenizer, MESSAGES)
@@ -258,7 +258,7 @@ def test_the_default_of_several_templates_is_taken(library: Any) -> None:
         assert not can_chat(tokenizer)
 
 
-def test_what_a_template_cannot_do_is_known_before_anybody_chats(library: Any) -> None:
+def test_template_problems_are_known_in_advance(library: Any) -> None:
     problems = chat_problems(
         _tokenizer(library, "{% if tools %}{{ tools | no_such }}{% endif %}{{ messages[0].content }}")
     )
@@ -268,7 +268,7 @@ def test_what_a_template_cannot_do_is_known_before_anybody_chats(library: Any) -
     assert chat_problems(_tokenizer(library, TEMPLATES["refuses a system message"])) == {}
 
 
-def test_private_use_characters_of_a_message_stay(library: Any) -> None:
+def test_private_use_characters_in_a_message_are_kept(library: Any) -> None:
     tokenizer = _tokenizer(library, "{{ messages[0].content }}")
     text = "\ue000 and <|endoftext|> and \ue001"
     assert tokenizer.decode(chat_ids(tokenizer, [{"role": "user", "content": text}])) == text

@@ -36,12 +36,12 @@ HARD = [
 @pytest.fixture(scope="module")
 def pair(dataset: Dataset) -> tuple[Tokenizer, Oracle]:
     oracle = Oracle.from_file(str(dataset.folder / "tokenizer.json"))
-    oracle.encode_special_tokens = True  # ours never reads special tokens out of text
+    oracle.encode_special_tokens = True  # ours never parses special tokens in text
     return dataset.tokenizer, oracle
 
 
 @pytest.mark.parametrize("text", HARD, ids=range(len(HARD)))
-def test_hard_strings_give_the_oracles_ids(text: str, pair: tuple[Tokenizer, Oracle]) -> None:
+def test_hard_strings_tokenize_as_in_the_library(text: str, pair: tuple[Tokenizer, Oracle]) -> None:
     ours, oracle = pair
     assert ours.encode(text) == oracle.encode(text, add_special_tokens=False).ids
     assert ours.decode(ours.encode(text)) == text
@@ -49,21 +49,21 @@ def test_hard_strings_give_the_oracles_ids(text: str, pair: tuple[Tokenizer, Ora
 
 @given(st.text(st.sampled_from("aabcdefgrstn _.\n(019é") | st.characters(codec="utf-8"), max_size=80))
 @settings(max_examples=400, deadline=None)
-def test_any_text_gives_the_oracles_ids_and_comes_back(pair: tuple[Tokenizer, Oracle], text: str) -> None:
+def test_any_text_tokenizes_as_in_the_library_and_round_trips(pair: tuple[Tokenizer, Oracle], text: str) -> None:
     ours, oracle = pair
     assert ours.encode(text) == oracle.encode(text, add_special_tokens=False).ids
     assert ours.decode(ours.encode(text)) == text
 
 
 @pytest.mark.parametrize("letter", ["a", "\n", "1", "^", "日", " \n", " ."])
-def test_a_megabyte_of_one_letter_comes_back(letter: str, pair: tuple[Tokenizer, Oracle]) -> None:
+def test_a_megabyte_of_one_letter_round_trips(letter: str, pair: tuple[Tokenizer, Oracle]) -> None:
     text = letter * (1_000_000 // len(letter.encode()))
     if letter == "\n" or not letter.strip():
         text = text[:199_000]
     assert pair[0].decode(pair[0].encode(text)) == text
 
 
-def test_white_space_without_end_is_refused_not_a_crash(pair: tuple[Tokenizer, Oracle]) -> None:
+def test_endless_white_space_is_refused_without_a_crash(pair: tuple[Tokenizer, Oracle]) -> None:
     assert pair[0].encode(" " * 199_999)
     for text in (" " * 1_000_000, "x" + "\n " * 500_000 + "x"):
         with pytest.raises(UserError, match="white-space characters on end"):
@@ -72,14 +72,14 @@ def test_white_space_without_end_is_refused_not_a_crash(pair: tuple[Tokenizer, O
             pair[0].encode_batch(["a", text], threads=2)
 
 
-def test_the_corpus_gives_the_oracles_ids(pair: tuple[Tokenizer, Oracle], corpus: Path) -> None:
+def test_the_corpus_tokenizes_as_in_the_library(pair: tuple[Tokenizer, Oracle], corpus: Path) -> None:
     ours, oracle = pair
     for file in corpus.iterdir():
         text = file.read_text("utf-8")
         assert ours.encode(text) == oracle.encode(text, add_special_tokens=False).ids
 
 
-def test_special_tokens_are_inserted_never_parsed(pair: tuple[Tokenizer, Oracle]) -> None:
+def test_special_tokens_are_never_parsed_from_text(pair: tuple[Tokenizer, Oracle]) -> None:
     ours, _ = pair
     assert ours.special_tokens[END_OF_TEXT] not in ours.encode(f"a{END_OF_TEXT}b")
     assert ours.decode([ours.special_tokens[END_OF_TEXT], *ours.encode("a")]) == "a"
@@ -95,7 +95,7 @@ def test_tiktoken_file_is_the_same_tokenizer(dataset: Dataset, tmp_path: Path) -
     assert plain.encode_ordinary(text) == dataset.tokenizer.encode(text)
 
 
-def test_saved_and_loaded_is_the_same(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_unchanged(dataset: Dataset, tmp_path: Path) -> None:
     dataset.tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
     assert (loaded.token_bytes, loaded.special_tokens, loaded.pattern) == (
@@ -125,7 +125,7 @@ def test_any_bytes_decode(pair: tuple[Tokenizer, Oracle]) -> None:
         lambda values: values["pre_tokenizer"].update(pretokenizers=[]),
     ],
 )
-def test_other_tokenizers_are_refused(damage: object, dataset: Dataset, tmp_path: Path) -> None:
+def test_unsupported_tokenizers_are_refused(damage: object, dataset: Dataset, tmp_path: Path) -> None:
     dataset.tokenizer.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     values = json.loads(path.read_text("utf-8"))
@@ -135,8 +135,8 @@ def test_other_tokenizers_are_refused(damage: object, dataset: Dataset, tmp_path
         Tokenizer.load(tmp_path)
 
 
-def test_many_long_runs_of_white_space_are_looked_at_once() -> None:
-    """From every place of a run anew it would take minutes."""
+def test_long_white_space_runs_are_checked_in_linear_time() -> None:
+    """Scanning again from every position would take minutes."""
     text = (" " * (MAX_WHITE_SPACE - 1) + "a") * 20
     assert check_text(text) is text
     with pytest.raises(UserError, match="white-space characters on end"):

@@ -1,4 +1,4 @@
-"""`kiara-run verify --deep`, signatures and measurements: what a bundle is worth on this machine."""
+"""`kiara-run verify --deep`, signatures, and speed measurements on this machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))
 
 
-def test_a_good_bundle_computes_what_was_recorded(bundle: Path, kiara_run: Callable[..., Result]) -> None:
+def test_a_good_bundle_computes_the_recorded_values(bundle: Path, kiara_run: Callable[..., Result]) -> None:
     result = kiara_run("verify", bundle, "--deep")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -38,7 +38,7 @@ def test_a_good_bundle_computes_what_was_recorded(bundle: Path, kiara_run: Calla
     assert "100.0% as recorded, log-likelihood within 0.000%" in lines[0] and "a batch changes nothing" in lines[0]
 
 
-def test_a_probe_is_the_text_s_likelihood(bundle: Path) -> None:
+def test_a_probe_is_the_log_likelihood_of_its_text(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     session = Session(opened.graph_of("fp32"), opened.architecture)
     ids = np.array(json.loads((bundle / "receipt.json").read_text("utf-8"))["probe"]["ids"])
@@ -48,10 +48,10 @@ def test_a_probe_is_the_text_s_likelihood(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("what", "expected"), [("top1", "of what was likeliest"), ("nats", "off"), (None, "no probe")])
-def test_a_graph_that_computes_something_else_is_refused(
+def test_a_graph_that_differs_from_the_record_is_refused(
     what: str | None, expected: str, copy: Path, kiara_run: Callable[..., Result]
 ) -> None:
-    """As on a machine whose kernels differ: here it is the record that does."""
+    """As on a machine whose kernels differ; here the record is changed instead."""
     receipt = json.loads((copy / "receipt.json").read_text("utf-8"))
     recorded = receipt["probe"]["variants"]["int8"]
     if what == "top1":
@@ -90,11 +90,11 @@ def test_a_signature_proves_the_signer_and_every_byte(
     (copy / "notes.txt").write_text("new", "utf-8")
     values = json.loads((copy / "kiara.json").read_text("utf-8"))
     write_manifest(copy, {key: value for key, value in values.items() if key not in ("files", "sha256")})
-    assert kiara_run("verify", copy).exit_code == 0  # whole, but no longer what was signed
+    assert kiara_run("verify", copy).exit_code == 0  # consistent, but no longer what was signed
     assert kiara_run("verify", copy, "--public-key", public).exit_code == 1
 
 
-def test_keys_that_are_none_are_refused_by_name(copy: Path, tmp_path: Path, kiara_run: Callable[..., Result]) -> None:
+def test_invalid_key_files_are_refused(copy: Path, tmp_path: Path, kiara_run: Callable[..., Result]) -> None:
     private, public = _keys(tmp_path, "mine")
     (tmp_path / "text").write_text("no key", "utf-8")
     other = rsa.generate_private_key(65537, 2048)
@@ -113,7 +113,7 @@ def test_keys_that_are_none_are_refused_by_name(copy: Path, tmp_path: Path, kiar
     assert result.exit_code == 1 and "not a public key in PEM" in result.stderr
 
 
-def test_without_the_extra_the_option_says_what_to_install(
+def test_without_the_extra_the_error_says_what_to_install(
     copy: Path, kiara_run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("cryptography")]:
@@ -122,7 +122,7 @@ def test_without_the_extra_the_option_says_what_to_install(
     assert result.exit_code == 1 and "--public-key: needs the extra; pip install" in result.stderr
 
 
-def test_measurements_are_of_a_process_of_its_own(bundle: Path) -> None:
+def test_measurements_run_in_a_separate_process(bundle: Path) -> None:
     speed = measure_apart(bundle, "int8")
     assert speed.prefill_tokens_per_second > speed.decode_tokens_per_second > 0
     assert 0 < speed.load_seconds < 60 and speed.prompt_tokens == 48

@@ -1,4 +1,4 @@
-"""Random models held to a grammar: what they write is checked by Python's json, a small schema check and re."""
+"""Random models constrained by a grammar; Python's json, a small schema check and re check their output."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _CHECKS: dict[str, Callable[[Any, dict[str, Any], dict[str, Any]], bool]] = {
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
-def test_any_model_writes_json_of_the_schema(schema: dict[str, Any], style: str) -> None:
+def test_constrained_output_satisfies_the_schema(schema: dict[str, Any], style: str) -> None:
     tokenizer = _tokenizer(style)
     for seed in range(6):
         text = _write(tokenizer, _constrain(tokenizer, json_schema=json.dumps(schema)), seed, follow=seed % 2 == 0)
@@ -90,7 +90,7 @@ REGEXES = [
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("regex", REGEXES)
-def test_any_model_writes_a_match_of_the_expression(regex: str, style: str) -> None:
+def test_constrained_output_matches_the_regex(regex: str, style: str) -> None:
     tokenizer = _tokenizer(style)
     for seed in range(6):
         text = _write(tokenizer, _constrain(tokenizer, regex=regex), seed, follow=seed % 2 == 0)
@@ -98,7 +98,7 @@ def test_any_model_writes_a_match_of_the_expression(regex: str, style: str) -> N
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_any_model_writes_what_the_lark_grammar_says(style: str) -> None:
+def test_constrained_output_follows_the_lark_grammar(style: str) -> None:
     tokenizer = _tokenizer(style)
     grammar = """
         start: sum
@@ -124,7 +124,7 @@ VALUES = st.recursive(
 
 @given(st.lists(VALUES, min_size=1, max_size=4), st.sampled_from(["own", "llama3", "smollm", "qwen"]), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_any_choice_of_values_is_kept_to(values: list[Any], style: str, follow: bool) -> None:
+def test_constrained_output_is_one_of_the_enum_values(values: list[Any], style: str, follow: bool) -> None:
     tokenizer = _tokenizer(style)
     constraint = _constrain(tokenizer, json_schema=json.dumps({"enum": values}))
     chosen = json.loads(_write(tokenizer, constraint, len(values), follow))
@@ -132,7 +132,7 @@ def test_any_choice_of_values_is_kept_to(values: list[Any], style: str, follow: 
 
 
 def _language(tokenizer: Tokenizer, follow: bool, **grammar: str) -> set[str]:
-    """Every text that the masks let a model write."""
+    """Every text that the masks allow."""
     texts: set[str] = set()
     seen: set[bytes] = set()
     paths: list[list[int]] = [[]]
@@ -143,7 +143,7 @@ def _language(tokenizer: Tokenizer, follow: bool, **grammar: str) -> set[str]:
             constraint.accept(token)
         path += constraint.forced() if follow else []
         written = b"".join(tokenizer.token_bytes[i] for i in path)
-        if written in seen:  # how it was spelled makes no difference to a grammar
+        if written in seen:  # the grammar depends on the text, not on its tokens
             continue
         seen.add(written)
         constraint = _constrain(tokenizer, **grammar)
@@ -158,7 +158,7 @@ def _language(tokenizer: Tokenizer, follow: bool, **grammar: str) -> set[str]:
 
 @pytest.mark.parametrize("style", ["own", "llama3", "qwen"])
 @pytest.mark.parametrize("follow", [False, True], ids=["free", "forced"])
-def test_a_model_can_write_all_of_the_language_and_no_more(style: str, follow: bool) -> None:
+def test_the_masks_allow_exactly_the_language(style: str, follow: bool) -> None:
     tokenizer = _tokenizer(style)
     assert _language(tokenizer, follow, regex="(yes|no|name)?( [12é]){0,2}") == {
         word + rest
@@ -173,7 +173,7 @@ def test_a_model_can_write_all_of_the_language_and_no_more(style: str, follow: b
     }
 
 
-def test_a_schema_in_a_grammar_means_what_one_alone_does() -> None:
+def test_a_schema_inside_a_grammar_means_the_same_as_alone() -> None:
     grammar = """
         start: "%json {" (a | b)  // %json {"const": -9223372036854775808}
         a: "a" %json {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1, "x-guidance": {"lenient": true}}
@@ -194,7 +194,7 @@ def test_white_space_in_json_is_bounded() -> None:
         assert re.fullmatch(pattern, _write(tokenizer, _constrain(tokenizer, json_schema=schema), seed, follow=False))
 
 
-def test_names_of_special_tokens_are_ordinary_text() -> None:
+def test_names_of_special_tokens_are_written_as_ordinary_text() -> None:
     for style in STYLES:
         tokenizer = _tokenizer(style)
         constraint = _constrain(tokenizer, regex=r"a<\|endoftext\|>")
@@ -202,7 +202,7 @@ def test_names_of_special_tokens_are_ordinary_text() -> None:
         assert _write(tokenizer, _constrain(tokenizer, regex=r"a<\|endoftext\|>"), 0, follow=False) == "a<|endoftext|>"
 
 
-def test_what_the_normaliser_would_change_is_written_as_the_grammar_says() -> None:
+def test_text_that_the_normaliser_would_change_is_written_as_in_the_grammar() -> None:
     tokenizer = _tokenizer("qwen")
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "é"
     for follow in (False, True):
@@ -210,7 +210,7 @@ def test_what_the_normaliser_would_change_is_written_as_the_grammar_says() -> No
         assert _write(tokenizer, constraint, 0, follow) == '"name: e\u0301"'
 
 
-def test_forced_tokens_are_the_tokenizers_own() -> None:
+def test_forced_tokens_match_the_tokenizer() -> None:
     tokenizer = _tokenizer("smollm")
     text = '{"name": "Zoë", "age": 12, "tags"'
     forced = _constrain(tokenizer, regex=re.escape(text) + "[!?]").forced()
@@ -237,7 +237,7 @@ def test_a_very_long_token_is_left_out() -> None:
     assert _write(tokenizer, _constrain(tokenizer, regex="(ab){2000}"), 0, follow=True) == "ab" * 2000
 
 
-def test_no_character_is_begun_that_cannot_be_ended() -> None:
+def test_no_character_is_started_that_the_vocabulary_cannot_complete() -> None:
     tokenizer = _tokenizer("lossy")
     assert tokenizer.engine == "tokenizers"
     [begun] = [i for i, text in enumerate(tokenizer.token_bytes) if text == b"\xf4"]  # 0x80 to 0x8f must follow

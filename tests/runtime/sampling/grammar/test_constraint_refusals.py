@@ -1,4 +1,4 @@
-"""Grammars that cannot be kept to, and what is refused of them."""
+"""Grammars that cannot be used, and tokens that a grammar refuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kiara_runtime.tokens.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("style", ["own", "qwen"])
-def test_a_wrong_token_is_refused_and_changes_nothing(style: str) -> None:
+def test_a_disallowed_token_is_refused_and_changes_nothing(style: str) -> None:
     tokenizer = _tokenizer(style)
     constraint = _constrain(tokenizer, regex="xy")
     [end, padding_end] = sorted(_eos(tokenizer))
@@ -42,7 +42,7 @@ def test_a_wrong_token_is_refused_and_changes_nothing(style: str) -> None:
     assert constraint.finished and constraint.forced() == []
 
 
-def test_an_end_of_text_that_has_text_is_an_end_only() -> None:
+def test_an_end_of_text_token_that_has_text_only_ends_the_text() -> None:
     tokenizer = _tokenizer("own")
     eos = frozenset({ord("b")})
     constraint = constrain(tokenizer, tokenizer.vocab_size, eos, regex="ab?[cd]?")
@@ -96,7 +96,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("field", "text", "reason"), BAD, ids=[f"{field}-{text:.20}" for field, text, _ in BAD])
-def test_a_bad_grammar_is_refused_by_name(
+def test_an_invalid_grammar_is_refused_by_its_field(
     field: str, text: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=rf"^{field}[^ ]*: ") as caught:
@@ -107,7 +107,7 @@ def test_a_bad_grammar_is_refused_by_name(
 
 
 @pytest.mark.parametrize("grammar", ['start: "a"{1000000000}', "start: /a{1000000000}/"])
-def test_limits_reached_on_the_way_are_an_error_of_the_user(grammar: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_limits_reached_during_generation_raise_user_error(grammar: str, capfd: pytest.CaptureFixture[str]) -> None:
     constraint = _constrain(_tokenizer("own"), grammar=grammar)
     with pytest.raises(UserError, match=r"^grammar: "):
         for token in constraint.forced():
@@ -138,20 +138,20 @@ DEEP = {
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_rules_that_lead_on_and_on_do_not_end_the_process(name: str) -> None:
-    """On threads of an ordinary stack llguidance alone would."""
+def test_long_chains_of_rules_do_not_crash_the_process(name: str) -> None:
+    """llguidance would overflow the stack of an ordinary thread."""
     tokenizer = _tokenizer("own")
     with ThreadPoolExecutor(1) as pool:
         text = pool.submit(lambda: _write(tokenizer, _constrain(tokenizer, **DEEP[name]), 1, True)).result()
     assert text == "x" if "grammar" in DEEP[name] else json.loads(text) is not ...
 
 
-def test_a_grammar_beyond_all_use_is_refused() -> None:
+def test_an_oversized_grammar_is_refused() -> None:
     with pytest.raises(UserError, match=r"regex: .* it has more than 32768 characters"):
         _constrain(_tokenizer("own"), regex="x" * (MAX_CHARACTERS + 1))
 
 
-def test_ids_in_a_grammar_mean_text_and_no_special_token() -> None:
+def test_token_ids_in_a_grammar_exclude_special_tokens() -> None:
     tokenizer = _tokenizer("own")
     allowed = _constrain(tokenizer, grammar="start: <[*]>").allowed()
     assert allowed[:255].all() and not allowed[min(tokenizer.special_tokens.values()) :].any()
@@ -160,13 +160,13 @@ def test_ids_in_a_grammar_mean_text_and_no_special_token() -> None:
         _constrain(tokenizer, grammar=f"start: <[{special}]>")
 
 
-def test_exactly_one_grammar_is_given() -> None:
+def test_exactly_one_grammar_is_required() -> None:
     for given_ in ({}, {"regex": "a", "grammar": 'start: "a"'}):
         with pytest.raises((AssertionError, ValueError)):
             _constrain(_tokenizer("own"), **given_)
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_llguidance_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(UserError, match=r"^regex: .*kiara-runtime\[structured\]"):
         _constrain(_tokenizer("own"), regex="a")
@@ -187,7 +187,7 @@ def test_threads_share_one_vocabulary_and_do_not_disturb_each_other(style: str) 
     assert len(vocabularies) == 1 and texts == [work(seed) for seed in range(16)]
 
 
-def test_a_vocabulary_goes_with_its_tokenizer() -> None:
+def test_a_vocabulary_is_freed_with_its_tokenizer() -> None:
     made = _tokenizer("own")
     tokenizer = Tokenizer(made.definition, made.config)
     constraint, alive = _constrain(tokenizer, regex="name 12"), weakref.ref(tokenizer)
@@ -198,8 +198,8 @@ def test_a_vocabulary_goes_with_its_tokenizer() -> None:
     assert _write(made, constraint, 0, follow=True) == "name 12"
 
 
-def test_a_grammar_is_compiled_once_and_changes_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a request's choices each has a place of its own in it."""
+def test_a_grammar_is_compiled_once_and_leaves_the_thread_stack_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each choice of a request has its own position in it."""
     compiled, before = [0], threading.stack_size()
     matcher = llguidance.LLMatcher
 

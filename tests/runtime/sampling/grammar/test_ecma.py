@@ -1,4 +1,4 @@
-"""Expressions of ECMA 262 against Node's: what is matched here is matched there; all of it, where programs agree."""
+"""ECMA 262 patterns against Node: every match here is one there, and the reverse where regex engines agree."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def _matches(pattern: str, text: str) -> bool:
     return bool(constraint.allowed()[256])
 
 
-def test_an_expression_matches_what_it_does_in_ecma() -> None:
+def test_a_pattern_matches_as_in_node() -> None:
     for pattern, expected in zip(SAME, _node(SAME, TEXTS), strict=True):
         found = [_matches(pattern, text) for text in TEXTS]
         assert found == expected, (pattern, [text for text, a, b in zip(TEXTS, found, expected, strict=True) if a != b])
 
 
-def test_a_class_has_what_every_program_takes_for_it() -> None:
+def test_a_character_class_is_what_node_and_python_agree_on() -> None:
     writable = [text for text in TEXTS + STRANGE if text != "\u001c"]
     for pattern, ecma in zip(CLASSES, _node(CLASSES, writable), strict=True):
         agreed = [bool(a and re.search(pattern, text)) for text, a in zip(writable, ecma, strict=True)]
@@ -110,7 +110,7 @@ PARTS = st.sampled_from(
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.lists(PARTS, max_size=4).map("".join), min_size=1, max_size=20), st.booleans())
-def test_any_expression_of_such_parts_matches_what_it_does_in_ecma(patterns: list[str], whole: bool) -> None:
+def test_random_patterns_match_as_in_node(patterns: list[str], whole: bool) -> None:
     patterns = [f"^{pattern}$" if whole else pattern for pattern in patterns]
     texts = ["", "a", "b", "é", "ab", "ba", "aa.", "&", "c-", "a\nb", "éé", "bbb"]
     for pattern, expected in zip(patterns, _node(patterns, texts), strict=True):
@@ -120,7 +120,7 @@ def test_any_expression_of_such_parts_matches_what_it_does_in_ecma(patterns: lis
 @pytest.mark.parametrize(
     "pattern", ["[]", "[b-a]", "[a", "a{", "{", r"\1", r"(a)\k<n>", r"\bword", r"\Ba", r"\a", r"\Z", "(?=a)", "\\"]
 )  # fmt: skip
-def test_what_has_no_equal_is_refused(pattern: str) -> None:
+def test_patterns_without_an_equivalent_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         rust_expression(pattern)
     with pytest.raises(UserError, match=r"^json_schema\.items\.pattern: "):

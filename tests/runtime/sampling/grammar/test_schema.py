@@ -1,4 +1,4 @@
-"""JSON schemas: what a grammar accepts is valid to a JSON parser and `jsonschema`, or the schema is refused by name."""
+"""JSON schemas: JSON that a grammar accepts is valid according to `jsonschema`, or the schema is refused by path."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ PATTERNED = {"type": "object", "patternProperties": {"^x": {"type": "integer"}}}
          ('{"a":"2024-02-01"}', '!{"a":"1999-01-01"}', '!{"a":"2024-02-02"}', '!{"a":"2x1"}')),
     ],
 )  # fmt: skip
-def test_a_text_means_what_it_means_to_a_parser(schema: dict[str, Any], texts: tuple[str, ...]) -> None:
-    """Those after a ! are not accepted. All that are accepted are valid."""
+def test_accepted_texts_are_valid_and_invalid_ones_are_rejected(schema: dict[str, Any], texts: tuple[str, ...]) -> None:
+    """Texts marked with ! must be rejected; all others must be accepted and valid."""
     for text in texts:
         if accepted := _accepts(schema, text.removeprefix("!")):
             assert Draft202012Validator(schema).is_valid(json.loads(text))
@@ -114,7 +114,7 @@ def test_a_text_means_what_it_means_to_a_parser(schema: dict[str, Any], texts: t
         ),
     ],
 )
-def test_formats_that_are_held_to_are_those_of_the_standard(format: str, good: str, bad: str) -> None:
+def test_enforced_formats_follow_the_standard(format: str, good: str, bad: str) -> None:
     schema = {"type": "string", "format": format}
     for text in good.split():
         assert _accepts(schema, f'"{text}"'), text
@@ -172,7 +172,7 @@ def test_formats_that_are_held_to_are_those_of_the_standard(format: str, good: s
         ({"items": {"properties": {"\u001f": {}}}}, ".items"),
     ],
 )
-def test_what_cannot_be_held_to_is_refused_by_its_path(schema: dict[str, Any], path: str) -> None:
+def test_unsupported_schemas_are_refused_by_path(schema: dict[str, Any], path: str) -> None:
     with pytest.raises(UserError) as raised:
         _begin(schema)
     said = str(raised.value)
@@ -191,7 +191,7 @@ def test_names_and_values_that_look_like_keywords_are_left_alone() -> None:
 
 
 def _draw(schema: dict[str, Any], seed: int) -> str | None:
-    """What a random model writes of a schema; None where it does not come to an end."""
+    """Output of a random model under a schema; None if it does not end."""
     constraint, rng, data = _begin(schema), np.random.default_rng(seed), bytearray()
     while len(data) < 200:
         allowed = np.flatnonzero(constraint.allowed())
@@ -247,7 +247,7 @@ SCHEMAS = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(schema=SCHEMAS, value=VALUES, seed=st.integers(0, 99))
-def test_what_a_grammar_accepts_is_valid(schema: dict[str, Any], value: Any, seed: int) -> None:
+def test_accepted_and_generated_json_is_valid(schema: dict[str, Any], value: Any, seed: int) -> None:
     validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
     try:
         _begin(schema)
