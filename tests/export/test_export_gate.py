@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from exports import INT8
 
 import kiara_export.candidates.makers
 import kiara_export.pipeline
 import kiara_export.quantize.gptq
 import kiara_export.request
 from kiara.checkpoints.checkpoint import find_checkpoint, load_model, trained_on
+from kiara.grid import Grid
 from kiara.model.gpt import GPT
-from kiara_export.quantize.blocks import Blocks, round_int8
+from kiara_export.quantize.blocks import Blocks, round_to
 from kiara_export.request import Request
 from kiara_export.texts import texts_of
 from kiara_runtime.bundle.manifest import Bundle
@@ -29,11 +29,11 @@ from kiara_runtime.tokens.tokenizer import Tokenizer
 
 
 def _coarse(at_least: int) -> Callable[..., Blocks]:
-    """A `round_int8` with the precision of three bits for blocks of `at_least` values or more."""
+    """A `round_to` with the precision of three bits for blocks of `at_least` values or more."""
 
-    def rounded(weight: np.ndarray, sizes: tuple[int, ...] = INT8.blocks) -> Blocks:
-        made = round_int8(weight, sizes)
-        if sizes[0] < at_least:
+    def rounded(grid: Grid, weight: np.ndarray) -> Blocks:
+        made = round_to(grid, weight)
+        if grid.sizes[0] < at_least:
             return made
         coarse = np.clip((made.values.astype(int) + 16) // 32 * 32, 0, 255).astype(np.uint8)
         return dataclasses.replace(made, values=coarse)
@@ -46,7 +46,7 @@ def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
 ) -> None:
     traced = kiara_export.candidates.makers.trace(model)  # once for a dozen graphs: it takes longer than all the rest
     monkeypatch.setattr(kiara_export.candidates.makers, "trace", lambda model: traced)
-    monkeypatch.setattr(kiara_export.candidates.makers, "round_int8", _coarse(32))
+    monkeypatch.setattr(kiara_export.candidates.makers, "round_to", _coarse(32))
     finer = kiara("export", run, "--out", tmp_path / "finer")
     assert finer.exit_code == 0 and finer.stderr.count("int8 loses") == finer.stderr.count("made again, finer") == 2
     assert Bundle.open(tmp_path / "finer").variants == ["int8"]
@@ -54,7 +54,7 @@ def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
     assert "since it lost too much: int8, twice" in (tmp_path / "finer/README.md").read_text("utf-8")
     assert load(tmp_path / "finer").generate("import", max_tokens=3, temperature=0.0).tokens
 
-    monkeypatch.setattr(kiara_export.candidates.makers, "round_int8", _coarse(0))
+    monkeypatch.setattr(kiara_export.candidates.makers, "round_to", _coarse(0))
     strict = kiara("export", run, "--out", tmp_path / "strict", "--strict")
     assert strict.exit_code == 1 and "int8 loses" in strict.stderr and "no bundle was written" in strict.stderr
     assert "depart most from layer" in strict.stderr and not (tmp_path / "strict").exists()
