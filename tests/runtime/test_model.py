@@ -75,7 +75,7 @@ def test_prompts_that_are_none_are_refused(prompt: Any, model: Model) -> None:
 
 
 def test_unknown_arguments_and_variants_are_refused(bundle: Path, model: Model) -> None:
-    with pytest.raises(UserError, match=r"max_token: is no sampling parameter; did you mean max_tokens\?"):
+    with pytest.raises(UserError, match=r"max_token: is not a sampling parameter; did you mean max_tokens\?"):
         model.generate(PROMPT, max_token=3)
     with pytest.raises(UserError, match="variant: 'int4' is not in"):
         load(bundle, variant="int4")

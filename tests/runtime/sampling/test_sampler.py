@@ -169,7 +169,7 @@ def test_values_are_stored_plain_and_for_good(field: str, value: object, stored:
 
 @pytest.mark.parametrize("fields", [("json_schema", "regex"), ("json_schema", "grammar"), ("regex", "grammar")])
 def test_one_constraint_at_most(fields: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=f"^{fields[1]}: {fields[0]} is given, too"):
+    with pytest.raises(UserError, match=f"^{fields[1]}: {fields[0]} is given too"):
         SamplingParams(**dict.fromkeys(fields, "{}"))  # type: ignore[arg-type]
 
 
