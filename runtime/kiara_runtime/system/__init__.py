@@ -1,4 +1,4 @@
-"""What the operating system gives: locks, signals, standard streams, memory, files of bounded size, this machine.
+"""Operating system services: locks, signals, standard streams, memory, files of bounded size, this machine.
 
-Nothing here knows of models, tokens or bundles.
+Independent of models, tokens and bundles.
 """

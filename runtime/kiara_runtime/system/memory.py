@@ -1,4 +1,4 @@
-"""Memory of this process: large arrays from the system itself, freed memory back to it, one arena for all threads."""
+"""Memory of this process: large arrays from the operating system, return of freed memory, one arena for all threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
-# A process that forks must not write into its parent's memory.
+# A forked child must not write into its parent's memory.
 _PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 _NO_GLIBC = (OSError, TypeError, AttributeError)
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's mallopt(3)
@@ -18,29 +18,29 @@ _LARGE_BYTES = 256 << 10
 
 
 def untouched(size: tuple[int, ...], kind: np.dtype[np.generic]) -> NDArray[np.generic]:
-    """Zeros straight from the system: pages that were never written to take no memory.
+    """Zeros directly from the operating system: pages that were never written to take no memory.
 
-    NumPy would ask for huge pages, and a head's first token would make a whole context's worth of them resident.
+    NumPy would ask for huge pages, and a head's first token would make memory for a whole context resident.
     Raises MemoryError.
     """
     try:
         memory = mmap.mmap(-1, math.prod(size) * kind.itemsize, **_PRIVATE)
     except (OSError, OverflowError):
-        raise MemoryError(f"a cache of {math.prod(size) * kind.itemsize >> 20} MiB") from None
+        raise MemoryError(f"no memory for a cache of {math.prod(size) * kind.itemsize >> 20} MiB") from None
     return np.frombuffer(memory, dtype=kind).reshape(size)
 
 
 def give_back() -> None:
-    """Return freed memory to the system: glibc keeps what lies below anything in use."""
+    """Return freed memory to the operating system: glibc keeps what lies below memory in use."""
     with contextlib.suppress(*_NO_GLIBC):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def share_arena() -> None:
-    """Let all threads allocate from one arena, and large blocks straight from the system.
+    """Let all threads allocate from one arena, and large blocks directly from the operating system.
 
-    glibc gives each thread an arena, which keeps what it was given: with some fifty threads that make steps in turn
-    SmolLM2 held 90 MB more after four minutes under load, and more each minute; so it levels off.
+    glibc gives each thread an arena, which keeps freed memory. With some fifty threads running steps in turn, SmolLM2
+    used 90 MB more after four minutes under load, and more each minute; with one arena this levels off.
     """
     with contextlib.suppress(*_NO_GLIBC):
         library = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""Text to token ids and back: the tokenizer and its file, text that grows by whole characters, chat templates.
+"""Text to token ids and back: the tokenizer and its file, streamed text, chat templates.
 
-Nothing here chooses tokens (`sampling`) or computes logits (`engine`).
+Choosing tokens is in `sampling`, computing logits in `engine`.
 """
