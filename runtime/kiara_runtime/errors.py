@@ -1,4 +1,4 @@
-"""What a user can mend, in parts. Everything else that goes wrong is a defect and keeps its traceback."""
+"""Errors that a user can fix, as field, problem and remedy. Any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _ABSENT = object()
 
 
 class UserError(ValueError):
-    """Input that cannot be used. The sentence is made here and nowhere else; code reads the parts.
+    """Input that cannot be used. The message is built only here; code reads the parts.
 
-    field: where it was given: an option, a file, a setting such as `training.max_steps`, `messages[0].role`.
-    problem: what is wrong with it. remedy: what to do instead. value: what was given, where that tells more.
+    field: where the value was given: an option, a file, a setting such as `training.max_steps`, `messages[0].role`.
+    problem: what is wrong with it. remedy: what to do instead. value: the value given, if showing it helps.
     """
 
     def __init__(self, field: object, problem: str, remedy: str = "", *, value: object = _ABSENT) -> None:
@@ -26,25 +26,25 @@ class UserError(ValueError):
 
     @property
     def name(self) -> str:
-        """The name at the front of the field, `messages` of `messages[0].role`."""
+        """The first name in the field: `messages` of `messages[0].role`."""
         return self.field.partition(".")[0].partition("[")[0]
 
     def renamed(self, field: object) -> Self:
-        """The same under another name."""
+        """A copy for another field."""
         return type(self)(field, self.problem, self.remedy, value=self.value)
 
     def followed_by(self, others: Iterable[UserError]) -> Self:
-        """The same, with the sentences of others behind its own."""
+        """A copy that ends with the messages of `others`."""
         remedy = "; ".join(filter(None, [self.remedy, *map(str, others)]))
         return type(self)(self.field, self.problem, remedy, value=self.value)
 
     def inside(self, place: object, joint: str = ": ") -> Self:
-        """The same, with the file, folder or command in which the field is."""
+        """A copy whose field is prefixed with the file, folder or command that it is in."""
         return self.renamed(f"{place}{joint}{self.field}")
 
 
 class BusyError(UserError):
-    """Too many requests wait; try again later."""
+    """Too many requests are queued; try again later."""
 
 
 class ClosedError(UserError):
@@ -52,4 +52,4 @@ class ClosedError(UserError):
 
 
 class ContextError(UserError):
-    """A prompt leaves no room in the model's context."""
+    """The prompt leaves no room in the model's context."""

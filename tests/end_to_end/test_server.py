@@ -17,9 +17,7 @@ from kiara_runtime.model import load
 
 
 def test_the_server_starts_answers_and_drains(bundle: Path) -> None:
-    started = time.monotonic()
     with served(bundle) as server:
-        assert time.monotonic() - started < 10
         status, found = server.post("/v1/completions", {**LONG, "seed": 1})
         assert status == 200
         with load(bundle) as model:
@@ -62,14 +60,11 @@ def test_a_client_that_disconnects_frees_its_slot_running_or_queued(bundle: Path
         server.wait_for("kiara_requests_waiting", 4)
         for connection in connections:
             connection.close()
-        left = time.monotonic()
         server.wait_for("kiara_requests_running", 0)
         server.wait_for("kiara_requests_waiting", 0)
-        assert time.monotonic() - left < 2.5  # two requests of 90 tokens take 2.7 s, six take 8 s
         server.wait_for("kiara_disconnects_total", 6)
-        started = time.monotonic()
+        assert server.metric("kiara_generation_tokens_total") < 2 * LONG["max_tokens"]  # not one ran to its end
         assert server.post("/v1/completions", {"prompt": "x", "max_tokens": 1})[0] == 200
-        assert time.monotonic() - started < 1
         assert server.stop() == 0
     assert sum('"status": 499' in line for line in server.lines) == 6
 
@@ -94,8 +89,9 @@ def test_requests_beyond_the_queue_are_refused_at_once_and_none_is_lost(bundle: 
 
         found = list(pool.map(ask, range(2 * limit)))
         refused = [seconds for status, seconds in found if status == 503]
-        assert sorted(status for status, _ in found) == [200] * limit + [503] * limit
-        assert max(refused) < 1.0  # an accepted request takes a second
+        accepted = [seconds for status, seconds in found if status == 200]
+        assert len(accepted) == len(refused) == limit
+        assert max(refused) < min(accepted)
         assert server.get("/health")[0] == 200
         connection = server.connect()
         for _ in range(limit):
@@ -122,7 +118,7 @@ def test_slow_and_half_open_connections_block_no_other_client(bundle: Path) -> N
                 connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         started = time.monotonic()
         assert server.post("/v1/completions", {"prompt": "x", "max_tokens": 3})[0] == 200
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20  # those half sent are cut after 30 s
 
 
 def test_a_request_that_is_never_completed_is_cut_off(bundle: Path) -> None:
@@ -130,7 +126,7 @@ def test_a_request_that_is_never_completed_is_cut_off(bundle: Path) -> None:
         connection = server.connect()
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\n")
         started, cut = time.monotonic(), False
-        while not cut and time.monotonic() - started < 10:
+        while not cut and time.monotonic() - started < 20:
             try:
                 connection.sendall(b"X")
                 connection.settimeout(0.1)
@@ -139,7 +135,7 @@ def test_a_request_that_is_never_completed_is_cut_off(bundle: Path) -> None:
                 continue
             except OSError:
                 cut = True
-        assert cut and time.monotonic() - started < 5
+        assert cut  # the default would take 30 s
         other = server.connect()
         other.sendall(b"nonsense\r\n\r\n")
         answer = received(other).decode()

@@ -75,7 +75,7 @@ def test_invalid_prompts_are_refused(prompt: Any, model: Model) -> None:
 
 
 def test_unknown_arguments_and_variants_are_refused(bundle: Path, model: Model) -> None:
-    with pytest.raises(UserError, match=r"max_token: is no sampling parameter; did you mean max_tokens\?"):
+    with pytest.raises(UserError, match=r"max_token: is not a sampling parameter; did you mean max_tokens\?"):
         model.generate(PROMPT, max_token=3)
     with pytest.raises(UserError, match="variant: 'int4' is not in"):
         load(bundle, variant="int4")
@@ -85,7 +85,7 @@ def test_unknown_arguments_and_variants_are_refused(bundle: Path, model: Model) 
     for path in (None, 5, b"x"):
         with pytest.raises(UserError, match="path: "):
             load(path)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"text: .* is no text; give a str"):
+    with pytest.raises(UserError, match=r"text: .* is not text; give a str"):
         model.tokenize(None)  # type: ignore[arg-type]
     numbers = {"max_tokens": np.int64(2), "temperature": np.float32(0.5), "seed": np.int64(3), "stop": None}
     assert len(model.generate(PROMPT, **numbers).tokens) == 2

@@ -113,7 +113,7 @@ def test_kiara_run_evaluate_agrees_with_kiara_evaluate(
         (b"", "no text at all"),
         (b"\xef\xbb\xbf", "no text at all"),
         (b"caf\xe9", "not UTF-8 at byte 3"),
-        (b"c\0a\0", "it holds a NUL"),
+        (b"c\0a\0", "it contains NUL"),
     ):
         text.write_bytes(content)
         assert expected in kiara_run("evaluate", bundle, text).stderr

@@ -1,6 +1,6 @@
 """The folder that ships: its manifest and hashes, its variants, its graph files as bytes, its signature.
 
-Text (`tokens`) and computation (`engine`) are not here: a bundle can be checked without either.
+Independent of `tokens` and `engine`: a bundle can be checked without either.
 """
 
 from kiara_runtime.bundle.graph_file import gathered_tables

@@ -1,8 +1,8 @@
-"""What a graph's file tells before ONNX Runtime opens it: which other files it reads, and where its tables lie.
+"""Reads from a graph's file, before ONNX Runtime opens it, which other files it loads and where its tables are.
 
 A graph may keep weights in other files, named by a path that ONNX Runtime follows. Only plain names that the
-manifest lists may stand there. This walks the few fields of onnx.proto that it needs and knows nothing else of the
-format, so that the runtime needs no protobuf library.
+manifest lists are allowed. This parses the few fields of onnx.proto that it needs, so that the runtime needs no
+protobuf library.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def external_files(path: Path) -> set[str]:
-    """Names of the files that hold tensors of the graph at `path`. Raises ValueError where it is no protobuf."""
+    """Names of the files that hold tensors of the graph at `path`. Raises ValueError if it is not a protobuf."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         found: set[str] = set()
         for entry in _entries(data, 0, len(data), "model", 0):
@@ -42,7 +42,7 @@ def external_files(path: Path) -> set[str]:
 
 
 class Table(NamedTuple):
-    """type: by its number in onnx.proto. The bytes lie from `first` to one before `last`."""
+    """A table in a graph's file. type: its number in onnx.proto. The bytes are from `first` to one before `last`."""
 
     type: int
     shape: tuple[int, ...]
@@ -51,13 +51,13 @@ class Table(NamedTuple):
 
 
 def gathered_tables(data: mmap.mmap, types: Collection[int], least: int) -> dict[str, Table]:
-    """Initializers that a Gather of the graph reads, of one byte a value and of at least `least` bytes.
+    """Initializers that a Gather of the graph reads, of one byte per value and at least `least` bytes.
 
-    types: those that count, by their numbers in onnx.proto. What does not lie in the file itself, or does not fit its
-    shape, is left out. Raises ValueError where `data` is no protobuf.
+    types: the accepted ones, by their numbers in onnx.proto. Tables that are not in the file itself, or do not match
+    their shape, are left out. Raises ValueError if `data` is not a protobuf.
     """
     read: set[bytes] = set()
-    found: dict[bytes, Table | None] = {}  # of a name that occurs twice ONNX Runtime takes the latter
+    found: dict[bytes, Table | None] = {}  # of a duplicate name ONNX Runtime uses the last one
     for number, wire, first, last in _fields(data, 0, len(data)):
         if (number, wire) == (_MODEL_GRAPH, _BYTES):
             for part, held, start, end in _fields(data, first, last):
@@ -70,7 +70,7 @@ def gathered_tables(data: mmap.mmap, types: Collection[int], least: int) -> dict
 
 
 def _gathered(data: mmap.mmap, start: int, end: int) -> list[bytes]:
-    """The first input of a Gather; of another node nothing."""
+    """The first input of a Gather node; empty for other nodes."""
     source, gathers = None, False
     for number, wire, first, last in _fields(data, start, end):
         if wire == _BYTES and number == _NODE_INPUT and source is None:
@@ -81,7 +81,7 @@ def _gathered(data: mmap.mmap, start: int, end: int) -> list[bytes]:
 
 
 def _table(data: mmap.mmap, start: int, end: int) -> tuple[bytes, Table | None]:
-    """An initializer's name, and where it lies in the file if it does."""
+    """An initializer's name, and its place in the file if it is stored there."""
     shape: list[int] = []
     kind, name, raw, elsewhere = 0, b"", (0, 0), 0
     for number, wire, first, last in _fields(data, start, end):
@@ -93,14 +93,14 @@ def _table(data: mmap.mmap, start: int, end: int) -> tuple[bytes, Table | None]:
             name = data[first:last]
         elif (number, wire) == (_TENSOR_RAW, _BYTES):
             raw = first, last
-        elif number == _TENSOR_DIMS and len(shape) <= _MAX_RANK:  # past that it is no table, and none is multiplied
+        elif number == _TENSOR_DIMS and len(shape) <= _MAX_RANK:  # past that it is not a table, and is left out
             shape += [first] if wire == _VARINT else _packed(data, first, last)
     fits = not elsewhere and 0 < len(shape) <= _MAX_RANK and math.prod(shape) == raw[1] - raw[0]
     return name, Table(kind, tuple(shape), *raw) if fits else None
 
 
 def _packed(data: mmap.mmap, first: int, last: int) -> list[int]:
-    """The numbers of a packed field, of too many the first ones."""
+    """The numbers of a packed field, at most _MAX_RANK + 1 of them."""
     found: list[int] = []
     while first < last and len(found) <= _MAX_RANK:
         value, first = _varint(data, first, last)
@@ -124,10 +124,10 @@ def _entries(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> It
 
 
 def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type and extent of each field between `position` and `end`; of a number its value and 0."""
+    """Number, wire type and extent of each field between `position` and `end`; for a varint its value and 0."""
     while position < end:
         tag, position = _varint(data, position, end)
-        if not 8 <= tag < 1 << 32:  # parsers keep 32 bits of a tag, so that a longer one means another field to them
+        if not 8 <= tag < 1 << 32:  # parsers keep 32 bits of a tag, and would read a longer one as another field
             raise ValueError(f"tag {tag}")
         wire = tag & 7
         if wire == _VARINT:

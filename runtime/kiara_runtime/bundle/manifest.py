@@ -1,7 +1,7 @@
-"""The bundle on disk: its manifest `kiara.json`, and the checks that stand before any use of it.
+"""The bundle on disk: its manifest `kiara.json`, and the checks made before any use of it.
 
 Everything in the folder is untrusted until its size and SHA-256 match the manifest, and the manifest
-itself carries a hash of its own bytes: a flipped or missing byte anywhere is refused with the file's
+contains a hash of its own bytes: a flipped or missing byte anywhere raises an error with the file's
 name. The hashes prove integrity, not who made the bundle.
 """
 
@@ -22,7 +22,7 @@ from kiara_runtime.system import hash_file
 MANIFEST = "kiara.json"
 FORMAT = (1, 0)  # a reader refuses a newer first number and ignores a newer second one
 MAX_MANIFEST_BYTES = 4 << 20
-MAX_DIMENSION = 1 << 24  # of anything in an architecture
+MAX_DIMENSION = 1 << 24  # for every number in an architecture
 GRAPH_FOLDER = "onnx"
 _SELF_HASH = re.compile(rb'"sha256": "([0-9a-f]{64})"\n}\n\Z')
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?\Z")
@@ -30,7 +30,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the runtime must know of the graph; the names are those of the training configuration."""
+    """What the runtime must know about the graph; names as in the training configuration."""
 
     num_hidden_layers: int
     num_key_value_heads: int
@@ -52,13 +52,13 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
-        """Read the manifest; raises UserError where it is missing, damaged or of a newer format."""
+        """Read the manifest; raises UserError if it is missing, damaged or of a newer format."""
         if not isinstance(folder, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance] - Python does not check
-            raise UserError("path", "is no path", "name a bundle's folder", value=folder)
+            raise UserError("path", "is not a path", "name a bundle's folder", value=folder)
         path = Path(folder)
         if not path.is_dir():
             raise (
-                UserError(path, "a file", "name the folder it is in")
+                UserError(path, "it is a file", "name the folder it is in")
                 if path.is_file()
                 else UserError(path, "there is no such folder", "name a bundle")
             )
@@ -83,35 +83,36 @@ class Bundle:
         """Compare sizes and hashes of the named files, or of all, with the manifest."""
         for name in self.manifest["files"] if names is None else names:
             self._check_file(name)
-        # A graph may name files beside it as its weights: none may lie there that was not checked.
+        # A graph may load any file beside it as weights, so an unchecked file must not be there.
         for path in sorted((self.folder / GRAPH_FOLDER).glob("*")):
             if f"{GRAPH_FOLDER}/{path.name}" not in self.manifest["files"]:
                 raise UserError(path, f"not listed in {MANIFEST}", "move it out of the bundle")
 
     def files_of(self, variant: str | None) -> list[str]:
-        """What a run of `variant` stands on: every file but the other variants' graphs."""
+        """The files needed to run `variant`: all but the other variants' graphs."""
         graphs = {self.variant_file(name) for name in self.variants} - {self.variant_file(variant)}
         others = graphs | {f"{graph}_data" for graph in graphs}
         return [name for name in self.manifest["files"] if name not in others]
 
     def graph_of(self, variant: str | None) -> Path:
-        """The graph of a variant that `check` has passed; refused where it reads a file that is not listed.
+        """The graph file of a variant that `check` has passed; raises UserError if it loads a file that is not listed.
 
-        ONNX Runtime follows the names of weights outside a graph: only plain ones beside it may stand there.
+        ONNX Runtime follows paths to external weights, so only plain names beside the graph are allowed.
         """
         path = self.folder / self.variant_file(variant)
         try:
             names = external_files(path)
         except (ValueError, OSError) as error:
-            raise UserError(path, f"no ONNX graph ({error})", "export the bundle again") from None
+            raise UserError(path, f"not an ONNX graph ({error})", "export the bundle again") from None
         for name in names:
             if "/" in name or "\\" in name or f"{GRAPH_FOLDER}/{name}" not in self.manifest["files"]:
-                raise UserError(path, f"wants weights from {name!r:.80}, which is no file of the bundle", "refused")
+                problem = f"it loads weights from {name!r:.80}, which is not a file of the bundle"
+                raise UserError(path, problem, "do not use this bundle")
             self._check_file(f"{GRAPH_FOLDER}/{name}")
         return path
 
     def _check_file(self, name: str) -> None:
-        """Once for each file, as hashing takes most of the time of opening a bundle."""
+        """Check a file, but only once, as hashing takes most of the time of opening a bundle."""
         if name not in self.checked:
             self._compare(name)
             self.checked.add(name)
@@ -119,13 +120,13 @@ class Bundle:
     def _compare(self, name: str) -> None:
         path, expected = self.folder / name, self.manifest["files"][name]
         if path.is_symlink() or (path.parent != self.folder and path.parent.is_symlink()):
-            raise UserError(path, "a symbolic link, which no bundle holds", "export the bundle again")
+            raise UserError(path, "symbolic links are not allowed in a bundle", "export the bundle again")
         if not path.is_file():
             raise UserError(path, "missing", "copy the whole bundle again or export it again")
         if path.stat().st_size != expected["size"]:
             raise UserError(
                 path,
-                f"damaged, {path.stat().st_size} bytes where {expected['size']} are recorded",
+                f"damaged, it has {path.stat().st_size} bytes instead of {expected['size']}",
                 "copy or export the bundle again",
             )
         if hash_file(path) != expected["sha256"]:
@@ -133,7 +134,7 @@ class Bundle:
 
 
 def _interpret(path: Path, manifest: dict[str, Any]) -> Bundle:
-    """The manifest's meaning; raises whatever its shape provokes."""
+    """Read a Bundle from its manifest; raises UserError, or what an unexpected structure causes."""
     names = Architecture.__dataclass_fields__
     architecture = Architecture(**{name: int(manifest["architecture"][name]) for name in names})
     for name in names:
@@ -158,7 +159,7 @@ def _interpret(path: Path, manifest: dict[str, Any]) -> Bundle:
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
-    """Record every file of `folder` with its size and hash, and write `kiara.json` with a hash of itself."""
+    """Write `kiara.json` with the size and hash of every file in `folder`, and with a hash of itself."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {
         _check_name(name): {"size": (folder / name).stat().st_size, "sha256": hash_file(folder / name)}
@@ -174,7 +175,7 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def io_names(layers: int) -> tuple[list[str], list[str]]:
-    """Names of the graph's inputs and outputs, in order, as every runtime of ONNX decoders expects them."""
+    """Names of the graph's inputs and outputs, in order, as runtimes for ONNX decoders expect them."""
     cache = [f"{{}}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     inputs = ["input_ids", "attention_mask", *(name.format("past_key_values") for name in cache)]
     return inputs, ["logits", *(name.format("present") for name in cache)]
@@ -186,12 +187,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(path, f"missing, so {folder} is not a bundle", "name one that `kiara export` wrote")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise UserError(
-            path, f"larger than {MAX_MANIFEST_BYTES >> 20} MiB, which no manifest is", "export the bundle again"
+            path, f"larger than {MAX_MANIFEST_BYTES >> 20} MiB, too large for a manifest", "export the bundle again"
         )
     data = path.read_bytes()
     found = _SELF_HASH.search(data)
     if not found:
-        raise UserError(path, "damaged, its own hash is not where it belongs", "copy or export the bundle again")
+        raise UserError(path, "damaged, its own hash is not at its end", "copy or export the bundle again")
     if hashlib.sha256(data[: found.start(1)] + b"0" * 64 + data[found.end(1) :]).digest() != bytes.fromhex(
         found[1].decode()
     ):
@@ -205,7 +206,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_name(name: str) -> str:
-    """A plain relative name at most one folder deep, so that nothing outside the bundle is ever touched."""
+    """Return a plain relative name, at most one folder deep, so that nothing outside the bundle is ever touched."""
     if not _SAFE_NAME.match(name):
-        raise UserError(MANIFEST, "is no name of a file inside a bundle", "export the bundle again", value=name)
+        raise UserError(MANIFEST, "is not a valid file name in a bundle", "export the bundle again", value=name)
     return name

@@ -1,4 +1,4 @@
-"""Who made a bundle: an Ed25519 signature (RFC 8032) over the bytes of its manifest, which holds every file's hash.
+"""Proves who made a bundle: an Ed25519 signature (RFC 8032) over its manifest, which has every file's hash.
 
 Needs the extra `signing` (cryptography). Keys are PEM files, as `openssl genpkey -algorithm ed25519` writes them.
 """
@@ -23,14 +23,14 @@ MAX_KEY_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class PrivateKey:
-    """fingerprint: SHA-256 of the public key's 32 bytes, in hexadecimal."""
+    """A key that signs bundles. fingerprint: SHA-256 of the public key's 32 bytes, in hexadecimal."""
 
     key: Ed25519PrivateKey
     fingerprint: str
 
 
 def read_private_key(path: Path) -> PrivateKey:
-    """An unencrypted Ed25519 private key."""
+    """Read an unencrypted Ed25519 private key."""
     key = _read_key("--sign-key", path, "private")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -48,17 +48,17 @@ def sign(folder: Path, key: PrivateKey) -> None:
 
 
 def check_signature(folder: Path, public_key: Path) -> None:
-    """Raises UserError where the manifest is not signed, or not by the owner of `public_key`."""
+    """Raise UserError if the manifest is not signed, or not by the owner of `public_key`."""
     key = _read_key("--public-key", public_key, "public")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     if not isinstance(key, Ed25519PublicKey):
-        raise UserError(f"--public-key {public_key}", "not an Ed25519 public key", "openssl pkey -pubout writes one")
+        raise UserError(f"--public-key {public_key}", "not an Ed25519 public key", "make one: openssl pkey -pubout")
     check_signature_by(folder, key)
 
 
 def check_signature_by(folder: Path, key: Ed25519PublicKey) -> None:
-    """The same for a key that is already in memory."""
+    """The same, for a key in memory."""
     from cryptography.exceptions import InvalidSignature
 
     path = folder / SIGNATURE
@@ -76,7 +76,7 @@ def _read_key(option: str, path: Path, kind: str) -> Ed25519PrivateKey | Ed25519
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
     except ImportError:
-        raise UserError(option, "needs the extra", "pip install 'kiara-runtime[signing]'") from None
+        raise UserError(option, "needs the package cryptography", "pip install 'kiara-runtime[signing]'") from None
     if not path.is_file() or path.stat().st_size > MAX_KEY_BYTES:
         raise UserError(f"{option} {path}", "there is no such key file", "name a PEM file")
     data = path.read_bytes()

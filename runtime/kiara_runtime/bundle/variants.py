@@ -1,6 +1,6 @@
-"""The variants of a graph: what each is, in one record that export, manifest, receipt and commands read.
+"""The variants of a graph, each in one record that export, manifest, receipt and commands read.
 
-Making one is not done here (`kiara_export.candidates`), nor is judging what it lost (`kiara_export.proof`).
+`kiara_export.candidates` makes variants, `kiara_export.proof` measures their loss.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ Rounding = Literal["none", "half", "blocks", "gptq", "dynamic"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a variant may cost on held-out text. Two standard errors are allowed for what one text shows.
+    """What a variant may lose on held-out text; the measured loss may exceed it by two standard errors.
 
-    bits_per_byte_loss: relative to float32. The others are parts of the positions whose likeliest token must be the
-    same. top1_agreement: as float32's. path_agreement: as its own prefill's, by single steps and by chunks;
-    other_paths: by prompts' last logits and in padded batches, of which few positions are tried; end_of_context: at the
-    end of the context. elsewhere: by every path but the last, on another machine than the exporter's.
+    bits_per_byte_loss: relative to float32. The others are the least fractions of positions with the same likeliest
+    token. top1_agreement: as float32. path_agreement: as its own prefill, in single steps and in chunks; other_paths:
+    for the last logits of prompts and in padded batches, where few positions are tried; end_of_context: at the end of
+    the context. elsewhere: on every path but the last, on a machine other than the exporter's.
     """
 
     bits_per_byte_loss: float
@@ -26,19 +26,19 @@ class Limits:
     path_agreement: float
     other_paths: float
     elsewhere: float
-    end_of_context: float = 0.5  # behind a made-up cache distributions are flat, and rounding decides often
+    end_of_context: float = 0.5  # after a synthetic cache distributions are flat, and rounding often decides
 
 
 @dataclass(frozen=True)
 class Variant:
     """A kind of graph that a bundle can have.
 
-    name: as `--variant` and the manifest call it. choice: as `--quantize` does. file: in the bundle, by the name that
-    transformers.js looks for; transformers_js: its `dtype` there. rounding: how its weights are. bits: of a weight of
-    the layers. blocks: how many inputs share a scale, the usual number first, then those of finer attempts.
-    zero_points: whether a block has one. calibrated: whether making it takes text. mixed: whether some of its matrices
-    may keep 8 bits, to hold a budget or a loss. batch_exact: whether a sequence has the same bits in every batch.
-    cache: type of keys and values. attempts: how often it is made at most, each time finer. summary: for people.
+    name: in `--variant` and the manifest. choice: in `--quantize`. file: in the bundle, with the name that
+    transformers.js looks for; transformers_js: its `dtype` there. rounding: how weights are quantised. bits: per weight
+    of the layers. blocks: how many inputs share a scale, first the default, then those of finer attempts. zero_points:
+    whether a block has one. calibrated: whether it needs calibration text. mixed: whether some matrices may keep 8
+    bits, to meet a budget or a limit of loss. batch_exact: whether a sequence has the same bits in every batch. cache:
+    type of keys and values. attempts: how often it is made at most, each time finer. summary: a line for users.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Variant:
 
     @property
     def bytes_per_weight(self) -> float:
-        """On disk, with the share of a block's float16 scale, and of its zero point."""
+        """On disk, including the share of a block's float16 scale and of its zero point."""
         shared = 2 + self.bits / 8 * self.zero_points
         return self.bits / 8 + (shared / self.blocks[0] if self.blocks else 0)
 
 
-# In the order of preference: the first that a bundle has is its default.
+# In order of preference: the first one that a bundle has is its default.
 VARIANTS = (
     Variant(
         name="int8",
@@ -79,7 +79,7 @@ VARIANTS = (
         rounding="blocks",
         bits=8,
         limits=Limits(0.003, 0.9, 0.95, 0.85, 0.85),
-        summary="8-bit weights in blocks, nearly without loss",
+        summary="8-bit weights in blocks, almost lossless",
         blocks=(64, 32, 16),
         attempts=3,
     ),
@@ -117,7 +117,7 @@ VARIANTS = (
         rounding="dynamic",
         bits=8,
         limits=Limits(0.003, 0.9, 0.92, 0.85, 0.85),
-        summary="8-bit weights and activations, the fastest at prompts",
+        summary="8-bit weights and activations, the fastest prefill",
         blocks=(64, 32, 16),
         calibrated=True,
         attempts=3,
@@ -130,7 +130,7 @@ VARIANTS = (
         rounding="none",
         bits=32,
         limits=Limits(0.0, 1.0, 0.98, 0.98, 0.98),
-        summary="float32, the model as it is",
+        summary="float32, not quantised",
     ),
     Variant(
         name="fp16",
@@ -149,5 +149,5 @@ FLOAT32 = next(variant for variant in VARIANTS if variant.lossless)
 
 
 def find_variant(name: str) -> Variant | None:
-    """The variant of this name; None for one of a newer version."""
+    """The variant with this name; None if unknown, as in a bundle of a newer version."""
     return next((variant for variant in VARIANTS if variant.name == name), None)

@@ -1,7 +1,7 @@
-"""Many sequences on one ONNX Runtime session: schedule, run, postprocess.
+"""Runs many sequences on one ONNX Runtime session: schedule, run, postprocess.
 
-session and its cache know token ids only; sequence knows neither slots nor sessions; slots know no files; the prompt
-store reads and writes outside the step. HTTP and text formats are not here (`server`, `tokens`).
+`session` and its cache handle token ids only; `sequence` does not depend on slots or sessions; `slots` does no file
+I/O; `prompt_store` reads and writes outside the step. HTTP is in `server`, text in `tokens`.
 """
 
 from kiara_runtime.engine.engine import QUEUE, SLOTS, Engine

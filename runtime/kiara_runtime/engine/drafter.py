@@ -1,25 +1,25 @@
-"""Speculation without a second model: the next tokens are guessed from what followed the same tokens before.
+"""Speculative decoding without a draft model: the text is assumed to continue as it did after the same tokens before.
 
-Prompt lookup (Saxena 2023): where the last N tokens stood before, what came after them is the guess. One pass
-checks it; how long guesses are, and whether there is one at all, is decided by counting what was accepted and
-never by the clock, so that a seed reproduces.
+Prompt lookup (Saxena 2023): the tokens that followed the previous occurrence of the last N tokens are the guess. One
+pass verifies it. Whether to guess, and how many tokens, depends on acceptance counts and never on time, so that a
+seed reproduces the output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-N = 3  # tokens that must recur
-LARGEST = 15  # tokens of a guess; with the last token itself a pass of 16
+N = 3  # tokens that must match
+LARGEST = 15  # tokens in a guess; with the last token itself, a pass of 16
 FIRST = 3
-# In steps of one token. A pass of 4 tokens takes 1.65 times as long as one of 1, of 8 2.1 times, of 16 3.1 times.
+# In decode steps. A pass of 4 tokens takes 1.65 times as long as one of 1 token, of 8 tokens 2.1, of 16 tokens 3.1.
 PASS_COST, TOKEN_COST = 0.15, 0.15
-EARNED = 0.015  # by every step without a guess: what text without repeats may lose
+EARNED = 0.015  # per step without a guess: the slowdown accepted on text without repeats
 MOST_SAVED = 3.0
 
 
 class Drafter:
-    """The guesses of one sequence. It spends no more steps on wrong ones than right ones and patience have earned."""
+    """Guesses for one sequence, made only while the decode steps saved so far cover their cost."""
 
     def __init__(self) -> None:
         self._after: dict[tuple[int, ...], int] = {}  # N tokens -> the position after their last occurrence
@@ -30,8 +30,8 @@ class Drafter:
         self.accepted: int = 0
 
     def guess(self, tokens: Sequence[int], room: int) -> list[int]:
-        """What may follow `tokens`, at most `room` ids; empty where nothing recurs or it would not pay."""
-        for end in range(max(N, self._seen), len(tokens)):  # not the last one: it would find itself
+        """Return a guess of what follows `tokens`, at most `room` ids; empty if nothing matches or it would not pay."""
+        for end in range(max(N, self._seen), len(tokens)):  # without the last N tokens: they would match themselves
             self._after[tuple(tokens[end - N : end])] = end
         self._seen = len(tokens)
         affordable = int((self._saved - PASS_COST) / TOKEN_COST + 1e-9)
@@ -43,7 +43,7 @@ class Drafter:
         return list(tokens[place : place + size])
 
     def judge(self, guessed: int, accepted: int) -> None:
-        """Tell how many tokens of the last guess were right."""
+        """Record how many tokens of the last guess were accepted."""
         self.guessed += guessed
         self.accepted += accepted
         self._saved = min(MOST_SAVED, self._saved + accepted - PASS_COST - guessed * TOKEN_COST)

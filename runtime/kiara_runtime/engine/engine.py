@@ -1,12 +1,13 @@
-"""Many sequences on one session. A step is three calls: schedule what to compute, run it, postprocess the logits.
+"""Runs many sequences on one session. A step is three calls: schedule what to compute, run it, postprocess the logits.
 
-Whoever waits for a token makes the next step for everybody (`leader`). What a sequence gets does not depend on what
-else is in the batch:
+A thread that waits for a token runs the next step for all threads (`leader`). The output of a sequence does not depend
+on what else is in the batch:
 
-- Passes of one token give it the same bits regardless of what else is in the batch. Passes of two tokens and more do
-  so too wherever they are cut, but for a few lengths on some processors, where the last bit of float32 differs; the
-  two kinds always differ in it (ONNX Runtime takes another attention kernel for one token). So a prompt is never left
-  with a single token at its end, and only what passes of several tokens left in the cache is used again.
+- A pass of one token gives a sequence the same bits regardless of what else is in the batch. So do passes of two or
+  more tokens, wherever a prompt is split, except at a few lengths on some processors, where the last bit of float32
+  differs. The two kinds of pass always differ in that bit, as ONNX Runtime uses another attention kernel for one
+  token. So a prompt is never split with a single token at its end, and only keys and values from passes of several
+  tokens are reused.
 - How many tokens a sequence guesses ahead depends on its own text alone.
 """
 
@@ -37,10 +38,10 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
-    """Runs any number of sequences, `slots` at a time. Safe to use from several threads.
+    """Runs any number of sequences, `slots` at a time. Thread-safe.
 
-    store: keeps what prompts leave in the cache. It is read where a sequence is submitted and written in a thread of
-    its own, so that no step waits for the disk.
+    store: keeps keys and values of prompts on disk. It is read when a sequence is submitted and written in a separate
+    thread, so that no step waits for the disk.
     """
 
     def __init__(self, session: Session, slots: int = SLOTS, queue: int = QUEUE, store: PromptStore | None = None):
@@ -61,23 +62,23 @@ class Engine:
         def ready() -> bool:
             return any(sequence.ready for sequence in sequences)
 
-        def returns() -> bool:
+        def waits_again() -> bool:
             return not all(sequence.over for sequence in sequences)
 
         if not ready():
             self._check_usable()
-            self._leader.until(ready, returns, self.step, self._check_usable, timeout)
+            self._leader.until(ready, waits_again, self.step, self._check_usable, timeout)
 
     def step(self) -> None:
-        """Compute what is scheduled; only whoever leads calls this."""
+        """Run one step; only the leader calls this."""
         for batch in self._scheduler.schedule():
-            with _blaming(batch.sequences):
+            with _isolated_errors(batch.sequences):
                 logits = self._cache.run(batch.ids, batch.lengths, batch.first, batch.every)
                 self._postprocess(batch, logits)
         self._slots.retire()
 
     def close(self) -> None:
-        """Give back the cache once a step that is under way has ended; every request ends."""
+        """Wait for the current step, end every request and free the cache."""
         if self._closed or self._frozen or self._forked():
             return
         self._closed = True
@@ -86,7 +87,7 @@ class Engine:
             self._writer.close()
 
     def freeze(self) -> None:
-        """Let no thread begin another step, for ever: those that outlive the interpreter would end in a crash."""
+        """Wait for the current step and allow no further one: a step that outlives the interpreter would crash."""
         if self._forked():
             return
         self._leader.freeze()
@@ -96,26 +97,26 @@ class Engine:
         return self._scheduler.load()
 
     def _postprocess(self, batch: Batch, logits: NDArray[np.float32]) -> None:
-        """Hand each sequence its logits: it chooses a token, and the text that is certain by now can be fetched."""
+        """Give each sequence its logits: it samples a token, and the text that is now certain can be fetched."""
         if len(batch.sequences) == 1:
             batch.sequences[0].take(batch.lengths[0], logits[0] if batch.every else logits)
             self._scheduler.done(batch)
             return
         for sequence, length, row in zip(batch.sequences, batch.lengths, logits, strict=True):
-            with _blaming([sequence]):
+            with _isolated_errors([sequence]):
                 sequence.take(length, row[None])
 
     def _stored(self, sequence: Sequence) -> Stored | None:
-        """What the store has of the prompt, if that is more than the slots know."""
+        """Stored keys and values of the prompt, if they cover more of it than any slot."""
         if self._store is None:
             return None
         prompt = sequence.tokens[: sequence.reusable]
-        with suppress(Exception):  # it is computed then
+        with suppress(Exception):  # the prompt is computed instead
             return self._store.find(prompt, self._slots.longest_known(prompt), self._cache.buffers[:, 0])
         return None
 
     def _forked(self) -> bool:
-        """ONNX Runtime's threads stayed behind then, and a lock that one of them held stays held."""
+        """Whether this is a forked child: ONNX Runtime's threads are missing, and a lock that one held stays held."""
         return os.getpid() != self._process
 
     def _check_usable(self) -> None:
@@ -136,12 +137,12 @@ def _freeze() -> None:
 
 
 @contextmanager
-def _blaming(sequences: List[Sequence]) -> Generator[None]:
-    """What goes wrong ends the sequences that it went wrong for, and nobody else's."""
+def _isolated_errors(sequences: List[Sequence]) -> Generator[None]:
+    """End only these sequences if the block raises."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of a library in Rust is no Exception
+    except BaseException as error:  # a panic in a Rust library is not an Exception
         for sequence in sequences:
             sequence.error = error if isinstance(error, Exception) else RuntimeError(repr(error))

@@ -1,9 +1,9 @@
-"""Leader and followers (Schmidt et al. 2000): one of those who wait makes the next step for all.
+"""Leader and followers (Schmidt et al. 2000): one of the waiting threads runs the next step for all of them.
 
-There is no thread of its own that could hang at a fork or an exit.
+There is no dedicated thread that could hang at a fork or at exit.
 
-After a step only the threads that have something to fetch are woken, and a thread that leaves wakes the next leader.
-Waking all of forty waiting threads for every step would take as long as the step of a small model.
+After a step only the threads that have something to fetch are woken, and a thread that returns wakes the next leader.
+Waking all of forty waiting threads after every step would take as long as a step of a small model.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ import threading
 import time
 from collections.abc import Callable
 
-# Seconds that the next step waits for the threads that the last one woke. What they do meanwhile, such as writing to
-# eight clients, would take the cores from the step: a few percent of it on two cores.
+# Seconds that the next step waits for the threads woken by the last one. Their work, such as writing to eight clients,
+# would compete with the step for the cores: a few percent of a step on two cores.
 GATHER = 0.005
 
 
 class Leader:
-    """lock: held by whoever changes what a step reads, and never during a step."""
+    """Lets one waiting thread at a time run steps. lock: held to change what a step reads, never during a step."""
 
     def __init__(self) -> None:
         self._stepping = self._frozen = False
-        self._kept = False  # somebody watches the time until which the woken are waited for
-        self._woken, self._gathered = 0, 0.0  # how many have not come back since the last step; until when that counts
+        self._gathering = False  # whether a thread waits with `_gather_until` as its timeout
+        self._woken, self._gather_until = 0, 0.0  # threads woken by the last step and not back yet; how long to wait
         self.lock = threading.Lock()
         self._idle = threading.Condition(self.lock)
-        # Each one's call, what it waits for, and whether it will wait again after that.
+        # Condition of a waiting thread -> (whether it is ready, whether it will wait again after that).
         self._waiting: dict[threading.Condition, tuple[Callable[[], bool], Callable[[], bool]]] = {}
 
     def until(
         self,
         ready: Callable[[], bool],
-        returns: Callable[[], bool],
+        waits_again: Callable[[], bool],
         step: Callable[[], None],
         check: Callable[[], None],
         timeout: float | None = None,
     ) -> None:
-        """Make steps, or wait for others', until `ready`; or for `timeout` seconds and the step that is under way.
+        """Run steps, or wait for those of other threads, until `ready`, or for `timeout` seconds plus the current step.
 
-        returns: whether it will wait again, once it is ready. check: raises where there will be no more steps.
+        waits_again: whether the caller will wait again once it is ready. check: raises if there are no more steps.
         """
         end, mine = None if timeout is None else time.monotonic() + timeout, threading.Condition(self.lock)
         with self.lock:
-            self._waiting[mine] = ready, returns
+            self._waiting[mine] = ready, waits_again
             self._woken = max(0, self._woken - 1)
             try:
                 while not ready():
@@ -54,24 +54,24 @@ class Leader:
                         return
                     if self._stepping or self._frozen:
                         mine.wait(left)
-                    elif self._woken and now < self._gathered:
-                        self._gather(mine, self._gathered - now, left)
+                    elif self._woken and now < self._gather_until:
+                        self._gather(mine, self._gather_until - now, left)
                     else:
                         try:
                             self._stepping = True
                             try:
                                 self.lock.release()
-                                step()  # here, as each further call would be on the way of every token
+                                step()  # inline, as one more call would add to the latency of every token
                             finally:
                                 self.lock.acquire()
                         finally:
                             self._stepped()
             finally:
                 del self._waiting[mine]
-                self._hand_on()
+                self._wake_next()
 
     def end(self, last: Callable[[], None]) -> None:
-        """Do something last once the step that is under way has ended, and wake everybody: `check` must raise then."""
+        """Wait for the current step, call `last` and wake all threads; from then on `check` must raise."""
         with self.lock:
             self._idle.wait_for(lambda: not self._stepping)
             last()
@@ -79,38 +79,38 @@ class Leader:
                 each.notify()
 
     def freeze(self) -> None:
-        """Let nobody make another step, for ever."""
+        """Wait for the current step and allow no further one."""
         with self.lock:
-            self._frozen = True  # first: who leads goes straight from one step to the next
+            self._frozen = True  # before the wait: a leader goes straight from one step to the next
             self._idle.wait_for(lambda: not self._stepping)
 
     def _gather(self, mine: threading.Condition, seconds: float, left: float | None) -> None:
-        """Wait until the last of the woken comes back, who makes the step at once, or for `seconds`.
+        """Wait for the last of the woken threads, which runs the step at once, or for `seconds`.
 
-        One alone wakes after them: to others it would mean to interrupt the step and find it under way.
+        Only one thread uses that timeout: others would wake during the step, slow it down and find it running.
         """
-        if self._kept:
+        if self._gathering:
             mine.wait(left)
             return
-        self._kept = True
+        self._gathering = True
         try:
             mine.wait(seconds if left is None else min(seconds, left))
         finally:
-            self._kept = False
+            self._gathering = False
 
     def _stepped(self) -> None:
-        """Wake those for whom the step brought something."""
+        """Wake the threads that have something to fetch after a step."""
         self._stepping = False
         self._idle.notify_all()
-        woken = [(each, returns()) for each, (ready, returns) in self._waiting.items() if ready()]
-        self._woken, self._gathered = sum(back for _, back in woken), time.monotonic() + GATHER
+        woken = [(each, waits_again()) for each, (ready, waits_again) in self._waiting.items() if ready()]
+        self._woken, self._gather_until = sum(back for _, back in woken), time.monotonic() + GATHER
         for each, _ in woken:
             each.notify()
 
-    def _hand_on(self) -> None:
-        if self._stepping or self._frozen or (self._kept and self._woken):  # there is one who goes on
+    def _wake_next(self) -> None:
+        if self._stepping or self._frozen or (self._gathering and self._woken):  # another thread runs the next step
             return
         for each, (ready, _) in self._waiting.items():
-            each.notify()  # also those that became ready just now, without a step
+            each.notify()  # also threads that became ready without a step
             if not ready():
                 return

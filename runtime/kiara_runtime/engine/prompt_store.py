@@ -1,8 +1,8 @@
-"""Keys and values of prompts on disk, so that a long prompt that comes again is not computed again.
+"""Keys and values of prompts on disk, so that a repeated long prompt is not computed again.
 
-One file a prompt, below a folder for the model: a line of JSON (the tokens, the hash of them and the rest), then the
-cache's bytes. A file is used only if its sizes fit the model and its SHA-256 is right; else the prompt is
-computed again. Files hold the prompt's tokens in the clear: only the user may read them.
+One file per prompt, in a folder for the model: a line of JSON (the tokens, and a hash of them and the rest), then the
+bytes of the cache. A file is used only if its size fits the model and its SHA-256 matches; otherwise the prompt is
+computed. Files hold the prompt's tokens unencrypted, so only the user may read them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from kiara_runtime.engine.slots import Stored, common_prefix
 from kiara_runtime.system import FolderLock, LockedError
 
 LEAST_TOKENS = 32  # shorter prompts are computed as fast as they are read
-MAX_BYTES = 1 << 30  # of all files of a model; the ones unused for longest go first
-MOST_WAITING = 4  # prompts that wait to be written, each of which is held in memory
-MAX_FILES = 256  # whose beginnings are read for every prompt
+MAX_BYTES = 1 << 30  # of all files of a model; the least recently used are deleted first
+MOST_WAITING = 4  # prompts waiting to be written, each held in memory
+MAX_FILES = 256  # every lookup reads all their headers
 MAX_HEADER_BYTES = 4 << 20
 SUFFIX, UNFINISHED = ".kv", ".partial"
 
@@ -39,12 +39,12 @@ class PromptStore:
     """The stored prompts of one model, on one kind of machine."""
 
     def __init__(self, folder: Path, identity: str, max_bytes: int = MAX_BYTES) -> None:
-        """identity: of everything that decides the cache's bits: graph, ONNX Runtime, processor."""
+        """identity: names everything that determines the bits in the cache: graph, ONNX Runtime, processor."""
         self._folder = folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
         self._max_bytes = max_bytes
 
     def save(self, tokens: Sequence[int], content: NDArray[Any]) -> bool:
-        """Keep the keys and values (2 L, K, N, E) of N tokens; whether a file has them now, or had them already."""
+        """Store the keys and values (2 L, K, N, E) of N tokens; return whether a file has them now."""
         if len(tokens) < LEAST_TOKENS:
             return False
         if self.covers(tokens, self._prompts().values()):
@@ -56,16 +56,16 @@ class PromptStore:
                 self._write(list(tokens), np.ascontiguousarray(content).data.cast("B"))
                 self._make_room()
             return True
-        except LockedError:  # by another process on the same prompts, perhaps; it is stored when it comes again
+        except LockedError:  # perhaps another process is storing the same prompts; the next request tries again
             return False
-        except OSError as error:  # the text is there; only the next start will be slower
+        except OSError as error:  # no reason to fail the request: only the next start is slower
             warnings.warn(f"prompt cache: {self._folder}: {error.strerror}; the prompt was not stored", stacklevel=2)
             return False
 
     def find(self, prompt: Sequence[int], known: int, buffers: NDArray[Any]) -> Stored | None:
-        """The longest stored beginning of a prompt that is longer than the `known` tokens.
+        """Return the longest stored prefix of a prompt, if it is longer than `known` tokens.
 
-        buffers: (2 L, K, C, E), of whose shape and type the keys and values must be.
+        buffers: (2 L, K, C, E), whose shape and type the keys and values must match.
         """
         if len(prompt) < max(LEAST_TOKENS, known + 1):
             return None
@@ -80,7 +80,7 @@ class PromptStore:
 
     @staticmethod
     def covers(tokens: Sequence[int], others: Iterable[list[int]]) -> bool:
-        """Whether one of the others begins with the tokens."""
+        """Whether one of `others` starts with `tokens`."""
         return any(common_prefix(list(tokens), known) == len(tokens) for known in others)
 
     def _prompts(self) -> dict[Path, list[int]]:
@@ -92,7 +92,7 @@ class PromptStore:
         return found
 
     def _read(self, path: Path, buffers: NDArray[Any]) -> NDArray[Any] | None:
-        """The cache of a file, (2 L, K, N, E); None where it is not what its header and the model say."""
+        """Keys and values in a file, (2 L, K, N, E); None if they do not match its header or the model."""
         header = _header(path)
         if header is None or len(header["tokens"]) > buffers.shape[2]:
             return None
@@ -103,18 +103,18 @@ class PromptStore:
                 file.readline(MAX_HEADER_BYTES)
                 content = file.read(size + 1)
             if len(content) != size or _digest(header["tokens"], content) != header["sha256"]:
-                path.unlink()  # so that it is written anew
+                path.unlink()  # so that it is written again
                 return None
         except OSError:
             return None
-        with suppress(OSError):  # a folder that may only be read
+        with suppress(OSError):  # a read-only folder
             os.utime(path)
         return np.frombuffer(content, dtype=buffers.dtype).reshape(shape)
 
     def _write(self, tokens: list[int], content: memoryview) -> None:
         name = _digest(tokens, b"")[:32]
         header = {"tokens": tokens, "sha256": _digest(tokens, content)}
-        handle, temporary = tempfile.mkstemp(UNFINISHED, dir=self._folder)  # readable by its owner alone
+        handle, temporary = tempfile.mkstemp(UNFINISHED, dir=self._folder)  # readable only by its owner
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(json.dumps(header).encode() + b"\n")
@@ -125,7 +125,7 @@ class PromptStore:
             raise
 
     def _clear_unfinished(self) -> None:
-        """What processes left that were killed while they wrote."""
+        """Delete the temporary files of processes that were killed while writing."""
         for path in self._folder.glob(f"*{UNFINISHED}"):
             path.unlink(missing_ok=True)
 
@@ -139,7 +139,7 @@ class PromptStore:
 
 
 class PromptWriter:
-    """Saves prompts in a thread of its own, so that no step waits for the disk. An exit waits for what is under way."""
+    """Saves prompts in a separate thread, so that no step waits for the disk. At exit, pending writes finish."""
 
     def __init__(self, store: PromptStore) -> None:
         self._store, self._saved = store, deque[list[int]](maxlen=MAX_FILES)
@@ -147,9 +147,9 @@ class PromptWriter:
         self._room = threading.BoundedSemaphore(MOST_WAITING)
 
     def offer(self, tokens: list[int], buffers: NDArray[Any]) -> None:
-        """Save the first len(tokens) positions of buffers (2 L, K, C, E), copied now, if there is room and need.
+        """Queue a copy of the first len(tokens) positions of buffers (2 L, K, C, E), if it is new and there is room.
 
-        Never fails: the text matters, not what the next start would have saved.
+        Never raises: a prompt that is not saved only makes the next start slower.
         """
         with suppress(Exception):
             if len(tokens) < LEAST_TOKENS or self._store.covers(tokens, list(self._saved)):
@@ -158,14 +158,14 @@ class PromptWriter:
                 self._submit(tokens, buffers)
 
     def close(self) -> None:
-        """Return once everything is saved."""
+        """Wait until everything is saved."""
         self._thread.shutdown(wait=True)
 
     def _submit(self, tokens: list[int], buffers: NDArray[Any]) -> None:
         try:
             content = np.ascontiguousarray(buffers[:, :, : len(tokens)])
             self._thread.submit(self._save, tokens, content)
-        except BaseException:  # too little memory, or an exit
+        except BaseException:  # out of memory, or the interpreter exits
             self._room.release()
             raise
 

@@ -1,4 +1,4 @@
-"""What computes sequences for a model: the engine over a bundle's graph, or any other way to compute logits."""
+"""The interface that runs a model's sequences: the engine over a bundle's graph, or any other source of logits."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from kiara_runtime.engine.sequence import Sequence
 
 
 class Runner(Protocol):
-    """What a `Model` needs."""
+    """What a `Model` needs to run sequences."""
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue it. Raises BusyError where too many wait."""
+        """Queue a sequence. Raises BusyError if too many wait."""
         ...
 
     def wait(self, sequences: List[Sequence], timeout: float | None = None) -> None:
-        """Return once one of them has pieces or is over, or after `timeout` seconds and the step that is under way."""
+        """Return once a sequence has pieces or is over, or after `timeout` seconds plus the current step."""
         ...
 
     def load(self) -> tuple[int, int]:
-        """How many sequences run and how many wait."""
+        """Number of running and of waiting sequences."""
         ...
 
     def close(self) -> None: ...
 
 
 class Alone:
-    """Each sequence by itself, over a function from token ids (N,) to the logits (N, V): the obvious way."""
+    """Runs each sequence by itself, with a function from token ids (N,) to logits (N, V)."""
 
     def __init__(self, begin: Callable[[], Callable[[List[int]], NDArray[np.float32]]]) -> None:
         self._begin = begin
@@ -45,7 +45,7 @@ class Alone:
     def wait(self, sequences: List[Sequence], timeout: float | None = None) -> None:
         while not any(sequence.ready for sequence in sequences):
             for sequence in sequences:
-                end = len(sequence.tokens) - sequence.heals  # a token that may become another is not computed yet
+                end = len(sequence.tokens) - sequence.heals  # healing may still replace the last token
                 logits = self._running[sequence](sequence.tokens[sequence.computed : end])
                 sequence.take(end, logits)
 

@@ -1,4 +1,4 @@
-"""What the next step computes: who gets a slot, a chunk of which prompt, and one token of whoever decodes."""
+"""Plans each step: which sequences get a slot, which prompt chunk is prefilled, and which sequences decode."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from kiara_runtime.engine.sequence import Sequence
 from kiara_runtime.engine.slots import Slots, Stored
 from kiara_runtime.errors import BusyError
 
-CHUNK = 256  # tokens of a prompt in one pass: bounds the logits held at once
-# Beside M sequences that decode, a prompt gets about as many tokens a pass as take two of their steps.
+CHUNK = 256  # prompt tokens per pass; bounds the size of the logits
+# While M sequences decode, a chunk has CHUNK_BESIDE_OTHERS + M * CHUNK_FOR_EACH tokens: the time of two decode steps.
 CHUNK_BESIDE_OTHERS, CHUNK_FOR_EACH = 2, 2
-SHORT = 32  # tokens of a prompt that is not worth cutting: its parts would take longer than the whole
+SHORT = 32  # prompts of up to this many tokens are not split: the chunks would take longer than one pass
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One pass over consecutive slots, from `first` on. ids: (B, S). lengths: of each sequence after it.
+    """One pass over consecutive slots, starting at `first`. ids: (B, S). lengths: of each sequence after the pass.
 
-    every: whether the logits after each token are needed, not after the last alone.
+    every: whether logits are needed after each token, not only after the last.
     """
 
     first: int
@@ -37,17 +37,17 @@ class Batch:
 
 
 class Scheduler:
-    """Sequences that wait, and the plan of each step. lock: held while the queue changes, never during a step."""
+    """The queue and the plan of each step. lock: held while the queue changes, never during a step."""
 
     def __init__(self, slots: Slots, queue: int, lock: threading.Lock) -> None:
         self._slots, self._queue, self._lock = slots, queue, lock
         self._waiting: deque[Sequence] = deque()
-        self._stored = weakref.WeakKeyDictionary[Sequence, Stored]()  # of sequences that have not begun
+        self._stored = weakref.WeakKeyDictionary[Sequence, Stored]()  # for sequences that have not started
 
     def submit(self, sequence: Sequence, stored: Stored | None = None) -> None:
-        """Queue it. stored: keys and values of its prompt's beginning. Raises BusyError where too many wait."""
+        """Queue a sequence. stored: keys and values of a prefix of its prompt. Raises BusyError if too many wait."""
         with self._lock:
-            if len(self._waiting) >= self._queue:  # perhaps of some that nobody waits for any more
+            if len(self._waiting) >= self._queue:  # some may have been cancelled
                 self._waiting = deque(other for other in self._waiting if not other.over)
             if len(self._waiting) >= self._queue:
                 raise BusyError("queue", f"the queue is full ({self._queue} requests wait)", "try again later")
@@ -56,14 +56,14 @@ class Scheduler:
             self._waiting.append(sequence)
 
     def schedule(self) -> Iterator[Batch]:
-        """A chunk of one prompt, then a step of every sequence whose prompt is done."""
+        """Yield a chunk of one prompt, then a decode step of every sequence whose prompt is done."""
         self._slots.retire()
         self._admit()
         slots = self._slots
         decoding = [i for i in slots.used() if slots.sequence(i).started]
         yield from self._prefill(len(decoding))
         alone = [i for i in decoding if len(slots.sequence(i).pending()) != 1]
-        for index in alone:  # who guessed tokens ahead has several to check
+        for index in alone:  # a sequence with guesses has several tokens to verify
             yield self._pass(index, len(slots.sequence(index).pending()))
         for first, end in _runs([i for i in decoding if i not in alone]):
             sequences = [slots.sequence(index) for index in range(first, end)]
@@ -71,14 +71,14 @@ class Scheduler:
             yield Batch(first, sequences, ids, [len(sequence.tokens) for sequence in sequences])
 
     def done(self, batch: Batch) -> None:
-        """Note what a pass over several tokens of one sequence has left in its slot."""
+        """Record which keys and values of its slot a pass of several tokens has made reusable."""
         if len(batch.sequences) == 1 and batch.ids.shape[1] > 1:
             slot, start = self._slots[batch.first], batch.lengths[0] - batch.ids.shape[1]
             if slot.exact >= start:
                 slot.exact = batch.sequences[0].computed
 
     def load(self) -> tuple[int, int]:
-        """How many sequences run and how many wait."""
+        """Number of running and of waiting sequences."""
         return len(self._slots.used()), sum(not sequence.over for sequence in list(self._waiting))
 
     def clear(self) -> None:
@@ -89,10 +89,10 @@ class Scheduler:
     def _admit(self) -> None:
         while (free := self._slots.free()) and (sequence := self._next_waiting()) is not None:
             self._slots.place(sequence, free)
-            self._next_waiting()  # which takes it out of the queue, now that it has a slot
+            self._next_waiting()  # removes it from the queue, as it has a slot now
 
     def _next_waiting(self) -> Sequence | None:
-        """It stays in the queue until it has a slot, so that an interrupt in between does not lose it."""
+        """The next sequence to admit. It stays queued until it has a slot, so that an interrupt does not lose it."""
         with self._lock:
             while self._waiting:
                 sequence = self._waiting[0]
@@ -102,7 +102,7 @@ class Scheduler:
         return None
 
     def _prefill(self, decoding: int) -> Iterator[Batch]:
-        """One chunk of the prompt that came first."""
+        """One chunk of the prompt that got its slot first."""
         slots = self._slots
         waiting = [i for i in slots.used() if not slots.sequence(i).started]
         if not waiting:
@@ -117,7 +117,7 @@ class Scheduler:
             chunk = rest
         count = rest if rest <= chunk + 1 else chunk
         if sequence.heals and count == rest > SHORT:
-            count = rest - 2  # healing needs the logits after the last two, and a pass with all of them takes longer
+            count = rest - 2  # healing needs the logits of the last two tokens; for all tokens they take longer
         yield self._pass(index, count)
 
     def _pass(self, index: int, count: int) -> Batch:
@@ -129,7 +129,7 @@ class Scheduler:
 
 
 def _runs(indices: List[int]) -> Iterator[tuple[int, int]]:
-    """Rising numbers as runs of consecutive ones, (first, one past the last)."""
+    """Runs of consecutive numbers in ascending ones, as (first, one past the last)."""
     starts = [i for i in indices if i - 1 not in indices]
     ends = [i + 1 for i in indices if i + 1 not in indices]
     return zip(starts, ends, strict=True)

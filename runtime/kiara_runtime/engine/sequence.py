@@ -1,7 +1,7 @@
-"""One request: what it has said, which tokens it wants computed next, and when it ends.
+"""One sequence: its output so far, the tokens to compute next, and when it ends.
 
-Knows neither slots nor sessions: any engine can run it that computes `pending` and hands the logits to `take`. So the
-PyTorch reference uses the same sampling, stopping and assembling of text.
+Independent of slots and sessions: any engine that computes `pending` and passes the logits to `take` can run it. So
+the PyTorch reference shares sampling, stopping and the assembly of text.
 
 Shape letters: N positions of a pass, V vocabulary.
 """
@@ -31,9 +31,9 @@ FinishReason = Literal["stop", "length"]
 class Piece:
     """A token of a streamed continuation and the text that has become certain with it, often none.
 
-    The last piece has no token; it brings the text still held back and says why the continuation ended.
-    The texts join to `Generation.text`, the tokens to `Generation.tokens`. logprobs: of the token, where asked for;
-    in the last piece of the end-of-text token, where one was chosen.
+    The last piece has no token; it has the text held back until then and the finish reason.
+    The texts join to `Generation.text`, the tokens to `Generation.tokens`. logprobs: of the token, if requested;
+    in the last piece those of the end-of-text token, if one was chosen.
     """
 
     text: str
@@ -54,8 +54,8 @@ class Facts:
 class Sequence:
     """A prompt and its continuation so far.
 
-    tokens: prompt and output, those that are not computed yet included; at least one. computed: how many of them
-    the cache holds. pieces: what has not been fetched yet.
+    tokens: prompt and output, including those not computed yet; at least one. computed: how many of them the cache
+    holds. pieces: those not fetched yet.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Sequence:
         scored_from: int | None = None,
         healing: NDArray[np.bool_] | None = None,
     ) -> None:
-        """choice: of several for one prompt. scored_from: the first token of the prompt that is scored. healing: (V,),
-        the last token and those that begin with its text, where the prompt may have ended inside one of them."""
+        """choice: index among several continuations of a prompt. scored_from: index of the first prompt token to score.
+        healing: (V,), the last token and those that start with its text; None if the prompt cannot end inside one."""
         self.tokens = list(prompt)
         self.prompt_tokens = len(prompt)
         self.computed = self.reused = 0
@@ -78,7 +78,7 @@ class Sequence:
         self.drafter = Drafter() if params.speculate and constraint is None else None
         self.finished = self.cancelled = False
         self.error: BaseException | None = None
-        self.times = [time.perf_counter()]  # of its submission, of its first token, of its last
+        self.times = [time.perf_counter()]  # of submission, of the first token, of the end
         self.admitted: float | None = None  # when it got a slot
         self._params, self._facts, self._constraint = params, facts, constraint
         self._scored_from = 1 if params.prompt_logprobs and scored_from is None else scored_from
@@ -86,7 +86,7 @@ class Sequence:
         self._text = TextStream(facts.token_bytes, params.stop)
         self._end = min(len(prompt) + params.max_tokens, facts.context_length)
         self._healing = healing
-        self.healed = b""  # text of the prompt with which the first token of the output begins
+        self.healed = b""  # the prompt text that the first output token starts with
         self._draft: list[int] = []
         self._ends = {*params.stop_token_ids, *(() if params.ignore_eos else facts.eos_token_ids)}
         if self._end == len(prompt) and self._scored_from is None:
@@ -97,12 +97,12 @@ class Sequence:
 
     @property
     def started(self) -> bool:
-        """Whether its prompt is done, with what a grammar forces to follow it at once."""
+        """Whether the prompt is computed, including the tokens that a grammar forces right after it."""
         return self.computed >= self._first
 
     @property
     def heals(self) -> bool:
-        """Whether the last token of its prompt may still become another."""
+        """Whether token healing may still replace the last token of the prompt."""
         return self._healing is not None
 
     @property
@@ -111,35 +111,35 @@ class Sequence:
 
     @property
     def queue_seconds(self) -> float:
-        """How long it waited for a slot, or has so far; 0 where it needed none."""
+        """Seconds spent waiting for a slot, so far or in total; 0 if it needed none."""
         if self.admitted is not None:
             return self.admitted - self.times[0]
         return 0.0 if self.finished else time.perf_counter() - self.times[0]
 
     @property
     def ready(self) -> bool:
-        """Whether there is anything to fetch, or nothing to wait for any more."""
+        """Whether there are pieces to fetch, or the sequence is over."""
         return bool(self.pieces) or self.over
 
     @property
     def reusable(self) -> int:
-        """Tokens at the prompt's beginning whose logits nobody needs. Two are always left, as a pass of one differs."""
+        """Number of leading prompt tokens whose logits are not needed. At least two are left: a pass of one differs."""
         needed = self.prompt_tokens if self._scored_from is None else self._scored_from - 1
         return max(0, min(needed, self.prompt_tokens - 2))
 
     def pending(self) -> list[int]:
-        """Tokens to compute next, guesses at the end included."""
+        """Tokens to compute next, followed by guesses."""
         return self.tokens[self.computed :] + self._draft
 
     def wants_every(self, start: int, end: int) -> bool:
-        """Whether a pass over positions `start` to `end` must give the logits after each, not the last alone."""
+        """Whether a pass over positions `start` to `end` must return logits for each of them, not only the last."""
         if self._healing is not None and end == self.prompt_tokens:
             return True
         scored = self._scored_from is not None and self._scored_from < end and start + 1 < self.prompt_tokens
         return scored or (bool(self._draft) and end > len(self.tokens))
 
     def take(self, end: int, logits: NDArray[np.float32]) -> None:
-        """Receive the logits (N, V) after the N tokens of `tokens` and the guesses before position `end`."""
+        """Process the logits (N, V) of the N positions before `end`, in `tokens` followed by the guesses."""
         drafted, accepted = len(self._draft), 0
         for place, row in enumerate(logits, start=end - len(logits)):
             if place + 1 < len(self.tokens):
@@ -152,7 +152,7 @@ class Sequence:
                 self._finish("length")
                 break
             token = self._next(row)
-            self.computed = place + 1  # not before: who is interrupted in choosing comes back to this row
+            self.computed = place + 1  # only now: an interrupt during sampling has this row computed again
             right = bool(self._draft) and self._draft[0] == token
             accepted += right
             self._draft = self._draft[1:] if right else []
@@ -165,15 +165,14 @@ class Sequence:
             self._draft = self.drafter.guess(self.tokens, self._end - len(self.tokens) - 1)
 
     def _score(self, place: int, row: NDArray[np.float32]) -> None:
-        """The log-probability of the prompt's token at `place`."""
+        """Store the log-probability of the prompt's token at `place`."""
         if self._scored_from is not None and self._scored_from <= place < self.prompt_tokens:
             self.prompt_logprobs.append(token_logprob(row, self.tokens[place], self._params.logprobs or 0))
 
     def _heal(self, row: NDArray[np.float32]) -> bool:
-        """Choose the prompt's last token anew, among those that begin with its text; whether it became another.
+        """Sample the prompt's last token again, among those that start with its text; return whether it changed.
 
-        Where the prompt ended at a token's end it stays, and everything goes on as without healing: this draw is none
-        of the sequence's own.
+        If it did not, the output is the same as without healing: this draw has a random generator of its own.
         """
         given, allowed, self._healing = self.tokens[-1], self._healing, None
         token = self._sample.heal(row, allowed)
@@ -195,7 +194,7 @@ class Sequence:
             self.times.append(time.perf_counter())
 
     def _next(self, row: NDArray[np.float32]) -> int:
-        """Choose the token after the last one."""
+        """Sample the next token."""
         token = self._sample(row, None if self._constraint is None else self._constraint.allowed())
         logprobs = [] if self._params.logprobs is None else [token_logprob(row, token, self._params.logprobs)]
         self._note_first()
@@ -218,14 +217,14 @@ class Sequence:
             self._finish("length")
 
     def _force(self) -> None:
-        """Append what the grammar leaves no choice about; where log-probabilities are asked for they go one by one."""
+        """Append the tokens that the grammar forces; with logprobs they are sampled one by one instead."""
         assert self._constraint is not None
         forced = self._constraint.forced() if self._params.logprobs is None else []
         for token in forced:
             if self.finished:
                 return
             if token in self._ends or token in self._params.banned_tokens:
-                return  # to be met where tokens are chosen
+                return  # sampling handles it
             self._constraint.accept(token)
             self._append(token, [])
         if self._constraint.finished and not self.finished:
@@ -234,4 +233,4 @@ class Sequence:
     def _finish(self, reason: FinishReason, logprobs: List[TokenLogprob] = ()) -> None:
         self.times.append(time.perf_counter())
         self.pieces.append(Piece(self._text.flush(), [], reason, list(logprobs)))
-        self.finished = True  # last: another thread may look for pieces once it is
+        self.finished = True  # last: other threads fetch the pieces once it is set

@@ -1,9 +1,10 @@
-"""The graph in ONNX Runtime, and the key/value cache of its sequences. Knows token ids only.
+"""The graph in ONNX Runtime, and the KV cache of its sequences. Handles token ids only.
 
 GroupQueryAttention appends to the cache in place: each past/present pair is bound to one preallocated
-buffer of the full context, so a step copies nothing but the logits that are asked for.
+buffer of the full context, so a step copies only the requested logits.
 
-Shape letters: B sequences of a pass, S new tokens of each, C context length, V vocabulary.
+Shape letters: B sequences of a pass, S new tokens of each, C context length, V vocabulary, L layers, K key/value heads,
+E head size.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from kiara_runtime.sampling import check_integer
 from kiara_runtime.system import give_back
 
 Device = Literal["auto", "cpu", "cuda"]
-CHUNK = 256  # tokens of a pass of a `Decoder`: bounds the logits held at once
+CHUNK = 256  # tokens per pass of a `Decoder`; bounds the size of the logits
 _CUDA = "CUDAExecutionProvider"
 
 
@@ -41,16 +42,16 @@ class Session:
         settings: Mapping[str, str] | None = None,
         device: Device = "cpu",
     ) -> None:
-        """threads: by default one for every core. settings: of an ONNX Runtime session, by their own names.
+        """threads: one per core by default. settings: config entries of the ONNX Runtime session.
 
-        device: "auto" takes CUDA where it works. Raises UserError where "cuda" does not.
+        device: "auto" uses CUDA if it works. Raises UserError if it is "cuda" and that does not work.
         """
         if threads is not None:
             check_integer("threads", threads, 1, 1024)
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors; the optimiser's warnings mean nothing to a user
+        options.log_severity_level = 3  # errors only; the optimiser's warnings mean nothing to a user
         options.intra_op_num_threads = threads or 0
-        # The exporter has fused what can be; looking for more takes time and finds nothing.
+        # The exporter has fused everything already; higher levels take time and find nothing.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         for name, value in (settings or {}).items():
             options.add_session_config_entry(name, value)
@@ -60,7 +61,7 @@ class Session:
             if self._tables:
                 self._tables.add_to(options)
             self.graph = ort.InferenceSession(str(graph), options, providers=providers)
-        except Exception as error:  # onnxruntime raises classes of its own for every fault of a file
+        except Exception as error:  # onnxruntime has its own exception classes for invalid files
             raise UserError(
                 graph, f"ONNX Runtime cannot open it ({' '.join(str(error).split())[:300]})", "export the bundle again"
             ) from None
@@ -71,7 +72,7 @@ class Session:
         self._check_interface(graph)
         if self._tables:
             self._tables.forget()
-        give_back()  # what packing the weights has left: of int8-dynamic's a quarter of all
+        give_back()  # memory used to pack the weights: a quarter of the total for int8-dynamic
 
     def cache(self, slots: int) -> Cache:
         return Cache(self, slots)
@@ -80,7 +81,7 @@ class Session:
         return Decoder(self)
 
     def _check_interface(self, graph: Path) -> None:
-        """The graph must have the inputs, outputs and sizes that the manifest speaks of."""
+        """Check that the graph has the inputs, outputs and sizes that the manifest describes."""
         shape, values = self.architecture, (*self.graph.get_inputs(), *self.graph.get_outputs())
         fits = len(values) == 3 + 4 * shape.num_hidden_layers
         if fits:
@@ -93,13 +94,14 @@ class Session:
         logits = next((value for value in values if value.name == "logits"), None)
         fits = fits and logits is not None and logits.type == "tensor(float)" and logits.shape[2:] == [shape.vocab_size]
         if not fits:
-            raise UserError(graph, "its inputs and outputs are not those that kiara.json describes", "export it again")
+            raise UserError(graph, "its inputs and outputs do not match kiara.json", "export the bundle again")
 
 
 class Cache:
     """Keys and values of `slots` sequences, each with room for the whole context.
 
-    buffers: (2 L, slots, K, C, E), keys and values of each layer in turn; only where `copies` is true, on the CPU.
+    buffers: (2 L, slots, K, C, E), keys, then values, of each layer in turn; exists only if `copies`, which is on the
+    CPU.
     """
 
     def __init__(self, session: Session, slots: int) -> None:
@@ -109,7 +111,7 @@ class Cache:
         size = (2 * shape.num_hidden_layers, slots, shape.num_key_value_heads, shape.context_length, shape.head_dim)
         self._size, self._slot_bytes = size, math.prod(size[2:]) * session.cache_type.itemsize
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
-        # Kept, as the system takes some of a step's time to give that much memory anew.
+        # Reused, as allocating that much memory takes a noticeable part of a step.
         self._last = np.empty((slots, 1, shape.vocab_size), dtype=np.float32)
         self.copies: bool = session.device == "cpu"
         if self.copies:
@@ -126,22 +128,22 @@ class Cache:
     def run(
         self, ids: NDArray[np.int64], lengths: Sequence[int], first: int = 0, every: bool = False
     ) -> NDArray[np.float32]:
-        """One pass over the slots `first` to `first + B`: their logits after the last token, float32 (B, V), which the
-        next pass overwrites.
+        """Run a pass over slots `first` to `first + B`; return the logits after each sequence's last token, float32
+        (B, V). The next pass overwrites them.
 
-        ids: (B, S), padded at the right. lengths: of each sequence once its new tokens are in. Sequences may
-        differ in length where all are new or S is 1. every: logits after each token, (B, S, V), to keep.
+        ids: (B, S), padded on the right. lengths: of each sequence, new tokens included; they may differ if all
+        sequences are new or S is 1. every: return the logits after every token, (B, S, V), never overwritten.
         """
         shape, (rows, new) = self._session.architecture, ids.shape
         longest = max(lengths)
         if not (0 < new <= longest <= shape.context_length and min(lengths) > 0 and len(lengths) == rows):
             raise ValueError(
-                f"{ids.shape} new tokens make sequences of {lengths} in a context of {shape.context_length}"
+                f"{ids.shape} new tokens and lengths {lengths} do not fit a context of {shape.context_length}"
             )
         mask = (np.arange(longest) < np.asarray(lengths)[:, None]).astype(np.int64)  # (B, longest)
-        whole = every or new == 1 or not mask.all()  # of a padded prompt the last column is not every row's last token
+        whole = every or new == 1 or not mask.all()  # with padding, the last column is not every row's last token
         if not whole:
-            mask[0, :2] = 2, 0  # asks the graph for the last column's logits alone, and leaves the length, a sum
+            mask[0, :2] = 2, 0  # selects the last column's logits only; the sum, which is the length, is unchanged
         given = (rows, new if whole else 1, shape.vocab_size)
         logits = np.empty(given, dtype=np.float32) if every or given[1] > 1 else self._last[:rows]
         bind = self._binding(first, first + rows)
@@ -154,7 +156,7 @@ class Cache:
         return logits[range(rows), np.asarray(lengths) - 1] if whole and new > 1 else logits[:, 0]
 
     def _binding(self, first: int, end: int) -> ort.IOBinding:
-        """Past and present of a run of slots, bound to the same memory."""
+        """The I/O binding of consecutive slots: past and present are the same memory."""
         if (first, end) not in self._bindings:
             bind = self._bindings[first, end] = self._session.graph.io_binding()
             kind, shape = self._session.cache_type, (end - first, *self._size[2:])
@@ -167,26 +169,26 @@ class Cache:
 
 def _providers(device: Device) -> list[str]:
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError("device", "is no device", "use auto, cpu or cuda", value=device)
+        raise UserError("device", "is not a device", "use auto, cpu or cuda", value=device)
     there = _CUDA in ort.get_available_providers()
     if device == "cuda" and not there:
-        raise UserError("device", "this ONNX Runtime has no CUDA", "pip install 'kiara-runtime[gpu]', or give cpu")
+        raise UserError("device", "this ONNX Runtime has no CUDA", "pip install 'kiara-runtime[gpu]', or use cpu")
     return [_CUDA, "CPUExecutionProvider"] if there and device != "cpu" else ["CPUExecutionProvider"]
 
 
 def _check_device(wanted: Device, found: str) -> None:
-    """ONNX Runtime goes on without CUDA where its libraries or a GPU are missing."""
+    """Raise or warn if ONNX Runtime fell back to the CPU, as it does without CUDA's libraries or a GPU."""
     if found == "cuda" or wanted == "cpu" or _CUDA not in ort.get_available_providers():
         return
     if wanted == "cuda":
-        raise UserError("device", "CUDA does not start here (driver, CUDA 12 and cuDNN 9 are needed)", "give cpu")
-    warnings.warn("device: CUDA does not start here; running on the CPU", stacklevel=4)
+        raise UserError("device", "CUDA failed to start (it needs a driver, CUDA 12 and cuDNN 9)", "use cpu")
+    warnings.warn("device: CUDA failed to start; running on the CPU", stacklevel=4)
 
 
 class Decoder:
     """One sequence: its cache and its position.
 
-    Called with token ids it appends them and returns the logits after the last, float32 (V,), good until the next call.
+    A call appends token ids and returns the logits after the last, float32 (V,), valid until the next call.
     """
 
     def __init__(self, session: Session) -> None:
@@ -194,13 +196,13 @@ class Decoder:
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.float32]:
         rest = np.asarray(ids, dtype=np.int64)
-        while len(rest) > CHUNK + 1:  # never one token alone at the end: such a pass differs in the last bit
+        while len(rest) > CHUNK + 1:  # never a pass of one token at the end: its last bit differs
             self._pass(rest[:CHUNK], every=False)
             rest = rest[CHUNK:]
         return self._pass(rest, every=False)[0]
 
     def append(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One pass over `ids` (S,), which join the sequence; logits after each, float32 (S, V)."""
+        """Append `ids` (S,) in one pass; return the logits after each, float32 (S, V)."""
         return self._pass(ids, every=True)[0]
 
     def _pass(self, ids: NDArray[np.int64], every: bool) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
-"""Which sequence is in which slot of the cache, and what is left there of earlier ones.
+"""Which sequence is in which slot of the cache, and which keys and values of earlier sequences a slot still holds.
 
-Knows nothing of files, threads or sampling. What a slot still holds is used again where a prompt begins with it, and
-only as far as passes of several tokens made it: a pass of one token takes another attention kernel, whose last bit
+Independent of files, threads and sampling. Keys and values in a slot are reused for a prompt that starts with the same
+tokens, but only those from passes of several tokens: a pass of one token uses another attention kernel, whose last bit
 differs.
 """
 
@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from kiara_runtime.engine.sequence import Sequence
 from kiara_runtime.engine.session import Cache
 
-LEAST_REUSED = 8  # tokens; fewer are computed sooner than looked for
+LEAST_REUSED = 8  # tokens; fewer are faster to compute than to reuse
 
 
 @dataclass
 class Slot:
-    """tokens: those whose keys and values a sequence that left the slot has left behind. exact: how many of them, from
-    the beginning, were computed in passes of several tokens. touched: when it was given away last, by a counter.
+    """A slot of the cache.
+
+    tokens: those of the previous sequence whose keys and values are still there. exact: how many leading tokens were
+    computed in passes of several tokens. touched: the counter when the slot was last assigned.
     """
 
     sequence: Sequence | None = None
@@ -33,23 +35,23 @@ class Slot:
     touched: int = 0
 
     def known(self) -> list[int]:
-        """The tokens whose keys and values may be used again."""
+        """The tokens whose keys and values may be reused."""
         tokens = self.tokens if self.sequence is None else self.sequence.tokens
         return tokens[: self.exact]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Keys and values from elsewhere: content (2 L, K, N, E), of which the first `length` positions fit a prompt."""
+    """Keys and values from the prompt store: content (2 L, K, N, E), whose first `length` positions match a prompt."""
 
     length: int
     content: NDArray[Any]
 
 
 class Slots:
-    """The slots of a cache. Those in use are kept together, so that one pass takes them all.
+    """The slots of a cache. Those in use are kept adjacent, so that one pass covers them all.
 
-    left: told of the tokens and the buffers (2 L, K, C, E) of each sequence that leaves a slot.
+    left: called with the tokens and the buffers (2 L, K, C, E) when a sequence leaves a slot.
     """
 
     def __init__(
@@ -67,18 +69,18 @@ class Slots:
         return sequence
 
     def used(self) -> list[int]:
-        """Slots whose sequence goes on; one may have been cancelled a moment ago."""
+        """Slots whose sequence is not over; it may have been cancelled since the last step."""
         return [i for i, slot in enumerate(self._slots) if slot.sequence is not None and not slot.sequence.over]
 
     def holds(self, sequence: Sequence) -> bool:
         return any(slot.sequence is sequence for slot in self._slots)
 
     def longest_known(self, prompt: list[int]) -> int:
-        """How many tokens of a prompt any slot knows. From another thread it may be out of date by a step."""
+        """Length of the longest prefix of a prompt in any slot. In other threads it may be a step out of date."""
         return max((common_prefix(slot.known(), prompt) for slot in self._slots), default=0)
 
     def free(self) -> list[int]:
-        """Slots to choose from: inside or beside those in use."""
+        """Free slots that a sequence may get: between those in use, else next to them."""
         used = [i for i, slot in enumerate(self._slots) if slot.sequence is not None]
         free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
         if not used:
@@ -86,7 +88,7 @@ class Slots:
         return [i for i in free if used[0] < i < used[-1]] or [i for i in free if i in (used[0] - 1, used[-1] + 1)]
 
     def place(self, sequence: Sequence, free: list[int]) -> None:
-        """Give the sequence the free slot that knows most of its prompt, or that was given away longest ago."""
+        """Give the sequence the free slot that holds most of its prompt; of equal ones the least recently assigned."""
         prompt = sequence.tokens[: sequence.reusable]
         best = max(free, key=lambda i: (common_prefix(self._slots[i].known(), prompt), -self._slots[i].touched))
         slot = self._slots[best]
@@ -97,7 +99,7 @@ class Slots:
         slot.touched = self._clock
 
     def reuse(self, index: int, stored: Stored | None) -> None:
-        """Begin a sequence with what this slot, another one or `stored` knows of its prompt."""
+        """Start a sequence with the longest prefix of its prompt in this slot, another slot or `stored`."""
         slot, sequence = self._slots[index], self.sequence(index)
         prompt = sequence.tokens[: sequence.reusable]
         if self._cache.copies:
@@ -116,7 +118,7 @@ class Slots:
     def retire(self) -> None:
         """Free the slots of sequences that are over."""
         for index in range(len(self._slots)):
-            # Another sequence may move into the slot, and it may be over, too.
+            # Another sequence may move into the slot, and it may be over too.
             while (sequence := self._slots[index].sequence) is not None and sequence.over:
                 self._leave(index)
 
@@ -124,7 +126,7 @@ class Slots:
         self._slots = []
 
     def _leave(self, index: int) -> None:
-        """Free a slot; a sequence from the end of those in use moves into the gap."""
+        """Free a slot; a sequence from either end of those in use moves into the gap."""
         slot = self._slots[index]
         sequence, slot.tokens = self.sequence(index), slot.known()
         slot.sequence = None
@@ -134,15 +136,15 @@ class Slots:
         if not self._cache.copies or not used or not used[0] < index < used[-1]:
             return
         source = min(used[0], used[-1], key=lambda i: self.sequence(i).computed)
-        moved, slot.exact = self._slots[source], 0  # before its cache is another's: an interrupt may come at any time
+        moved, slot.exact = self._slots[source], 0  # before its cache is overwritten: an interrupt may come at any time
         self._cache.copy(source, index, max(self.sequence(source).computed, moved.exact))
         left = Slot(touched=moved.touched, tokens=moved.known(), exact=moved.exact)
         self._slots[index], self._slots[source] = moved, left
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many tokens two lists begin with in common."""
+    """Number of leading tokens that two lists share."""
     size = min(len(a), len(b))
-    if a[:size] == b[:size]:  # one comparison in C, the most frequent outcome
+    if a[:size] == b[:size]:  # one comparison in C; the most frequent case
         return size
     return int(np.argmin(np.equal(a[:size], b[:size])))

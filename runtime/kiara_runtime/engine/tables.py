@@ -1,7 +1,7 @@
-"""Embedding tables, read where they lie in the graph's file.
+"""Embedding tables, memory-mapped from the graph's file.
 
-A token reads one row of them. Where the LM head is the same table, ONNX Runtime packs it for its kernel and would keep
-it for the embedding once more: 28 of SmolLM2's 139 MB.
+A token reads one row. If the LM head is the same table, ONNX Runtime packs it for its kernel and would keep a second
+copy for the embedding: 28 of SmolLM2's 139 MB.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import onnxruntime as ort
 
 from kiara_runtime.bundle import gathered_tables
 
-LEAST_BYTES = 1 << 20  # of a table that is worth it
-# By their numbers in onnx.proto. Of bytes only, as a file aligns nothing.
+LEAST_BYTES = 1 << 20  # smaller tables are not worth it
+# By their numbers in onnx.proto. One-byte types only, as tensors in a file are not aligned.
 _KINDS: dict[int, type[np.generic]] = {2: np.uint8, 3: np.int8}
 
 
 class Tables:
-    """The tables of a graph's file. Must live as long as the session that they were added to."""
+    """The embedding tables of a graph's file. Must live as long as the session that they were added to."""
 
     def __init__(self, graph: Path) -> None:
         with graph.open("rb") as file:
@@ -36,6 +36,6 @@ class Tables:
             options.add_initializer(name, value)
 
     def forget(self) -> None:
-        """Give back the pages that packing has read; a row that is needed is read again."""
-        with contextlib.suppress(AttributeError, OSError):  # no such call on Windows
+        """Release the pages that packing has read; rows are read again when needed."""
+        with contextlib.suppress(AttributeError, OSError):  # not available on Windows
             self._data.madvise(mmap.MADV_DONTNEED)

@@ -1,6 +1,6 @@
 """From logits to the next token: parameters and their checks, filters, the sampler, and grammars (`grammar`).
 
-Functions of NumPy arrays; nothing here knows where logits come from or who asked.
+Functions of NumPy arrays, independent of where logits come from and of who requested the tokens.
 """
 
 from typing import TYPE_CHECKING

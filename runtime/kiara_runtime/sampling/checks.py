@@ -1,5 +1,5 @@
-"""What each kind of sampling parameter may hold: a check takes a field's name and the value given, and returns the
-value to store, or raises UserError.
+"""Checks of sampling parameters: each takes a field's name and the value given, and returns the value to store or
+raises UserError.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def whole_number(least: int, most: int) -> Check:
 
 
 def count_or_off(name: str, value: object) -> int:
-    """Some programs write -1 where others write 0."""
+    """A count; -1 becomes 0, as some programs use -1 for "off"."""
     return max(0, check_integer(name, value, -1, MOST_IDS))
 
 
@@ -67,15 +67,15 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
         value = () if value is None else (value,)
     texts: tuple[Any, ...] = tuple(cast("Iterable[Any]", value))
     if len(texts) > 16:
-        raise _refusal(name, texts, "give at most 16 texts")
+        raise _refusal(name, texts, "give at most 16 strings")
     for i, text in enumerate(texts):
         if type(text) is not str or not text:
-            raise _refusal(name if len(texts) == 1 else f"{name}[{i}]", text, "give a text that is not empty")
+            raise _refusal(name if len(texts) == 1 else f"{name}[{i}]", text, "give a string that is not empty")
     return texts
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
-    """Each id once, ascending."""
+    """The ids, ascending and without duplicates."""
     try:
         ids: list[Any] = [] if value is None else list(value)
     except TypeError:
@@ -86,7 +86,7 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
 
 
 def biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
-    """Pairs of id and bias by id, each id once. JSON's ids are texts of decimal digits."""
+    """Pairs of id and bias, sorted by id, each id once. Ids from JSON are strings of decimal digits."""
     try:
         given: dict[Any, Any] = dict(() if value is None else value)
     except (TypeError, ValueError):
@@ -106,8 +106,8 @@ def source(name: str, value: Any) -> str:
         if isinstance(value, str) and 0 < len(value.encode()) <= MOST_SOURCE_BYTES:
             return value
     except UnicodeEncodeError:
-        raise _refusal(name, value, "give text that UTF-8 can hold") from None
-    raise _refusal(name, value, "give a text of 1 byte to 1 MiB")
+        raise _refusal(name, value, "give text that UTF-8 can encode") from None
+    raise _refusal(name, value, "give a string of 1 byte to 1 MiB")
 
 
 def json_schema(name: str, value: Any) -> str:

@@ -1,8 +1,8 @@
-"""Pure functions over logits: which tokens may be drawn, with what weights, and which one a draw picks.
+"""Pure functions over logits: which tokens may be sampled, with what weights, and which one a random number picks.
 
-A filter is a function of (tempered logits (K,), its parameter) and returns the places that stay, ascending. It
-sees what the filters before it left, as if that were the whole distribution. None sorts a whole vocabulary,
-which would take longer than a small model's step.
+A filter takes (logits (K,) after temperature, its parameter) and returns the indices to keep, ascending. It treats
+what the previous filters kept as the whole distribution. No filter sorts a whole vocabulary, which would take longer
+than a small model's step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Places = NDArray[np.intp]
 
 BLOCK = 256
 BUCKETS = 1024
-NEAR, FAR = 12.0, 32.0  # nats; what is farther shares the last bucket
+NEAR, FAR = 12.0, 32.0  # nats; scores beyond FAR share the last bucket
 
 
 def penalise(logits: Logits, seen: Places, penalty: float) -> Logits:
@@ -31,12 +31,12 @@ def penalise(logits: Logits, seen: Places, penalty: float) -> Logits:
 def keep(
     logits: Logits, temperature: float, top_k: int = 0, typical_p: float = 1.0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[Places | None, Floats]:
-    """Ids that stay, ascending (None: all), and their weights, in proportion to probabilities; the largest is 1.
+    """Return the ids to keep, ascending (None: all), and their weights: proportional to probabilities, the largest 1.
 
-    The filters see the tempered logits, in the order of the parameters here.
+    The filters see the logits after temperature, in the order of the parameters.
     """
     ids = None
-    if 0 < top_k < len(logits):  # the k likeliest (Fan et al. 2018), which no temperature changes
+    if 0 < top_k < len(logits):  # the k likeliest (Fan et al. 2018), at any temperature
         ids = np.sort(ranked(-logits, top_k)[:top_k])
         logits = logits[ids]
     tempered = _temper(logits, temperature)
@@ -49,16 +49,16 @@ def keep(
 
 
 def pick(ids: Places | None, weights: Floats, uniform: float) -> int:
-    """The id at `uniform`, in [0, 1), of the cumulated weights; never one whose weight is 0.
+    """Return the id at `uniform`, in [0, 1), of the cumulative weights; never one whose weight is 0.
 
-    Cumulates blocks first, then the weights of one block, which is several times faster than all in a row.
+    Sums blocks first, then the weights of one block: several times faster than a cumulative sum of all.
     """
     blocks: Floats = np.add.reduceat(weights, range(0, len(weights), BLOCK)).cumsum()
-    goal = uniform * float(blocks[-1])  # rounded, too, it stays below the sum
+    goal = uniform * float(blocks[-1])  # stays below the sum even after rounding
     block = int(np.searchsorted(blocks, goal, "right"))
     inside = weights[block * BLOCK : (block + 1) * BLOCK].cumsum()
     missing = goal - (float(blocks[block - 1]) if block else 0.0)
-    last = int(np.searchsorted(inside, float(inside[-1])))  # where the last bits of the two sums differ
+    last = int(np.searchsorted(inside, float(inside[-1])))  # in case the two sums differ in their last bits
     place = block * BLOCK + min(int(np.searchsorted(inside, missing, "right")), last)
     return place if ids is None else int(ids[place])
 
@@ -70,13 +70,13 @@ def log_softmax(logits: Logits) -> Floats:
 
 
 def nats(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> Floats:
-    """The negative log-likelihood of each of targets (S,) under logits (S, V), in nats, (S,)."""
+    """Negative log-likelihood of each of the targets (S,) under logits (S, V), in nats, (S,)."""
     ahead = logits - logits.max(-1, keepdims=True)
     return np.log(np.exp(ahead).sum(-1, dtype=np.float64)) - ahead[np.arange(len(targets)), targets]
 
 
 def ranked(scores: NDArray[np.floating], least: int) -> Places:
-    """Places by rising score, equal scores by place: the first `least` or somewhat more, or all there are."""
+    """Indices by ascending score, ties by index: the first `least` or somewhat more, or all."""
     places = np.arange(len(scores))
     if least < len(scores):
         last = max(least - 1, 0)
@@ -85,22 +85,22 @@ def ranked(scores: NDArray[np.floating], least: int) -> Places:
 
 
 def _temper(logits: Logits, temperature: float) -> Floats:
-    """Divided by the temperature, less the largest, which so becomes 0."""
+    """Subtract the largest logit and divide by the temperature."""
     below = np.subtract(logits, logits.max(), dtype=np.float64)
-    with np.errstate(over="ignore"):  # a temperature of almost 0 takes them to -inf, which is right
+    with np.errstate(over="ignore"):  # a temperature near 0 gives -inf, which is right
         return np.divide(below, temperature, out=below)
 
 
 def _typical(tempered: Floats, part: float) -> Places:
     """The tokens whose surprisal is nearest to its mean, the entropy, up to `part` (Meister et al. 2023)."""
-    finite = np.maximum(tempered, -1000.0)  # exp is 0 there, and 0 * -inf not a number
+    finite = np.maximum(tempered, -1000.0)  # exp is 0 there, and 0 * -inf would be NaN
     weights = np.exp(finite)
-    mean = (weights * finite).sum() / weights.sum()  # it and `finite` lack the same log of the sum, which cancels
+    mean = (weights * finite).sum() / weights.sum()  # it and `finite` are off by the same log of the sum, which cancels
     return _reach(np.abs(finite - mean), weights, part)
 
 
 def _top_p(tempered: Floats, part: float) -> Places:
-    """The likeliest tokens, up to and with the one that reaches `part` (nucleus sampling, Holtzman et al. 2020)."""
+    """The likeliest tokens, up to and including the one that reaches `part` (nucleus, Holtzman et al. 2020)."""
     return _reach(-tempered, np.exp(tempered), part)
 
 
@@ -110,9 +110,9 @@ def _min_p(tempered: Floats, part: float) -> Places:
 
 
 def _reach(scores: Floats, weights: Floats, part: float) -> Places:
-    """Places of the lowest scores, up to and with the one at which the weights reach `part` of their sum.
+    """Indices of the lowest scores, up to and including the one where the weights reach `part` of their sum.
 
-    scores: in nats, from 0. Mostly the few tokens within NEAR suffice, so that the rest need no look.
+    scores: in nats, from 0. Usually the few tokens within NEAR suffice, and the rest are skipped.
     """
     goal = part * float(weights.sum())
     near = np.flatnonzero(scores < NEAR)

@@ -1,4 +1,4 @@
-"""How to continue a prompt: the parameters of sampling, checked once, and as keywords for editors."""
+"""Sampling parameters: checked once as SamplingParams, and as typed keywords for editors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kiara_runtime.sampling.checks import (
 
 
 def _documented(default: Any, check: Check, text: str) -> Any:
-    """A field with what it may hold, and its help text, which the command lines show, too."""
+    """A field with its check and its help text, which the commands show too."""
     return field(default=default, metadata={"check": check, "help": text})
 
 
@@ -33,11 +33,11 @@ def _documented(default: Any, check: Check, text: str) -> Any:
 class SamplingParams:
     """How to continue a prompt. A value out of range raises UserError with the field's name.
 
-    Where no seed is given one is drawn, and stands in the result: the same seed gives the same text.
+    Without a seed a random one is drawn and stored in `seed`: the same seed gives the same text.
     """
 
     max_tokens: int = _documented(
-        128, whole_number(0, MOST_IDS), "Tokens to generate at most; the model's context may end it sooner."
+        128, whole_number(0, MOST_IDS), "Maximum number of tokens to generate; the model's context may end it sooner."
     )
     temperature: float = _documented(
         0.8, real_number(0.0, 100.0), "Divides the logits; 0 always takes the likeliest token (greedy)."
@@ -50,42 +50,42 @@ class SamplingParams:
         1.0, real_number(0.0, 1.0, above=True), "Keep the likeliest tokens that together reach this probability."
     )
     min_p: float = _documented(
-        0.0, real_number(0.0, 1.0), "Keep tokens with at least this part of the likeliest one's probability."
+        0.0, real_number(0.0, 1.0), "Keep tokens with at least this fraction of the likeliest one's probability."
     )
     repetition_penalty: float = _documented(
         1.0, real_number(0.01, 10.0), "Above 1, makes tokens of prompt and output less likely."
     )
     presence_penalty: float = _documented(
-        0.0, real_number(-2.0, 2.0), "Taken off the logit of a token that the output holds."
+        0.0, real_number(-2.0, 2.0), "Subtracted from the logit of each token in the output."
     )
     frequency_penalty: float = _documented(
-        0.0, real_number(-2.0, 2.0), "Taken off the logit of a token each time that the output holds it."
+        0.0, real_number(-2.0, 2.0), "Subtracted from a token's logit for each time it is in the output."
     )
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = _documented(
-        (), biases, "Added to the logits of these tokens, -100 to 100; stored as pairs of id and number."
+        (), biases, "Added to the logits of these tokens, -100 to 100; stored as pairs of id and bias."
     )
     banned_tokens: tuple[int, ...] = _documented((), token_ids, "Ids of tokens that are never chosen.")
-    seed: int | None = _documented(None, drawn_seed, "The same seed gives the same text; drawn where none is given.")
-    stop: tuple[str, ...] = _documented((), texts, "The text ends before the first of these.")
-    stop_token_ids: tuple[int, ...] = _documented((), token_ids, "Ids that end the text as an end-of-text token does.")
-    ignore_eos: bool = _documented(False, flag, "Go on after an end-of-text token, for measurements.")
+    seed: int | None = _documented(None, drawn_seed, "The same seed gives the same text; random if not given.")
+    stop: tuple[str, ...] = _documented((), texts, "The text ends before the first of these strings.")
+    stop_token_ids: tuple[int, ...] = _documented((), token_ids, "Ids that end the text like an end-of-text token.")
+    ignore_eos: bool = _documented(False, flag, "Continue after an end-of-text token, for benchmarks.")
     logprobs: int | None = _documented(
-        None, optional(whole_number(0, 20)), "Tell each token's log-probability, and so many of the likeliest ones."
+        None, optional(whole_number(0, 20)), "Return log-probabilities: of each token, and of this many likeliest ones."
     )
-    prompt_logprobs: bool = _documented(False, flag, "Tell the log-probabilities of the prompt's tokens, too.")
+    prompt_logprobs: bool = _documented(False, flag, "Return the log-probabilities of the prompt's tokens too.")
     json_schema: str | None = _documented(
-        None, optional(json_schema), "The text is JSON that this JSON Schema allows; a dictionary or its text."
+        None, optional(json_schema), "The text is JSON that this JSON Schema allows; a dictionary or JSON text."
     )
-    regex: str | None = _documented(None, optional(source), "The text matches this regular expression, whole.")
+    regex: str | None = _documented(None, optional(source), "The whole text matches this regular expression.")
     grammar: str | None = _documented(None, optional(source), "The text follows this Lark grammar.")
     token_healing: bool = _documented(
-        True, flag, "Where a text prompt ends inside a token, choose that token anew; off with False."
+        True, flag, "If a text prompt ends inside a token, sample that token again; False turns it off."
     )
     speculate: bool = _documented(
         False,
         flag,
-        "Guess tokens ahead from repeats in the text, and check them in one pass; "
-        "faster on code, the last bit of a logit may differ.",
+        "Guess tokens ahead from repeats in the text, and verify them in one pass; "
+        "faster on code, but the last bit of a logit may differ.",
     )
 
     def __post_init__(self) -> None:
@@ -93,10 +93,10 @@ class SamplingParams:
             object.__setattr__(self, each.name, each.metadata["check"](each.name, getattr(self, each.name)))
         given = [name for name in ("json_schema", "regex", "grammar") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UserError(given[1], f"{given[0]} is given, too", "give one of json_schema, regex and grammar at most")
+            raise UserError(given[1], f"{given[0]} is given too", "give at most one of json_schema, regex and grammar")
 
     def check_vocabulary(self, size: int) -> None:
-        """Raises UserError for an id that a vocabulary of `size` lacks, and where all of it is banned."""
+        """Raise UserError for an id outside a vocabulary of `size`, or if all of it is banned."""
         biased = tuple(dict(self.logit_bias))
         for name, ids in (
             ("logit_bias", biased),
@@ -106,14 +106,14 @@ class SamplingParams:
             if ids and ids[-1] >= size:  # they ascend
                 raise UserError(name, f"the vocabulary has no token {ids[-1]}", f"give ids below {size}")
         if len(self.banned_tokens) == size:
-            raise UserError("banned_tokens", f"all {size} tokens are banned", "leave one at least")
+            raise UserError("banned_tokens", f"all {size} tokens are banned", "leave at least one")
 
 
 class Sampling(TypedDict, total=False):
     """The keywords of `generate`, `stream` and `chat`: fields of SamplingParams, with their ranges and defaults."""
 
     max_tokens: int
-    """Tokens to generate at most, 0 and up; the model's context may end it sooner. Default 128."""
+    """Maximum number of tokens to generate, 0 and up; the model's context may end it sooner. Default 128."""
     temperature: float
     """Divides the logits, 0 to 100; 0 always takes the likeliest token (greedy). Default 0.8."""
     top_k: int
@@ -123,43 +123,43 @@ class Sampling(TypedDict, total=False):
     top_p: float
     """Keep the likeliest tokens that together reach this probability, above 0 to 1. Default 1."""
     min_p: float
-    """Keep tokens with at least this part of the likeliest one's probability, 0 to 1. Default 0."""
+    """Keep tokens with at least this fraction of the likeliest one's probability, 0 to 1. Default 0."""
     repetition_penalty: float
     """Above 1, makes tokens of prompt and output less likely, 0.01 to 10. Default 1."""
     presence_penalty: float
-    """Taken off the logit of a token that the output holds, -2 to 2. Default 0."""
+    """Subtracted from the logit of each token in the output, -2 to 2. Default 0."""
     frequency_penalty: float
-    """Taken off the logit of a token each time that the output holds it, -2 to 2. Default 0."""
+    """Subtracted from a token's logit for each time it is in the output, -2 to 2. Default 0."""
     logit_bias: Mapping[int, float]
     """Added to the logits of these token ids, -100 to 100. Default none."""
     banned_tokens: Iterable[int]
     """Ids of tokens that are never chosen. Default none."""
     seed: int | None
-    """The same seed gives the same text, 0 to 2^63 - 1; None draws one."""
+    """The same seed gives the same text, 0 to 2^63 - 1; None draws a random one."""
     stop: str | Iterable[str]
-    """The text ends before the first of these, at most 16. Default none."""
+    """The text ends before the first of these strings, at most 16. Default none."""
     stop_token_ids: Iterable[int]
-    """Ids that end the text as an end-of-text token does. Default none."""
+    """Ids that end the text like an end-of-text token. Default none."""
     ignore_eos: bool
-    """Go on after an end-of-text token, for measurements. Default False."""
+    """Continue after an end-of-text token, for benchmarks. Default False."""
     logprobs: int | None
-    """Tell each token's log-probability, and so many of the likeliest ones, 0 to 20. Default None."""
+    """Return each token's log-probability, and those of this many likeliest tokens, 0 to 20. Default None."""
     prompt_logprobs: bool
-    """Tell the log-probabilities of the prompt's tokens, too. Default False."""
+    """Return the log-probabilities of the prompt's tokens too. Default False."""
     json_schema: str | Mapping[str, Any] | None
-    """The text is JSON that this JSON Schema allows, a dictionary or its text. One of three forms at most."""
+    """The text is JSON that this JSON Schema allows, a dictionary or JSON text. Not with `regex` or `grammar`."""
     regex: str | None
-    """The text matches this regular expression, whole."""
+    """The whole text matches this regular expression."""
     grammar: str | None
     """The text follows this Lark grammar."""
     token_healing: bool
-    """Where a text prompt ends inside a token, choose that token anew. Default True."""
+    """If a text prompt ends inside a token, sample that token again. Default True."""
     speculate: bool
-    """Guess tokens ahead from repeats in the text and check them in one pass. Default False."""
+    """Guess tokens ahead from repeats in the text and verify them in one pass. Default False."""
 
 
 def sampling_params(given: Sampling | Mapping[str, Any]) -> SamplingParams:
-    """The parameters of keywords; raises UserError for one that is none, with the nearest."""
+    """SamplingParams from keywords; raises UserError for an unknown one, and suggests the nearest."""
     names = [each.name for each in fields(SamplingParams)]
     for name in given:
         if name not in names:
@@ -167,5 +167,5 @@ def sampling_params(given: Sampling | Mapping[str, Any]) -> SamplingParams:
 
             close = difflib.get_close_matches(name, names, n=1)
             remedy = f"did you mean {close[0]}?" if close else f"use {', '.join(names)}"
-            raise UserError(name, "is no sampling parameter", remedy)
+            raise UserError(name, "is not a sampling parameter", remedy)
     return SamplingParams(**cast("dict[str, Any]", given))

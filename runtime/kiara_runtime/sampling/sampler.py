@@ -1,4 +1,4 @@
-"""From logits to the next token, in NumPy: the one sampler of every front end, PyTorch reference included."""
+"""From logits to the next token, in NumPy: the one sampler for every front end, including the PyTorch reference."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kiara_runtime.sampling import filters
 from kiara_runtime.sampling.filters import Logits
 from kiara_runtime.sampling.params import SamplingParams
 
-HEALING = 1  # sets its draws apart from the others of a seed
+HEALING = 1  # gives token healing a random stream of its own
 
 
 class Sampler:
-    """Picks the tokens of one sequence, with one draw each, so that a seed repeats whatever else is in the batch.
+    """Samples the tokens of one sequence, one random number each, so that a seed repeats regardless of the batch.
 
-    prompt: its ids. choice: which of a request's continuations this is; each has draws of its own.
+    prompt: its ids. choice: index among a request's continuations; each has a random stream of its own.
     The logits change in this order: repetition penalty (prompt and output), presence and frequency penalty
     (output only, as OpenAI defines them), bias, bans. Temperature and filters follow, see `filters.keep`.
     """
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], choice: int = 0) -> None:
-        seed = params.seed or 0  # never None, SamplingParams has drawn one
+        seed = params.seed or 0  # never None: SamplingParams draws one
         self._draw = np.random.default_rng([seed, choice] if choice else seed).random
         self._params, self._choice = params, choice
         self._repetition = params.repetition_penalty != 1.0
@@ -38,13 +38,13 @@ class Sampler:
         self._prompt = set(prompt) if self._repetition else set[int]()
         self._recorded: list[int] = []  # not counted yet
         self._counts: Counter[int] = Counter()  # of the output
-        self._seen = np.zeros(0, dtype=np.bool_)  # (V,) from the first call on, which tells V
+        self._seen = np.zeros(0, dtype=np.bool_)  # (V,) from the first call on
         self._shift = np.zeros(0, dtype=np.float32)
 
     def __call__(self, logits: Logits, allowed: NDArray[np.bool_] | None = None) -> int:
-        """The next token. logits: (V,), never written to; allowed: (V,), the tokens that a grammar permits.
+        """Return the next token. logits: (V,), never written to; allowed: (V,), the tokens that a grammar permits.
 
-        Raises UserError where no token can be chosen, or a logit is not a number.
+        Raises UserError if the largest logit is not finite: no token is left, or the model overflows.
         """
         if self._changes:
             logits = self._changed(logits)
@@ -60,9 +60,9 @@ class Sampler:
         return filters.pick(*kept, self._draw())
 
     def heal(self, logits: Logits, allowed: NDArray[np.bool_] | None) -> int:
-        """A token in place of the prompt's last one, by a draw of its own, so that the others are the same without it.
+        """Sample a token in place of the prompt's last one, with a separate random stream: later draws do not change.
 
-        Only by temperature, among the tokens `allowed` (V,): penalties and filters are for what is new.
+        Uses only the temperature, among the tokens `allowed` (V,): penalties and filters apply to new text only.
         """
         logits = logits if allowed is None else np.where(allowed, logits, np.float32(-np.inf))
         if self._params.temperature == 0.0 or not math.isfinite(float(logits.max())):
@@ -108,9 +108,9 @@ class TokenLogprob:
 
 
 def token_logprob(logits: Logits, token: int, top: int) -> TokenLogprob:
-    """By the model's own distribution, before temperature, penalties and bans. logits: (V,).
+    """A token's log-probability in the model's own distribution, before temperature, penalties and bans. logits: (V,).
 
-    top: how many of the likeliest tokens to tell, by falling probability, equal ones by id.
+    top: how many of the likeliest tokens to include, by descending probability, ties by id.
     """
     logprobs = filters.log_softmax(logits)
     best = filters.ranked(-logits, top)[:top]
@@ -120,4 +120,4 @@ def token_logprob(logits: Logits, token: int, top: int) -> TokenLogprob:
 def _no_choice(largest: float) -> UserError:
     if largest == -math.inf:
         return UserError("banned_tokens", "with logit_bias and the grammar they leave no token here", "ban fewer")
-    return UserError("logits", f"the largest is {largest}, no number", "the model overflows here, try another variant")
+    return UserError("logits", f"the largest is {largest}", "the model overflows here, try another variant")

@@ -1,6 +1,6 @@
-"""What the operating system gives: locks, signals, standard streams, memory, files of bounded size, this machine.
+"""Operating system services: locks, signals, standard streams, memory, files of bounded size, this machine.
 
-Nothing here knows of models, tokens or bundles.
+Independent of models, tokens and bundles.
 """
 
 from kiara_runtime.system.console import forget_reader, json_text, show_anything, tell

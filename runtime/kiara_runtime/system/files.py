@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have written: of bounded size, and told by name where they cannot be read."""
+"""Reads untrusted files, of bounded size; errors name the file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MAX_JSON_BYTES = 64 << 20
 
 
 def read_bounded_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """A JSON object of bounded size; raises UserError with the file's name where it is none."""
+    """Read a JSON object of bounded size; raises UserError with the file's name if it is not one."""
     return parse_object(path, read_bounded(path, max_bytes))
 
 
 def read_bounded(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
-    """The text of a file of bounded size; raises UserError with its name where there is none."""
+    """Read a text file of bounded size; raises UserError with its name if that fails."""
     if not path.is_file():
         raise UserError(path, "there is no such file", "the folder is not complete")
     if path.stat().st_size > max_bytes:
-        raise UserError(path, f"larger than {max_bytes >> 20} MiB, which no such file should be", "name another")
+        raise UserError(path, f"larger than {max_bytes >> 20} MiB, too large for such a file", "name another")
     try:
         return path.read_text("utf-8")
     except ValueError as error:
@@ -31,13 +31,13 @@ def read_bounded(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
 
 
 def parse_object(path: Path, text: str) -> dict[str, Any]:
-    """The JSON object that `text`, of the file `path`, is; raises UserError where it is none."""
+    """Parse a JSON object from `text`, the content of `path`; raises UserError if it is not one."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(path, f"not JSON ({error})", "mend it, or fetch it again") from None
+        raise UserError(path, f"not JSON ({error})", "correct it, or fetch it again") from None
     if not isinstance(values, dict):
-        raise UserError(path, "no JSON object", "name another file, or fetch it again")
+        raise UserError(path, "not a JSON object", "name another file, or fetch it again")
     return cast("dict[str, Any]", values)
 
 
@@ -46,6 +46,6 @@ def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         if not path.stat().st_size:
             return hashlib.sha256().hexdigest()
-        # In one piece, so that other threads run meanwhile; reading piece by piece would wait for Python each time.
+        # In one call, which releases the GIL; reading in pieces would wait for it after each.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return hashlib.sha256(content).hexdigest()

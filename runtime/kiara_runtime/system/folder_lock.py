@@ -1,7 +1,7 @@
-"""A lock on a folder that names the process which holds it, and dies with that process.
+"""A lock on a folder that records which process holds it, and ends with that process.
 
-The lock is the operating system's, on a hidden file beside the folder: `.NAME.lock`. What is left of a killed process
-is a small file that locks nothing.
+It is a lock of the operating system on a hidden file beside the folder, `.NAME.lock`. A killed process leaves a small
+file that locks nothing.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-_OWNER = 16  # where the owner's line begins: Windows lets nobody read the byte that is locked
+_OWNER = 16  # offset of the owner's line: on Windows the locked byte cannot be read
 
 
 class LockedError(UserError):
-    """Another process writes this folder."""
+    """Another process is writing this folder."""
 
 
 class FolderLock:
-    """Held from when it is made until `close`; raises LockedError where another process, or this one, holds it."""
+    """A lock held from construction to `close`; raises LockedError if another process, or this one, holds it."""
 
     def __init__(self, folder: Path) -> None:
         folder = folder.resolve()
@@ -49,22 +49,22 @@ class FolderLock:
                 owner = _owner(descriptor)
                 os.close(descriptor)
                 raise LockedError(
-                    folder, f"{owner} is writing it", "wait until that has ended, or name another folder"
+                    folder, f"{owner} is writing it", "wait until it has finished, or name another folder"
                 ) from None
-            except OSError:  # a file system without locks, on which nobody can hold one
+            except OSError:  # the file system has no locks, so nobody can hold one
                 pass
             if _still_there(self.path, descriptor):
                 self._descriptor = descriptor
             else:  # its last holder has just deleted it
                 os.close(descriptor)
-        self._sign()
+        self._record_owner()
 
     def close(self) -> None:
-        """Give the lock back; a second time does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        if sys.platform != "win32":  # which deletes no open file
+        if sys.platform != "win32":  # Windows cannot delete an open file
             self.path.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -78,7 +78,7 @@ class FolderLock:
         if getattr(self, "_descriptor", None) is not None:
             self.close()
 
-    def _sign(self) -> None:
+    def _record_owner(self) -> None:
         assert self._descriptor is not None
         command = " ".join([Path(arg).name for arg in getattr(sys, "argv", [])[:2]])[:100]
         owner = {"pid": os.getpid(), "command": command, "since": time.strftime("%H:%M on %Y-%m-%d")}
@@ -99,5 +99,5 @@ def _owner(descriptor: int) -> str:
         os.lseek(descriptor, _OWNER, os.SEEK_SET)
         owner: Any = json.loads(os.read(descriptor, 1000))
         return f"process {int(owner['pid'])} ({owner['command']}, since {owner['since']})"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not signed yet
+    except (OSError, ValueError, KeyError, TypeError):  # not recorded yet
         return "another process"

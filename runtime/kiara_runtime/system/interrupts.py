@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and a closed terminal end a command cleanly, within a second even inside a long library call.
 
-Python hears a signal only between its own instructions. A thread therefore waits for the raw signal, gives the main
-thread a moment to end by itself, and else ends the process.
+Python handles a signal only between its own instructions. So a thread waits for the raw signal, gives the main thread
+a moment to end by itself, and otherwise ends the process.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-PATIENCE = 0.6  # seconds that a long call gets to come to its end
+PATIENCE = 0.6  # seconds that a long call gets to finish
 _STOPS = [signal.SIGTERM, *([signal.SIGHUP] if sys.platform != "win32" else [])]
-CODES = {number: 128 + number for number in (signal.SIGINT, *_STOPS)}  # as shells do
+CODES = {number: 128 + number for number in (signal.SIGINT, *_STOPS)}  # as in shells
 LINES = {
     signal.SIGINT: "Interrupted; run the same command again.",
     **{number: f"Stopped by {number.name}; run the same command again." for number in _STOPS},
 }
 
 _last_acts: list[Callable[[], None]] = []
-_heard: list[set[int]] = []  # of the blocks of `orderly_end` that run
+_heard: list[set[int]] = []  # one for each running block of `orderly_end`
 
 
 class Terminated(KeyboardInterrupt):
@@ -36,10 +36,10 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def orderly_end() -> Generator[set[int]]:
-    """Turn these signals into KeyboardInterrupt or Terminated for as long as the block runs.
+    """Turn these signals into KeyboardInterrupt or Terminated while the block runs.
 
-    The block receives the set of those that have come. Does nothing in another thread than the main one. A signal
-    that is ignored, as in a shell's background jobs, or that the program handles in its own way, is left so.
+    Yields the set of signals received so far. Does nothing outside the main thread. Signals that are ignored, as in a
+    shell's background jobs, or that the program handles itself, are left alone.
     """
     heard: set[int] = set()
     if threading.current_thread() is not threading.main_thread():
@@ -68,7 +68,7 @@ def orderly_end() -> Generator[set[int]]:
 
 @contextmanager
 def early_interrupts() -> Generator[None]:
-    """For the moment in which a command is imported: Ctrl-C ends the process with a line, and no traceback."""
+    """While a command is imported, let Ctrl-C end the process with a line and no traceback."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
@@ -82,7 +82,7 @@ def early_interrupts() -> Generator[None]:
 
 @contextmanager
 def _watched(hear: object, heard: set[int]) -> Generator[None]:
-    """A thread that waits for the raw signals; not on Windows, whose console tells of them in another way."""
+    """Run a thread that waits for the raw signals; not on Windows, whose console reports them differently."""
     if sys.platform == "win32":
         yield
         return
@@ -103,14 +103,14 @@ def _watched(hear: object, heard: set[int]) -> Generator[None]:
 
 
 def answered(number: int) -> None:
-    """For a command that handles a signal itself: the watcher lets it end in its own time."""
+    """Tell the watcher that the command handles this signal itself and must not be ended."""
     for heard in _heard:
         heard.add(number)
 
 
 @contextmanager
 def on_sudden_end(act: Callable[[], None]) -> Generator[None]:
-    """Call `act` if the process is ended in the middle of a long call in this block, where no `finally` runs."""
+    """Call `act` if the process is ended during a long call in this block, where no `finally` runs."""
     _last_acts.append(act)
     try:
         yield
@@ -119,7 +119,7 @@ def on_sudden_end(act: Callable[[], None]) -> Generator[None]:
 
 
 def leave(code: int) -> None:
-    """End the process now that everything is in order: libraries can take seconds to take themselves apart."""
+    """Flush the output and end the process at once: libraries can take seconds to shut down."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -129,7 +129,7 @@ def leave(code: int) -> None:
 def _watch(read: int, hear: object, heard: set[int], over: threading.Event) -> None:
     while numbers := os.read(read, 64):
         for number in numbers:
-            # A handler that a command has put in the place of ours ends it in its own time.
+            # If a command has replaced our handler, its own decides when to end.
             if number not in CODES or signal.getsignal(number) is not hear:
                 continue
             if not over.wait(PATIENCE) and number not in heard:

@@ -1,4 +1,4 @@
-"""The machine that figures were taken on, as far as it tells."""
+"""A description of the machine that figures were measured on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Its processor, the cores that this process may use, and its system."""
+    """The processor, the number of cores that this process may use, and the operating system."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -1,4 +1,4 @@
-"""Memory of this process: freed memory back to the system, one arena for all threads."""
+"""Memory of this process: return of freed memory, one arena for all threads."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _LARGE_BYTES = 256 << 10
 
 
 def give_back() -> None:
-    """Return freed memory to the system: glibc keeps what lies below anything in use."""
+    """Return freed memory to the operating system: glibc keeps what lies below memory in use."""
     with contextlib.suppress(*_NO_GLIBC):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def share_arena() -> None:
-    """Let all threads allocate from one arena, and large blocks straight from the system.
+    """Let all threads allocate from one arena, and large blocks directly from the operating system.
 
-    glibc gives each thread an arena, which keeps what it was given: with some fifty threads that make steps in turn
-    SmolLM2 held 90 MB more after four minutes under load, and more each minute; so it levels off.
+    glibc gives each thread an arena, which keeps freed memory. With some fifty threads running steps in turn, SmolLM2
+    used 90 MB more after four minutes under load, and more each minute; with one arena this levels off.
     """
     with contextlib.suppress(*_NO_GLIBC):
         library = ctypes.CDLL(None)

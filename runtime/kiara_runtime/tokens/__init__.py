@@ -1,6 +1,6 @@
-"""Text to token ids and back: the tokenizer and its file, text that grows by whole characters, chat templates.
+"""Text to token ids and back: the tokenizer and its file, streamed text, chat templates.
 
-Nothing here chooses tokens (`sampling`) or computes logits (`engine`).
+Choosing tokens is in `sampling`, computing logits in `engine`.
 """
 
 from kiara_runtime.tokens.chat import Message, can_chat, chat_ids, chat_problems

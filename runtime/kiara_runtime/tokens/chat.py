@@ -1,8 +1,9 @@
-"""Conversations to the ids of a prompt, by the model's chat template.
+"""Turns conversations into the ids of a prompt, by the model's chat template.
 
-Names of special tokens that the template writes become their ids; the same names in a message stay text, also where
-two fields, or a field and the template, only spell one together. To tell them apart the template is rendered a second
-time with the suspicious places broken apart by a private mark. Both texts must be the same but for the marks.
+Names of special tokens that the template writes become their ids; the same names in a message stay text, even if two
+fields, or a field and the template, only spell one together. To tell them apart, the template is rendered again with
+a private-use character, the mark, inserted wherever a message may spell such a name. Except for the marks, both texts
+must be the same.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ def chat_ids(
 ) -> list[int]:
     """Ids of a conversation, up to where the assistant's answer begins.
 
-    messages: dictionaries with `role` and `content`, as `read_messages` takes them. tools, documents: what the
-    template shows of them is its own affair. Raises UserError where the model has no template, or one that fails.
+    messages: dictionaries with `role` and `content`, as `read_messages` takes them. tools, documents: used as the
+    template sees fit. Raises UserError if the model has no template, or if it fails.
     """
     template = template_of(tokenizer.config)
     if template is None:
         raise UserError("chat", "this model has no chat template", "continue a plain prompt instead")
     read = read_messages(messages)
-    if "developer" not in template:  # a newer name of the same role
+    if "developer" not in template:  # a newer name of the system role
         read = [{**one, "role": "system"} if one["role"] == "developer" else one for one in read]
     values = {"messages": read, "tools": _plain("tools", tools), "documents": _plain("documents", documents)}
     text, mark = _rendered(template, values, tokenizer)
@@ -66,9 +67,9 @@ def chat_ids(
 
 
 def chat_problems(tokenizer: Tokenizer) -> dict[str, str]:
-    """What the model's template cannot do, by kind of conversation; `a question` among them where it cannot chat.
+    """What the model's template cannot do, by kind of conversation; `a question` is among them if it cannot chat.
 
-    Conversations that the template itself refuses, such as those with a system message, are none of its faults.
+    Conversations that the template itself refuses, such as those with a system message, do not count.
     """
     template, found = template_of(tokenizer.config), dict[str, str]()
     for name, values in _TRIALS.items() if template else ():
@@ -82,19 +83,19 @@ def chat_problems(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def can_chat(tokenizer: Tokenizer) -> bool:
-    """Whether the model has a chat template, and one that can answer a question."""
+    """Whether the model has a chat template that can render a question."""
     return template_of(tokenizer.config) is not None and "a question" not in chat_problems(tokenizer)
 
 
 def read_messages(messages: Any) -> list[dict[str, Any]]:
-    """A conversation as templates take it: what is given, its content one text. Raises UserError with the field.
+    """A copy of a conversation as templates take it, each content one string. Raises UserError with the field.
 
-    content may be a text or a list of `{"type": "text", "text": ...}`, and None beside `tool_calls`.
+    content may be a string or a list of `{"type": "text", "text": ...}`, and None if there are `tool_calls`.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         raise UserError(
             "messages",
-            "is no list of messages",
+            "is not a list of messages",
             "give a list of dictionaries, each with a role and a content",
             value=messages,
         )
@@ -105,15 +106,15 @@ def read_messages(messages: Any) -> list[dict[str, Any]]:
 
 def _message(name: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise UserError(name, "is no dictionary", "give one with a role and a content", value=given)
+        raise UserError(name, "is not a dictionary", "give one with a role and a content", value=given)
     message: dict[str, Any] = _plain(name, given)
     if not isinstance(message.get("role"), str) or not message["role"]:
-        raise UserError(f"{name}.role", "is no role", "name one such as user", value=message.get("role"))
+        raise UserError(f"{name}.role", "is not a role", "give one such as user", value=message.get("role"))
     content = message.get("content")
     if content is not None or not message.get("tool_calls"):
         message["content"] = _text(f"{name}.content", content)
     reasoning = next((message[key] for key in _REASONING if message.get(key) is not None), None)
-    if reasoning is not None:  # which templates read under either name
+    if reasoning is not None:  # templates read it under either name
         message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
     return message
 
@@ -122,25 +123,25 @@ def _text(name: str, content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
-        raise UserError(name, "is no text", "give a str, or a list of text parts", value=cast("object", content))
+        raise UserError(name, "is not text", "give a str, or a list of text parts", value=cast("object", content))
     texts: list[str] = []
     for i, part in enumerate(cast("list[Any]", content)):
         values = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
         if values.get("type") != "text" or not isinstance(values.get("text"), str):
             raise UserError(
-                f"{name}[{i}]", "is no text part", 'give {"type": "text", "text": ...}', value=cast("object", part)
+                f"{name}[{i}]", "is not a text part", 'give {"type": "text", "text": ...}', value=cast("object", part)
             )
         texts.append(values["text"])
     return "".join(texts)
 
 
 def _plain(name: str, value: Any, depth: int = 0) -> Any:
-    """The value in JSON's own types, copied; raises UserError where it has others."""
+    """A copy of the value in JSON's own types; raises UserError for others."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise UserError(name, f"half a character (a lone surrogate) at {error.start}", "mend it") from None
+            raise UserError(name, f"it has a lone surrogate at {error.start}", "remove it") from None
         return str(value)
     if value is None or isinstance(value, (bool, int, float)):
         return value
@@ -149,17 +150,19 @@ def _plain(name: str, value: Any, depth: int = 0) -> Any:
         return {_key(name, key): _plain(f"{name}.{key}", item, depth + 1) for key, item in items}
     if depth < MAX_DEPTH and isinstance(value, (list, tuple)):
         return [_plain(f"{name}[{i}]", item, depth + 1) for i, item in enumerate(cast("list[Any]", value))]
-    raise UserError(name, "is nothing that JSON has", "give texts, numbers, lists and dictionaries", value=value)
+    raise UserError(
+        name, "is not JSON, or nested too deeply", "give strings, numbers, lists and dictionaries", value=value
+    )
 
 
 def _key(name: str, key: Any) -> str:
     if not isinstance(key, str):
-        raise UserError(name, f"the key {key!r:.60} is no text", "give one")
+        raise UserError(name, f"the key {key!r:.60} is not a string", "use strings as keys")
     return key
 
 
 def _rendered(template: str, values: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, str]:
-    """The template's text, in it the names of special tokens that it did not write broken apart by a mark; the mark."""
+    """The template's text, with names of special tokens from the messages broken apart by a mark; and the mark."""
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     fixed = {
         "add_generation_prompt": True,
@@ -169,7 +172,7 @@ def _rendered(template: str, values: Mapping[str, Any], tokenizer: Tokenizer) ->
     text = render(template, {**values, **fixed})
     mark = next((chr(code) for code in _MARKS if chr(code) not in text and chr(code) not in template), "")
     if not mark:
-        raise UserError("chat", "the messages hold every private-use character there is", "leave one out")
+        raise UserError("chat", "the messages contain every private-use character", "leave one out")
     guard = _guard(tokenizer.special_tokens, mark)
     guarded = {name: _each_text(value, guard) for name, value in values.items()}
     if guarded == values:
@@ -177,13 +180,13 @@ def _rendered(template: str, values: Mapping[str, Any], tokenizer: Tokenizer) ->
     marked = render(template, {**guarded, **fixed})
     if marked.replace(mark, "") != text:
         raise UserError(
-            "chat", "a message spells the name of a special token that the model's template acts upon", "take it out"
+            "chat", "a message spells the name of a special token that the model's template reacts to", "remove it"
         )
     return marked, mark
 
 
 def _each_text(value: Any, act: Callable[[str, bool], str], key: str = "") -> Any:
-    """`act` on every text inside, with whether it is a word of the format: templates build special tokens of roles."""
+    """Apply `act` to every string, with whether it is a role or type, from which templates build special tokens."""
     if isinstance(value, str):
         return act(value, key in ("role", "type"))
     if isinstance(value, list):
@@ -194,7 +197,7 @@ def _each_text(value: Any, act: Callable[[str, bool], str], key: str = "") -> An
 
 
 def _guard(special: Mapping[str, int], mark: str) -> Callable[[str, bool], str]:
-    """What puts marks into a text: in the names of special tokens, and where it might be an end or a part of one."""
+    """A function that marks a text: in the names of special tokens, and at its ends if it may be a part of one."""
     pattern, longest = _pattern(special), max(map(len, special), default=0)
     heads, tails = _ends(tuple(special))
 
@@ -204,7 +207,7 @@ def _guard(special: Mapping[str, int], mark: str) -> Callable[[str, bool], str]:
         yield mark if inside or any(core[-size:] in heads for size in range(1, longest)) else ""
 
     def guarded(text: str, word: bool) -> str:
-        core = text.strip()  # as templates often do
+        core = text.strip()  # templates often strip texts
         if not core or not special:
             return text
         begins = text.index(core)
@@ -217,7 +220,7 @@ def _guard(special: Mapping[str, int], mark: str) -> Callable[[str, bool], str]:
 
 @lru_cache(8)
 def _ends(names: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
-    """Every beginning and every end of the names but the names themselves."""
+    """Every proper prefix and every proper suffix of the names."""
     sizes = [(name, size) for name in names for size in range(1, len(name))]
     return frozenset(name[:size] for name, size in sizes), frozenset(name[-size:] for name, size in sizes)
 

@@ -1,4 +1,4 @@
-"""A bundle's tokenizer, proven against the ids that the exporter recorded for a few hard texts."""
+"""Checks a bundle's tokenizer against the ids that the exporter recorded for a few difficult texts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ GOLDEN_TEXTS = (
 
 
 def golden_ids(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Texts with their ids, for the manifest."""
+    """The texts with their ids, for the manifest."""
     return [{"text": text, "ids": tokenizer.encode(text)} for text in GOLDEN_TEXTS]
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The tokenizer of a bundle; raises UserError where it gives other ids than the manifest recorded."""
+    """The tokenizer of a bundle; raises UserError if its ids differ from those in the manifest."""
     tokenizer = Tokenizer.load(bundle.folder)
     if tokenizer.vocab_size > bundle.architecture.vocab_size:
         raise UserError(

@@ -1,9 +1,9 @@
-"""Chat templates, rendered as `transformers` renders them: the same text, or a refusal.
+"""Renders chat templates as `transformers` does: the same text, or an error.
 
-A template comes with the model and is as untrusted as the rest of it, so it runs in Jinja's immutable sandbox, and
-what it may take is counted: its own CPU time, and the size of every value that it makes, all together. Neither
-depends on what other threads do. What these bounds rest on: values are only made by operators, calls, filters, joins
-and output, each of which is counted here, and what could grow by more than its inputs is looked at before it runs.
+A template comes with the model and is as untrusted as the rest of it. So it runs in Jinja's immutable sandbox, with
+limits on its own CPU time and on the total size of the values that it makes. Neither depends on what other threads
+do. The limits hold because values are made only by operators, calls, filters, joins and output, each of which is
+counted here, and because an operation whose result can be much larger than its inputs is checked before it runs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MAX_RENDERED_CHARACTERS = 1 << 22
 MAX_WORK = 1 << 27  # characters and items of all the values that one rendering makes
 MAX_SECONDS = 2.0  # of this thread's CPU time
 ITEM = 256  # characters that an item counts for when a list is spelled out
-MAX_WIDTH = 10_000  # that text is padded to, indented by or cut into
+MAX_WIDTH = 10_000  # to which text is padded, indented or split
 MAX_INTEGER_BITS = 4096
-# Of text and of filters, those whose result is as long as a number says.
+# Methods of str and filters whose result is as long as a numeric argument says.
 _BY_WIDTH = frozenset("center ljust rjust zfill expandtabs indent wordwrap truncate tojson batch slice".split())
-# Filters that hand on a value's items, and never spell out what is in them.
-_HAND_ON = frozenset(
+# Filters that pass on a value's items and never convert them to text.
+_PASS_ON = frozenset(
     "abs attr batch count d default dictsort first float groupby int items last length list map max min random "
     "reject rejectattr reverse round select selectattr slice sort sum unique".split()
 )
@@ -41,11 +41,11 @@ _work = threading.local()
 
 
 class TemplateRefusalError(UserError):
-    """The template itself says that it is not made for these messages."""
+    """The template itself refuses these messages."""
 
 
 def template_of(config: Mapping[str, Any]) -> str | None:
-    """The chat template of a tokenizer_config.json; of several that have names, the one called `default`."""
+    """The chat template of a tokenizer_config.json; of several, the one named `default`."""
     template = config.get("chat_template")
     if isinstance(template, list):
         entries = [cast("dict[str, Any]", entry) for entry in cast("list[Any]", template) if isinstance(entry, dict)]
@@ -56,7 +56,7 @@ def template_of(config: Mapping[str, Any]) -> str | None:
 
 
 def clock() -> Callable[[str], str]:
-    """A `strftime_now` for templates that stands still, so that they say the same as often as they are rendered."""
+    """A `strftime_now` with a fixed time, so that a template gives the same text at every rendering."""
     now = datetime.now()
 
     def strftime_now(format: str) -> str:
@@ -68,9 +68,9 @@ def clock() -> Callable[[str], str]:
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """The text of a template. values: `messages` and whatever else its names stand for.
+    """Render a template. values: `messages` and the template's other variables.
 
-    Raises UserError where it fails, refuses these values or takes too much.
+    Raises UserError if it fails, refuses these values or exceeds a limit.
     """
     try:
         from jinja2 import TemplateError
@@ -78,7 +78,9 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         raise UserError("chat", "templates need the package jinja2", "pip install 'kiara-runtime[chat]'") from None
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         raise UserError(
-            "chat", f"a template of {len(template)} characters is longer than any should be", "send a plain prompt"
+            "chat",
+            f"the model's template has {len(template)} characters, more than {MAX_TEMPLATE_CHARACTERS}",
+            "send a plain prompt",
         )
     try:
         with _bounded():
@@ -89,7 +91,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
                 if size > MAX_RENDERED_CHARACTERS:
                     raise UserError(
                         "chat",
-                        "the template's output is longer than any prompt",
+                        f"the template's output has more than {MAX_RENDERED_CHARACTERS} characters",
                         "send fewer messages, or a plain prompt",
                     )
             return "".join(parts)
@@ -110,7 +112,7 @@ def _line(error: Exception) -> str:
 def _too_much() -> UserError:
     return UserError(
         "chat",
-        "the model's template takes more time or memory than any should",
+        "the model's template takes too much time or memory",
         "send fewer messages, or a plain prompt",
     )
 
@@ -137,9 +139,9 @@ def _environment() -> Any:
             self.write("))))")
 
     class Generation(Extension):
-        """{% generation %}: marks what the assistant said, for training; here it is as if it were not there."""
+        """{% generation %}: marks the assistant's part for training; no effect here."""
 
-        tags = {"generation"}  # noqa: RUF012 - so Jinja wants it
+        tags = {"generation"}  # noqa: RUF012 - required by Jinja
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno
@@ -190,16 +192,16 @@ def _refuse(message: object) -> str:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """As `transformers` has it, where Jinja's own escapes for HTML and sorts."""
+    """As in `transformers`; Jinja's own escapes for HTML and sorts keys."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _counting(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(act)  # with the marks by which Jinja knows what it takes
+    @wraps(act)  # keeps the attributes that tell Jinja what to pass
     def counted(*args: Any, **kwargs: Any) -> Any:
         given = args[1:] if hasattr(act, "jinja_pass_arg") else args
         owner = given[0] if given else None
-        if name not in _HAND_ON:
+        if name not in _PASS_ON:
             for value in (*given, *kwargs.values()):
                 _spelled(value)
         _check_call(name, owner, given[1:], kwargs)
@@ -209,7 +211,7 @@ def _counting(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_operator(operator: str, left: Any, right: Any) -> None:
-    """Refuse results that are out of all proportion, before they are made."""
+    """Refuse an operation whose result would be far too large, before it runs."""
     whole = isinstance(left, int) and isinstance(right, int)
     if operator == "%" and isinstance(left, str):
         if _WIDE_FORMAT.search(left):
@@ -226,7 +228,7 @@ def _check_operator(operator: str, left: Any, right: Any) -> None:
 
 
 def _check_call(name: str, owner: Any, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
-    """The same for calls of methods and for filters. owner: whose method it is, or what is filtered."""
+    """The same for method calls and filters. owner: the method's object, or the filtered value."""
     given = [*args, *kwargs.values()]
     if name in _BY_WIDTH:
         for value in given:
@@ -237,7 +239,7 @@ def _check_call(name: str, owner: Any, args: Iterable[Any], kwargs: Mapping[str,
     elif name == "replace" and len(given) >= 2 and isinstance(owner, str):
         if owner.count(str(given[0])) * len(str(given[1])) > MAX_RENDERED_CHARACTERS:
             raise _too_much()
-    elif name == "join":  # of a text with a list to join, or of a list with a text to join it by
+    elif name == "join":  # the method of a string with a list, or the filter of a list with a separator
         sizes = sorted((_length(owner), *map(_length, given[:1])))
         if len(sizes) == 2 and sizes[0] * sizes[1] > MAX_WORK:
             raise _too_much()
@@ -248,7 +250,7 @@ def _length(value: Any) -> int:
 
 
 def _counted(value: Any) -> Any:
-    """The value, its size taken from what this rendering may still make."""
+    """Subtract the value's size from what this rendering may still make; return the value."""
     _work.left -= 1 + _length(value)
     if _work.left < 0:
         raise _too_much()
@@ -256,7 +258,10 @@ def _counted(value: Any) -> Any:
 
 
 def _spelled(value: Any) -> Any:
-    """The value, about to become text. A list that holds another one many times is short until then."""
+    """Count a value that is about to become text, with all it contains; return it.
+
+    A list that contains another one many times becomes long only then.
+    """
     if not isinstance(value, str):
         waiting: list[Any] = [value]
         while waiting:
@@ -277,14 +282,14 @@ def _joined(parts: Iterable[Any]) -> str:
 
 @contextmanager
 def _bounded() -> Generator[None]:
-    """Stops Python code of this thread that takes more time than a template may."""
+    """Stop Python code of this thread that takes more time than a template may."""
     end = time.thread_time() + MAX_SECONDS
     _work.left = MAX_WORK
 
     def watch(frame: Any, event: str, argument: Any) -> Any:
         if time.thread_time() > end:
             raise _too_much()
-        return watch if frame.f_code.co_filename == "<template>" else None  # a call is enough of what serves it
+        return watch if frame.f_code.co_filename == "<template>" else None  # elsewhere checking at calls is enough
 
     before = sys.gettrace()
     sys.settrace(watch)

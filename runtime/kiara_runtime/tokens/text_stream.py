@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, and never a part of a stop text."""
+"""Turns tokens into text as they arrive: whole characters only, and never a part of a stop sequence."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 class TextStream:
     """Feed token ids, receive the text that is certain.
 
-    Held back are bytes that do not yet make a character and text that may yet become a stop text. The
-    text ends before the stop text that is complete first, wherever the borders of tokens lie; `stopped`
-    tells when.
+    Held back are the bytes of an incomplete character, and text that may become a stop sequence. The text
+    ends before the stop sequence that is complete first, wherever token boundaries are; `stopped` is true
+    from then on.
     """
 
     def __init__(self, token_bytes: Sequence[bytes], stop: Sequence[str] = ()) -> None:
@@ -22,11 +22,11 @@ class TextStream:
         self.stopped: bool = False
 
     def skip(self, count: int) -> None:
-        """Leave out the first bytes of what comes: they stand in the prompt already."""
+        """Leave out the first `count` bytes of what follows: the prompt has them already."""
         self._skipped = count
 
     def feed(self, token: int) -> str:
-        # A model's table may be padded beyond the tokenizer: such an id stands for no text.
+        # A model's vocabulary may be padded beyond the tokenizer's: such an id has no text.
         text = self._token_bytes[token] if token < len(self._token_bytes) else b""
         if self._skipped:
             skipped, self._skipped = text[: self._skipped], max(0, self._skipped - len(text))
@@ -34,7 +34,7 @@ class TextStream:
         return self._release(self._utf8.decode(text))
 
     def flush(self) -> str:
-        """The rest, once no more tokens come; an unfinished character becomes U+FFFD."""
+        """The rest of the text, once no more tokens come; an incomplete character becomes U+FFFD."""
         text = self._release(self._utf8.decode(b"", final=True))
         held, self._held = self._held, ""
         return text if self.stopped else text + held
@@ -50,7 +50,7 @@ class TextStream:
         return text[:cut]
 
     def _may_begin(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop text."""
+        """Length of the longest suffix of `text` that starts a stop sequence."""
         longest = max(map(len, self._stop), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

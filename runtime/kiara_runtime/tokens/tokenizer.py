@@ -1,11 +1,11 @@
 """Text to token ids and back.
 
-Byte-level BPE through tiktoken where that is exactly what the tokenizer's file says, and through the
-`tokenizers` library, an extra, where it is not: a normaliser, a split that is no single expression, bytes that are
-no token, or `kiara_engine` in tokenizer_config.json, where an import writes what it found by trying. Text from a
-user never becomes a special token: ids of those are inserted by the caller, not parsed.
+tiktoken encodes byte-level BPE if it does exactly what the tokenizer's file says. Otherwise the `tokenizers` library,
+an extra, does: for a normaliser, a split that is not a single expression, bytes that are not tokens, or if
+`kiara_engine` in tokenizer_config.json says so, which an import sets after comparing both. Text from a user never
+becomes a special token: the caller inserts the ids of those.
 
-Training the merges is not done here (`kiara.data.tokenizer_training`).
+`kiara.data.tokenizer_training` trains the merges.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ Encode = Callable[[str], list[int]]
 
 
 class Tokenizer:
-    """definition: a parsed tokenizer.json; text: the same unparsed. config: a parsed tokenizer_config.json.
+    """A byte-level BPE tokenizer.
 
-    engine: what encodes, "tiktoken" or "tokenizers".
+    definition: a parsed tokenizer.json; text: the same unparsed. config: a parsed tokenizer_config.json. engine: the
+    library that encodes, "tiktoken" or "tokenizers".
     """
 
     def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any], text: str | None = None) -> None:
         vocabulary = read_vocabulary(definition)
-        # As text: parsed it takes ten times the memory, and is seldom needed again.
+        # Kept as text: parsed, it takes ten times the memory, and it is seldom needed again.
         self._definition = text or json.dumps(definition, ensure_ascii=False, separators=(",", ":"))
         self.config = dict(config)
         self.special_tokens, self._added, self._ranks = vocabulary.special, vocabulary.added, vocabulary.ranks
@@ -50,14 +51,14 @@ class Tokenizer:
 
     @classmethod
     def from_merges(cls, tokens: Sequence[bytes], special_tokens: Mapping[str, int]) -> Tokenizer:
-        """A tokenizer of our own: tokens in merge order, special tokens after them, END_OF_TEXT among those."""
+        """A new tokenizer: tokens in merge order, then special tokens, which include END_OF_TEXT."""
         names = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
         return cls(make_definition(tokens, special_tokens), config)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Read the files of a folder; raises UserError where they are no byte-level BPE."""
+        """Read the files of a folder; raises UserError if they are not a byte-level BPE."""
         text = read_bounded(folder / "tokenizer.json")
         definition = parse_object(folder / "tokenizer.json", text)
         config = folder / "tokenizer_config.json"
@@ -86,7 +87,7 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The text of every id as bytes; special tokens, and ids that no token has, stand for no text."""
+        """The text of every id as bytes; empty for special tokens and unused ids."""
         texts = {i: token for token, i in self._ranks.items()}
         texts.update((i, name.encode()) for name, i in self._added.items())
         size = max([*texts, *self.special_tokens.values()]) + 1
@@ -94,30 +95,30 @@ class Tokenizer:
 
     @property
     def prompt_prefix(self) -> list[int]:
-        """Ids that stand before every text of a prompt, such as a begin-of-text token."""
+        """Ids at the start of every text prompt, such as a begin-of-text token."""
         return [int(i) for i in self.config.get("kiara_prompt_prefix", [])]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, in which names of special tokens are ordinary text."""
+        """Ids of `text`; names of special tokens in it are ordinary text."""
         return self._encode(check_text(text))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """As `encode`, several at once on as many threads; for tokenizers of our own."""
+        """Encode several texts on several threads; only for tokenizers that Kiara trained."""
         return self._tiktoken.encode_ordinary_batch([check_text(text) for text in texts], num_threads=threads)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; bytes that are not UTF-8 become U+FFFD. Special tokens give nothing."""
+        """Text of the ids; bytes that are not UTF-8 become U+FFFD. Special tokens have no text."""
         return b"".join(self.token_bytes[i] for i in self.check_ids(ids, "tokens")).decode("utf-8", "replace")
 
     def check_ids(self, ids: Sequence[int], name: str = "prompt") -> list[int]:
-        """The ids as a list; raises UserError, by their `name`, where one is no whole number or no token's."""
+        """The ids as a list; raises UserError for `name` if one is not an integer or not in the vocabulary."""
         try:
             checked = [index(i) for i in ids]
             wrong = isinstance(ids, (bytes, bytearray)) or any(isinstance(i, bool) for i in ids)
         except TypeError:
             checked, wrong = [], True
         if wrong:
-            raise UserError(name, "is no prompt", "give text or a list of token ids", value=ids)
+            raise UserError(name, "is not a prompt", "give text or a list of token ids", value=ids)
         for i in checked:
             if not 0 <= i < self.vocab_size:
                 raise UserError(name, f"token id {i} is outside the vocabulary", f"give 0 to {self.vocab_size - 1}")
@@ -133,14 +134,14 @@ class Tokenizer:
     def _through_tiktoken(self) -> Encode:
         try:
             encode = self._tiktoken.encode_ordinary
-        except ValueError as error:  # of the expression
+        except ValueError as error:  # an invalid expression
             raise UserError(
                 "tokenizer.json", f"tiktoken cannot read its split pattern ({error})", "fetch it again"
             ) from None
         return self._where_complete(encode) if self._missing else encode
 
     def _where_complete(self, encode: Encode) -> Encode:
-        """Send the rare texts with a byte that is no token to the library, which is slow to load, when one comes."""
+        """Use the library, which is slow to load, only for the rare texts with a byte that is not a token."""
 
         def either(text: str) -> list[int]:
             data = text.encode("utf-8", "surrogatepass")
@@ -160,16 +161,16 @@ class Tokenizer:
                 "tokenizer", "this one needs the package tokenizers", "pip install 'kiara-runtime[tokenizers]'"
             ) from None
         library = cast("Any", tokenizers).Tokenizer.from_str(self._definition)
-        library.encode_special_tokens = True  # as text, that is
+        library.encode_special_tokens = True  # encodes their names as ordinary text
         library.no_truncation()
         library.no_padding()
         return lambda text: list(library.encode(text, add_special_tokens=False).ids)
 
 
 def check_text(text: str) -> str:
-    """The text, if it can be split: tiktoken's engine keeps a place on its stack for every white space of a run."""
+    """Return the text if it can be split: tiktoken's engine uses stack for every white-space character of a run."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - Python does not check
-        raise UserError("text", "is no text", "give a str", value=text)
+        raise UserError("text", "is not text", "give a str", value=text)
     if len(text) > MAX_WHITE_SPACE and _LONG_WHITE_SPACE.search(text):
-        raise UserError("text", f"over {MAX_WHITE_SPACE} white-space characters on end", "shorten that stretch")
+        raise UserError("text", f"over {MAX_WHITE_SPACE} white-space characters in a row", "shorten that run")
     return text

@@ -1,7 +1,6 @@
-"""Hugging Face's tokenizer.json: what a byte-level BPE in it means, and writing one.
+"""Reads and writes byte-level BPEs in Hugging Face's tokenizer.json; `kiara_runtime.tokens.tokenizer` encodes.
 
-Only reading and writing; `kiara_runtime.tokens.tokenizer` encodes. A file is data of somebody else's: whatever it
-holds that is not understood raises UserError, or sends the text to the `tokenizers` library.
+A file is untrusted: content that is not understood raises UserError, or leaves encoding to the `tokenizers` library.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# GPT-2's (Radford et al. 2019), which ByteLevel brings along; and the same after digits have been set apart.
+# GPT-2's (Radford et al. 2019), ByteLevel's default; and the same after a step that splits digits.
 _CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+"
 GPT2_PATTERN = rf"{_CONTRACTIONS}| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
 DIGITS_PATTERN = rf"{_CONTRACTIONS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?=\p{{N}})|\s+(?!\S)|\s+"
@@ -26,10 +25,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """ranks: the id of each ordinary token's bytes. special: ids of special tokens; added: of other added text.
+    """The contents of a tokenizer.json.
 
-    pattern: the one regular expression that splits text as the file says, for tiktoken; None where none does.
-    missing: bytes that are no token, which tiktoken cannot bear and the `tokenizers` library drops.
+    ranks: the id of each ordinary token's bytes. special: ids of special tokens; added: of other added tokens.
+    pattern: the single regular expression that splits text as the file says, for tiktoken; None if there is none.
+    missing: bytes that are not tokens, on which tiktoken fails and which the `tokenizers` library drops.
     """
 
     ranks: dict[bytes, int]
@@ -40,7 +40,7 @@ class Vocabulary:
 
 
 def read_vocabulary(values: Mapping[str, Any]) -> Vocabulary:
-    """The meaning of a parsed tokenizer.json; raises UserError where it is no byte-level BPE."""
+    """Interpret a parsed tokenizer.json; raises UserError if it is not a byte-level BPE."""
     try:
         return _read(values)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
@@ -60,7 +60,7 @@ def make_definition(tokens: Sequence[bytes], special_tokens: Mapping[str, int]) 
         merges=list(_merges(spelled)),
         added=[added_token(name, i) for name, i in special_tokens.items()],
         steps=[split_step(SPLIT_PATTERN), byte_level_step(use_regex=False)],
-        ignore_merges=True,  # as tiktoken: a piece that is a token as a whole is that token
+        ignore_merges=True,  # as in tiktoken: a piece that is a token as a whole is that token
     )
 
 
@@ -71,7 +71,7 @@ def bpe_definition(
     steps: list[dict[str, Any]],
     ignore_merges: bool,
 ) -> dict[str, Any]:
-    """A tokenizer.json of byte-level BPE; steps: what splits the text, one after the other."""
+    """A tokenizer.json of byte-level BPE; steps: the pre-tokenizers, in order."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -97,12 +97,12 @@ def bpe_definition(
 
 
 def split_step(pattern: str) -> dict[str, Any]:
-    """Split at the matches of a regular expression, each a piece of its own."""
+    """Split at the matches of a regular expression; each match is a piece."""
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def byte_level_step(use_regex: bool) -> dict[str, Any]:
-    """Spell bytes as printable characters; use_regex: split by GPT2_PATTERN before."""
+    """Spell bytes as printable characters; use_regex: split by GPT2_PATTERN first."""
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 
@@ -120,7 +120,7 @@ def byte_characters() -> list[str]:
 
 
 def _merges(spelled: list[str]) -> Iterator[list[str]]:
-    """Every pair that joins into a token, by the token's rank: tiktoken merges by the result alone."""
+    """Every pair that joins into a token, in order of the token's rank: tiktoken merges by the result alone."""
     known = set(spelled)
     for token in spelled:
         for cut in range(1, len(token)):
@@ -133,17 +133,15 @@ def _read(values: Mapping[str, Any]) -> Vocabulary:
     if model["type"] != "BPE" or model.get("byte_fallback") or model.get("unk_token"):
         raise UserError(
             "tokenizer.json",
-            "it is no byte-level BPE, or one with byte fallback or an unknown token",
+            "it is not a byte-level BPE, or has byte fallback or an unknown token",
             "take another model",
         )
     if not any(part["type"] == "ByteLevel" for part in _parts(values["pre_tokenizer"])):
-        raise UserError(
-            "tokenizer.json", "it is no byte-level BPE: no ByteLevel step splits the text", "take another model"
-        )
+        raise UserError("tokenizer.json", "it is not a byte-level BPE: it has no ByteLevel step", "take another model")
     entries = values["added_tokens"]
     special = {str(entry["content"]): int(entry["id"]) for entry in entries if entry["special"]}
     added = {str(entry["content"]): int(entry["id"]) for entry in entries if not entry["special"]}
-    # Each character to the one of its byte's number; what stands for none of them to one that Latin-1 lacks.
+    # Maps a character to the one with its byte as code point; those that stand for no byte become invalid in Latin-1.
     to_byte = str.maketrans({chr(i): "\uffff" for i in range(512)})
     to_byte.update(str.maketrans({character: chr(byte) for byte, character in enumerate(byte_characters())}))
     vocab = cast("dict[str, int]", model["vocab"])
@@ -161,7 +159,7 @@ def _parts(step: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pattern(values: Mapping[str, Any]) -> str | None:
-    """The split as one expression for tiktoken, where nothing else happens to the text."""
+    """The split as one expression for tiktoken, if nothing else changes the text."""
     if values.get("normalizer") is not None:
         return None
     *before, byte_level = _parts(values["pre_tokenizer"])

@@ -1,5 +1,5 @@
-"""What a graph is worth: paths that must agree, the one scorer, evaluation of a text, speed. What `evaluate`, `bench`,
-`verify --deep` and the exporter's receipts share.
+"""Measures a graph: agreement of its paths, the one scorer, evaluation of a text, speed. Shared by `evaluate`, `bench`,
+`verify --deep` and the exporter's receipts.
 
 Nothing here changes a bundle.
 """

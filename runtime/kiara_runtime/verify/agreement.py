@@ -1,7 +1,7 @@
-"""Paths through a graph that must give the same logits, and how often they do.
+"""Measures how often different paths through a graph give the same likeliest token.
 
-One prefill is the oracle. The cache, chunks, padding, batches and far positions are compared with it, all in the
-runtime's own session, so that what is proven is what runs.
+One prefill is the reference. The cache, chunks, padding, batches and late positions are compared with it, all in the
+runtime's own session, so that what is tested is what runs.
 
 Shape letters: S tokens of a sequence, V vocabulary, C context length, L layers, K key/value heads, E head size.
 """
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from kiara_runtime.engine import Session
 
-CHUNK = 48  # no divisor of any context length, so that the last chunk is a short one
-BATCH, BATCH_STEPS = 4, 8  # sequences in the padded batch, and joint steps after their prompts
-PROMPTS, PROMPT_TOKENS = 8, 128  # beginnings of a window whose last logits are asked for alone, the longest
+CHUNK = 48  # does not divide a power of two, so that the last chunk is shorter
+BATCH, BATCH_STEPS = 4, 8  # sequences in the padded batch, and joint decode steps after their prompts
+PROMPTS, PROMPT_TOKENS = 8, 128  # prompts of which only the last logits are computed, and tokens of the longest
 END = 16  # positions at the end of the context
 
 Logits = NDArray[np.float32]
@@ -28,20 +28,20 @@ Cached = list[NDArray[Any]]  # keys and values of each layer in turn, 2 L arrays
 
 
 def in_chunks(session: Session, ids: Ids, chunk: int) -> Logits:
-    """`chunk` tokens of ids (S,) a pass: logits (S, V). One pass where chunk is S, single steps where it is 1."""
+    """Logits (S, V) of ids (S,), with `chunk` tokens per pass: S is one prefill, 1 is single steps."""
     decoder = session.decoder()
     return np.concatenate([decoder.append(ids[i : i + chunk]) for i in range(0, len(ids), chunk)])
 
 
 def batch_of(ids: Ids) -> list[Ids]:
-    """Beginnings of ids (S,) of very different lengths, the shortest hardly longer than the joint steps."""
+    """Prefixes of ids (S,) of very different lengths, the shortest little longer than the joint steps."""
     return [ids[: max(BATCH_STEPS + 1, len(ids) // (4 * (i + 1)))] for i in range(BATCH)]
 
 
 def in_batch(session: Session, rows: Sequence[Ids]) -> list[Logits]:
-    """Sequences of different lengths together: one prompt pass padded at the right, then BATCH_STEPS joint steps.
+    """Run sequences of different lengths together: one prompt pass padded on the right, then BATCH_STEPS joint steps.
 
-    Returns the logits (S, V) of each. A batch of one is the same path alone.
+    Returns the logits (S, V) of each. A batch of one is the same path for a sequence alone.
     """
     cache = session.cache(len(rows))
     starts = [len(row) - BATCH_STEPS for row in rows]
@@ -58,19 +58,19 @@ def in_batch(session: Session, rows: Sequence[Ids]) -> list[Logits]:
 
 
 def prompt_ends(ids: Ids) -> list[int]:
-    """Lengths of the prompts that `prompts_alone` tries: the shortest, the longest and some between."""
+    """Lengths of the prompts that `prompts_alone` tries: the shortest, the longest and some in between."""
     return sorted({1, 2, *(len(ids) * i // PROMPTS for i in range(1, PROMPTS + 1))} - {0})
 
 
 def prompts_alone(session: Session, ids: Ids) -> list[Logits]:
-    """What a generation asks for: of each prompt the last token's logits alone, (1, V)."""
+    """Only the last token's logits (1, V) of each prompt, as generation requests them."""
     return [session.decoder()(ids[:end].tolist())[None] for end in prompt_ends(ids)]
 
 
 def at_the_end(session: Session, past: Cached, ids: Ids, chunk: int) -> Logits:
-    """The last S positions of the context, behind a cache filled with `past` over and over: logits (S, V).
+    """Logits (S, V) at the last S positions of the context, after a cache filled with repeats of `past`.
 
-    A prefill of a whole long context would take minutes; positions, cache and masks at its end are tried this way.
+    A prefill of a long context would take minutes; this tests positions, cache and masks at its end.
     """
     decoder = session.decoder()
     decoder.position = session.architecture.context_length - len(ids)
@@ -82,7 +82,7 @@ def at_the_end(session: Session, past: Cached, ids: Ids, chunk: int) -> Logits:
 
 
 def cached(session: Session, ids: Ids) -> Cached:
-    """What the cache holds after one pass over ids (S,)."""
+    """The keys and values after one pass over ids (S,)."""
     decoder = session.decoder()
     decoder(ids.tolist())
     return [buffer[0, :, : len(ids)].copy() for buffer in decoder.cache.buffers]
@@ -90,11 +90,11 @@ def cached(session: Session, ids: Ids) -> Cached:
 
 @dataclass(frozen=True)
 class PathAgreement:
-    """How often paths find the token likeliest that a prefill of the same graph does, each a part of 1.
+    """How often each path gives the same likeliest token as a prefill of the same graph, as fractions of 1.
 
-    last_logits: prompts whose last logits alone are asked for, the way of every generation.
-    batch_exact: whether each sequence of a padded batch had, bit for bit, the logits that it has alone; chunks_exact:
-    whether a prompt has the same ones however it is cut into passes of two tokens and more.
+    last_logits: for prompts of which only the last logits are computed, as in every generation.
+    batch_exact: whether each sequence in a padded batch has, bit for bit, the logits that it has alone; chunks_exact:
+    whether a prompt has the same ones however it is split into passes of two or more tokens.
     """
 
     last_logits: float
@@ -104,16 +104,16 @@ class PathAgreement:
     end_of_context: float
     batch_exact: bool
     chunks_exact: bool
-    positions: int  # that single steps and chunks were compared at
-    prompts: int = 1  # whose last logits were
+    positions: int  # compared for single steps and chunks
+    prompts: int = 1  # compared for their last logits
 
     def lowest(self) -> float:
-        """Of the paths over real text. Behind a made-up cache distributions are flat and rounding decides often."""
+        """The lowest on real text: after a synthetic cache distributions are flat, and rounding often decides."""
         return min(self.last_logits, self.single_steps, self.chunked_prefill, self.padded_batch)
 
 
 def path_agreement(session: Session, windows: Ids) -> PathAgreement:
-    """Of the paths of one graph with each other. windows: (R, S) of real text."""
+    """Compare the paths of a graph with each other. windows: (R, S) of real text."""
     prefills = [_choices(session, ids, len(ids)) for ids in windows]
     short = windows[:, :PROMPT_TOKENS]
     prompts = [logits.argmax(-1) for ids in short for logits in prompts_alone(session, ids)]
@@ -143,12 +143,12 @@ def _chunks_exact(session: Session, ids: Ids) -> bool:
 
 
 def _choices(session: Session, ids: Ids, chunk: int) -> Ids:
-    """Likeliest tokens (S,) after each of ids; the logits of a whole window would take a hundred megabytes."""
+    """Likeliest tokens (S,) after each of ids; keeping the logits of a window would take a hundred megabytes."""
     decoder = session.decoder()
     parts = (decoder.append(ids[i : i + chunk]).argmax(-1) for i in range(0, len(ids), chunk))
     return np.concatenate(list(parts))
 
 
 def _agreeing(found: Sequence[Ids], expected: Sequence[Ids]) -> float:
-    """Part of the positions with the same likeliest token; what is expected may go on for longer."""
+    """Fraction of positions with the same likeliest token; what is expected may be longer."""
     return float(np.concatenate([a == b[: len(a)] for a, b in zip(found, expected, strict=True)]).mean())

@@ -1,6 +1,6 @@
-"""What a bundle does on this machine: load time, prefill and decode speed, memory. A process for itself.
+"""Measures a bundle on this machine: load time, prefill and decode speed, memory; in a process of its own if needed.
 
-Memory is looked at before requests run together: it is that of one.
+Memory is read before requests run concurrently, so it is that of one request.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ PROMPT_TOKENS, DECODE_TOKENS, ROUNDS = 256, 64, 3
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of ROUNDS rounds after one to warm up.
+    """Medians of ROUNDS rounds after a warm-up round.
 
     load_seconds: of `kiara_runtime.load`, hashes and tokenizer included. prefill and decode in tokens/s.
-    first_token_seconds: from the request to the first token. peak_memory_bytes: the largest resident size of the
-    process, its interpreter included; None where unknown. batches: tokens/s of all together, by requests at once.
+    first_token_seconds: from the request to the first token. peak_memory_bytes: the peak resident size of the
+    process, its interpreter included; None if unknown. batches: number of concurrent requests -> tokens/s in total.
     """
 
     load_seconds: float
@@ -44,7 +44,7 @@ class Speed:
     batches: dict[str, float] = field(default_factory=dict[str, float])
 
     def rows(self, recorded: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Label and figure, each beside what a receipt's figures `recorded`, as far as it did."""
+        """Labels and figures, compared with a receipt's figures, `recorded`, where it has them."""
 
         def beside(name: str, unit: str, scale: float = 1.0) -> str:
             here, there = getattr(self, name), recorded.get(name)
@@ -53,25 +53,25 @@ class Speed:
 
         yield "load", beside("load_seconds", "s")
         yield f"prefill of {self.prompt_tokens} tokens", beside("prefill_tokens_per_second", "tokens/s")
-        yield "first token after", f"{1000 * self.first_token_seconds:,.4g} ms"
+        yield "time to first token", f"{1000 * self.first_token_seconds:,.4g} ms"
         yield "decode", beside("decode_tokens_per_second", "tokens/s")
         for size, together in self.batches.items():
-            yield f"decode, {size} at once, all together", f"{together:,.4g} tokens/s"
+            yield f"decode, {size} at once, in total", f"{together:,.4g} tokens/s"
         if self.peak_memory_bytes is not None:
             yield "peak memory", beside("peak_memory_bytes", "MiB", 2**-20)
 
 
 def measure_apart(bundle: Path, variant: str | None = None, **sizes: Any) -> Speed:
-    """`measure` in a process of its own, whose memory is that of the variant alone."""
+    """Run `measure` in a separate process, so that its memory is that of the variant alone."""
     words = [sys.executable, "-m", __name__, json.dumps({"bundle": str(bundle), "variant": variant, **sizes})]
     ours, theirs = os.pipe()
-    try:  # the child ends when this end of the pipe is closed, by whatever ends this process
+    try:  # the child ends when this end of the pipe is closed, however this process ends
         done = subprocess.run(words, stdin=ours, capture_output=True, text=True, check=False)
     finally:
         os.close(ours)
         os.close(theirs)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}; is there memory enough?"])[-1]
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}, perhaps out of memory"])[-1]
         raise UserError(
             bundle, f"measuring {variant} failed ({said[:300]})", "close other programs, or use another variant"
         )
@@ -86,9 +86,9 @@ def measure(
     max_tokens: int = DECODE_TOKENS,
     batch: Sequence[int] = (),
 ) -> Speed:
-    """Load the bundle and time it; the tokens are spread over the vocabulary, their text does not matter.
+    """Load the bundle and time it, with tokens from all over the vocabulary, as their text does not matter.
 
-    batch: numbers of requests at once, each of a prompt of 16 tokens. A short context cuts prompt and output down.
+    batch: numbers of concurrent requests, each with a prompt of 16 tokens. A short context shortens prompt and output.
     """
     from kiara_runtime.engine import SLOTS
     from kiara_runtime.model import load
@@ -112,7 +112,7 @@ def measure(
 
 
 def _together(model: Model, size: int, steps: int) -> float:
-    """Tokens/s of `size` requests from when all have begun: the median of the rounds."""
+    """Decode speed of `size` concurrent requests in total, tokens/s: the median of the rounds."""
     speeds: list[float] = []
     for turn in range(ROUNDS):
         runs = _greedy(model, [_ids(model, 16, 64 * turn + i) for i in range(size)], steps)
@@ -126,12 +126,12 @@ def _greedy(model: Model, prompts: list[list[int]], steps: int) -> list[Generati
 
 
 def _ids(model: Model, count: int, start: int) -> list[int]:
-    """Tokens all over the vocabulary; another start begins with others, so that no cache knows the prompt."""
+    """Ids from all over the vocabulary; each `start` begins with different ones, so that no cached prefix matches."""
     return [(7919 * i + 31 * start) % model.tokenizer.vocab_size for i in range(1, count + 1)]
 
 
 def _peak_memory() -> int | None:
-    """The kernel's own mark of this program alone: ru_maxrss would count the parent's before the start."""
+    """The kernel's peak for this program alone: ru_maxrss would include the parent's memory at the fork."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None

@@ -1,4 +1,4 @@
-"""How well a bundle predicts a text on this machine: the figures of `kiara evaluate`, without PyTorch."""
+"""Measures how well a bundle predicts a text: the figures of `kiara evaluate`, without PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TEXT_BYTES = 1 << 30
 
 
 def read_text(path: Path) -> str:
-    """The file as text, byte order marks left out; raises UserError where it is empty, no text or too long."""
+    """Read a file as text, without byte order marks; raises UserError if it is empty, not text or too long."""
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise UserError(path, f"larger than {MAX_TEXT_BYTES >> 20} MiB", "evaluate a part of it")
     try:
@@ -26,9 +26,9 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(path, f"not UTF-8 at byte {error.start}", "convert it (iconv)") from None
     if "\0" in text:
-        raise UserError(path, "it holds a NUL, so binary data or UTF-16", "convert it (iconv -f UTF-16LE -t UTF-8)")
+        raise UserError(path, "it contains NUL: binary data or UTF-16", "convert it (iconv -f UTF-16LE -t UTF-8)")
     if not text.strip():
-        raise UserError(path, "no text at all", "give a file with some")
+        raise UserError(path, "no text at all", "give a file with text")
     return text
 
 
@@ -39,13 +39,13 @@ def evaluate(
     threads: int | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Metrics:
-    """advance: told how many tokens of how many are done."""
+    """Score a text with a variant of the bundle. advance: called with the tokens done and their total."""
     bundle.check(bundle.files_of(variant))
     tokenizer = load_tokenizer(bundle)
     session = Session(bundle.graph_of(variant), bundle.architecture, threads)
     ids = np.array([first_token(tokenizer, bundle.bos_token_id), *tokenizer.encode(text)], dtype=np.int64)
     if len(ids) == 1:
-        raise UserError("text", "the model has no token for any of it", "give another one")
+        raise UserError("text", "the tokenizer has no token for any of it", "give another text")
     scorer = Scorer(tokenizer)
     for window in windows(ids, window_length(bundle.architecture.context_length)):
         decoder = session.decoder()

@@ -1,7 +1,7 @@
-"""What the graphs of a bundle compute on this machine: against each other's paths, and against the exporter's record.
+"""Checks what the graphs of a bundle compute on this machine: along every path, and against the exporter's record.
 
-Hashes prove that the bytes are the exporter's. Kernels differ from machine to machine and from one ONNX Runtime to
-the next, so this runs a recorded piece of held-out text along every path and compares.
+Hashes prove that the bytes are the exporter's. But kernels differ between machines and versions of ONNX Runtime, so
+this runs a recorded piece of held-out text along every path and compares.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ MAX_NATS_DIFFERENCE = 0.01  # relative, of the text's negative log-likelihood
 
 @dataclass(frozen=True)
 class Found:
-    """recorded_agreement: part of the recorded likeliest tokens found again. nats_difference: relative."""
+    """The result for a variant.
+
+    recorded_agreement: fraction of the recorded likeliest tokens that are the same here. nats_difference: relative.
+    """
 
     variant: str
     paths: PathAgreement
@@ -34,13 +37,13 @@ class Found:
 
 
 def probe(session: Session, ids: Ids) -> dict[str, Any]:
-    """What a graph makes of text: its likeliest next tokens, and the negative log-likelihood of the real ones."""
+    """What a graph predicts for text: its likeliest next tokens, and the negative log-likelihood of the real ones."""
     logits = in_chunks(session, ids, len(ids))
     return {"nats": float(nats(logits[:-1], ids[1:]).sum()), "top1": logits.argmax(-1).tolist()}
 
 
 def verify_deep(bundle: Bundle) -> Iterator[Found]:
-    """Each variant in turn; raises UserError on the first that does not compute what it should."""
+    """Check each variant in turn; raises UserError for the first whose results are outside its limits."""
     ids, expected = _recorded(bundle)
     for name in bundle.variants:
         session = Session(bundle.graph_of(name), bundle.architecture)
@@ -56,7 +59,7 @@ def verify_deep(bundle: Bundle) -> Iterator[Found]:
 
 
 def _recorded(bundle: Bundle) -> tuple[Ids, dict[str, dict[str, Any]]]:
-    """The probe of the receipt: token ids, and what each variant made of them."""
+    """The probe in the receipt: token ids, and what each variant predicted for them."""
     path, vocabulary = bundle.folder / "receipt.json", bundle.architecture.vocab_size
     recorded: Any = read_bounded_json(path, MAX_MANIFEST_BYTES).get("probe")
     try:
@@ -70,24 +73,24 @@ def _recorded(bundle: Bundle) -> tuple[Ids, dict[str, dict[str, Any]]]:
         if not 2 <= len(ids) <= bundle.architecture.context_length or not all(0 <= i < vocabulary for i in ids):
             raise ValueError
     except (ValueError, KeyError, TypeError, OverflowError):
-        raise UserError(path, "holds no probe of this bundle", "export it again") from None
+        raise UserError(path, "it has no valid probe of this bundle", "export the bundle again") from None
     return np.array(ids, dtype=np.int64), made
 
 
 def _demand(found: Found) -> None:
-    limits = (find_variant(found.variant) or FLOAT32).limits  # of a variant that is not known the strictest
+    limits = (find_variant(found.variant) or FLOAT32).limits  # the strictest for an unknown variant
     least = limits.elsewhere
     if found.paths.lowest() < least or found.paths.end_of_context < limits.end_of_context:
         raise UserError(
             found.variant,
-            f"on this machine single steps, chunks or batches find {found.paths.lowest():.1%} of "
-            f"the likeliest tokens of a prefill (needed {least:.0%})",
+            f"on this machine single steps, chunks or batches give {found.paths.lowest():.1%} of "
+            f"the likeliest tokens of a prefill ({least:.0%} required)",
             "use another variant, or another ONNX Runtime",
         )
     if found.recorded_agreement < MIN_RECORDED_AGREEMENT or not found.nats_difference <= MAX_NATS_DIFFERENCE:
         raise UserError(
             found.variant,
-            f"on this machine it finds {found.recorded_agreement:.1%} of what was likeliest and "
+            f"on this machine it gives {found.recorded_agreement:.1%} of the recorded likeliest tokens, and "
             f"the log-likelihood is {found.nats_difference:.2%} off",
             "use another variant, or another ONNX Runtime",
         )

@@ -1,8 +1,8 @@
-"""The one scorer: negative log-likelihood, accuracy and bits per byte, in NumPy, whichever engine gave the logits.
+"""The one scorer: negative log-likelihood, accuracy and bits per byte, in NumPy, for the logits of any engine.
 
 `kiara evaluate`, `kiara-run evaluate`, training's validation and receipts use it, so that the same text gives the same
-figure everywhere. Log-probabilities of single tokens are `filters.log_softmax`'s, in float64. A text is read in order,
-in windows that do not overlap, the last of which may be shorter; every token but the first is predicted once.
+figure everywhere. Log-probabilities of single tokens come from `filters.log_softmax`, in float64. A text is read in
+order, in windows that do not overlap; the last may be shorter. Every token but the first is predicted once.
 
 Shape letters: S positions, V vocabulary.
 """
@@ -24,7 +24,7 @@ MAX_WINDOW = 1024  # tokens
 
 @dataclass(frozen=True)
 class Metrics:
-    """loss: mean nats a token. accuracy: part of the tokens that were the likeliest. tokens: how many."""
+    """loss: mean nats per token. accuracy: fraction of the tokens that were the likeliest. tokens: number scored."""
 
     loss: float
     perplexity: float
@@ -37,7 +37,10 @@ class Metrics:
 
 
 class Scorer:
-    """Sums up predictions. totals: nats, right guesses, bytes and tokens so far; those of several scorers add up."""
+    """Accumulates predictions into Metrics.
+
+    totals: nats, right guesses, bytes and tokens so far; those of several scorers add up.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._token_bytes = np.array([len(token) for token in tokenizer.token_bytes], dtype=np.int64)
@@ -49,7 +52,7 @@ class Scorer:
         return int(self.totals[3])
 
     def add(self, logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-        """logits (S, V) at positions that were followed by targets (S,); returns the nats of each target, (S,)."""
+        """Score targets (S,) with the logits (S, V) that predict them; return the nats of each target, (S,)."""
         each = nats(logits, targets)
         right = int((logits.argmax(-1) == targets).sum())
         length = int(self._token_bytes[np.minimum(targets, len(self._token_bytes) - 1)].sum())
@@ -58,7 +61,7 @@ class Scorer:
         return each
 
     def metrics(self, text_bytes: int | None = None) -> Metrics:
-        """text_bytes: of all that was predicted, where it is known better than from its tokens."""
+        """The metrics so far. text_bytes: size of the scored text; by default that of its tokens."""
         nats_, right, length, tokens = self.totals
         return Metrics(
             loss=nats_ / tokens,
@@ -70,16 +73,16 @@ class Scorer:
 
 
 def window_length(context_length: int) -> int:
-    """Tokens a window: the whole context, or what a long one's logits still leave room for."""
+    """Tokens per window: the whole context, but at most MAX_WINDOW, as the logits take memory."""
     return min(context_length, MAX_WINDOW)
 
 
 def windows(ids: NDArray[np.int64], length: int) -> Iterator[NDArray[np.int64]]:
-    """Each window of a text (N,): at most `length` inputs and one more, the last one's target."""
+    """Each window of a text (N,): at most `length` inputs and one more token, the target of the last."""
     for start in range(0, len(ids) - 1, length):
         yield ids[start : start + length + 1]
 
 
 def first_token(tokenizer: Tokenizer, bos: int) -> int:
-    """What stands before a text that is judged: the end of the one before, where the model knows it by END_OF_TEXT."""
+    """The token before a scored text: END_OF_TEXT, as after another text, if the model has it, else `bos`."""
     return tokenizer.special_tokens.get(END_OF_TEXT, bos)

@@ -32,7 +32,7 @@ def test_a_subset_of_windows_is_spread_over_the_split() -> None:
     ("name", "data", "expected"),
     [
         ("a.txt", b"\xef\xbb\xbf\n", "no text at all"),
-        ("a.txt", b"x" + b" " * 300_000, "a.txt: text: over 200000 white-space characters on end"),
+        ("a.txt", b"x" + b" " * 300_000, "a.txt: text: over 200000 white-space characters in a row"),
         (
             "a.jsonl",
             b'{"body": "some"}\n',

@@ -78,7 +78,7 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
 MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: there is no such file"),
     "config no JSON": (lambda folder: (folder / "config.json").write_text("{", "utf-8"), "config.json: not JSON"),
-    "config a list": (lambda folder: (folder / "config.json").write_text("[]", "utf-8"), "no JSON object"),
+    "config a list": (lambda folder: (folder / "config.json").write_text("[]", "utf-8"), "not a JSON object"),
     "no model_type": (_config(model_type=...), "model_type None"),
     "other model_type": (_config(model_type="bert"), "model_type 'bert'"),
     "no hidden_size": (_config(hidden_size=...), "hidden_size is missing"),

@@ -169,7 +169,7 @@ def test_values_are_stored_as_immutable_plain_types(field: str, value: object, s
 
 @pytest.mark.parametrize("fields", [("json_schema", "regex"), ("json_schema", "grammar"), ("regex", "grammar")])
 def test_only_one_grammar_is_allowed(fields: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=f"^{fields[1]}: {fields[0]} is given, too"):
+    with pytest.raises(UserError, match=f"^{fields[1]}: {fields[0]} is given too"):
         SamplingParams(**dict.fromkeys(fields, "{}"))  # type: ignore[arg-type]
 
 

@@ -47,7 +47,9 @@ def test_a_probe_is_the_log_likelihood_of_its_text(bundle: Path) -> None:
     assert probe(session, ids)["nats"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("what", "expected"), [("top1", "of what was likeliest"), ("nats", "off"), (None, "no probe")])
+@pytest.mark.parametrize(
+    ("what", "expected"), [("top1", "of the recorded likeliest"), ("nats", "off"), (None, "no valid probe")]
+)
 def test_a_graph_that_differs_from_the_record_is_refused(
     what: str | None, expected: str, copy: Path, kiara_run: Callable[..., Result]
 ) -> None:
@@ -119,7 +121,7 @@ def test_without_the_extra_the_error_says_what_to_install(
     for name in [name for name in sys.modules if name.startswith("cryptography")]:
         monkeypatch.setitem(sys.modules, name, None)
     result = kiara_run("verify", copy, "--public-key", copy / "any.pub")
-    assert result.exit_code == 1 and "--public-key: needs the extra; pip install" in result.stderr
+    assert result.exit_code == 1 and "--public-key: needs the package cryptography; pip install" in result.stderr
 
 
 def test_measurements_run_in_a_separate_process(bundle: Path) -> None:

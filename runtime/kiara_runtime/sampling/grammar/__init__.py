@@ -1,4 +1,5 @@
-"""Text that a JSON schema, a regular expression or a Lark grammar allows, through llguidance, an extra.
+"""Output constrained by a JSON Schema, a regular expression or a Lark grammar, through llguidance, an extra.
 
-constraint compiles a grammar and follows it; schema and its neighbours turn a JSON Schema into one that means the same.
+`constraint` compiles a grammar and follows it; `schema` and its helper modules rewrite a JSON Schema so that llguidance
+reads it as it is meant.
 """

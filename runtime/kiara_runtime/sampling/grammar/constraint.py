@@ -1,9 +1,10 @@
-"""Text that a JSON schema, a regular expression or a Lark grammar allows, token by token, through llguidance, an extra.
+"""Constrains output, token by token, to a JSON Schema, a regular expression or a Lark grammar, through llguidance, an
+extra.
 
 A grammar describes text only: special tokens are never allowed, and the name of one in its text is ordinary text. An
-end of text is allowed exactly where the grammar lets the text end.
+end-of-text token is allowed exactly where the grammar lets the text end.
 
-Choosing among the tokens that are allowed is not done here (`kiara_runtime.engine.sequence`).
+`kiara_runtime.engine.sequence` chooses among the allowed tokens.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from kiara_runtime.sampling.grammar.vocabulary import Vocabulary, library_for, v
 from kiara_runtime.tokens import Tokenizer
 
 MAX_CHARACTERS = 1 << 15  # of a grammar: the worst ones of this size take llguidance some seconds, of more a minute
-KEPT_GRAMMARS = 16  # of a tokenizer, the last ones compiled
+KEPT_GRAMMARS = 16  # per tokenizer, the last ones compiled
 MAX_REASON = 160
-_TOO_MUCH = "what it asks for at this place is too much to keep to"
-_NO_TEXT = "no text that this model's tokens can write goes on from here"
+_TOO_MUCH = "it is too complex at this point"
+_NO_TEXT = "this model's tokens cannot spell any text that continues here"
 
 
 class Constraint:
-    """The grammar of one sequence, and where in it the sequence stands. One thread at a time.
+    """The grammar of one sequence, and the sequence's position in it. Not thread-safe.
 
-    Beside what a method's own lines say it raises UserError where llguidance gives up: the grammar is too complex at
-    this place, or the model's tokens cannot write what it asks for.
+    Every method also raises UserError if llguidance gives up: the grammar is too complex at this point, or the model's
+    tokens cannot spell what it requires.
     """
 
     def __init__(
@@ -49,41 +50,41 @@ class Constraint:
         eos_token_ids: frozenset[int],
         refuse: Callable[[str], UserError],
     ) -> None:
-        """matcher: an LLMatcher at its beginning. refuse: makes an error of a reason."""
+        """matcher: an LLMatcher at its start. refuse: makes an error from a reason."""
         self._matcher, self._vocab_size, self._refuse = matcher, vocab_size, refuse
         self._eos = sorted(eos_token_ids)
         self._text, self._risky = vocabulary.has_text.copy(), vocabulary.risky
         assert len(self._text) <= vocab_size
-        self._text[[i for i in self._eos if i < len(self._text)]] = False  # an end and nothing else, even one with text
+        self._text[[i for i in self._eos if i < len(self._text)]] = False  # these end the text, even one that has text
         self._allowed, self._more = self._look()
 
     def copy(self) -> Constraint:
-        """The same, for another sequence."""
+        """A copy for another sequence."""
         other = copy.copy(self)
         other._matcher = self._matcher.deep_copy()
         return other
 
     def allowed(self) -> NDArray[np.bool_]:
-        """(V,): which tokens may come next, ends of text among them where the text may end. Not to be written to."""
+        """(V,): which tokens may come next, including end-of-text tokens if the text may end. Read-only."""
         if self._allowed is None:
             self._allowed, self._more = self._look()
         return self._allowed
 
     def accept(self, token: int) -> None:
-        """Append a token. Raises ValueError where the grammar does not allow it; nothing has changed then."""
+        """Append a token. Raises ValueError, and changes nothing, if the grammar does not allow it."""
         if token in self._eos and self.allowed()[token]:
             self._allowed, self._more = self._ends(True), False
-        # Unlike consume_token, this takes a wrong token for no error, so that limits can be told from it.
+        # Unlike consume_token, this does not report a wrong token as an error, so that limits can be told apart.
         elif self._is_text(token) and not self._matcher.is_stopped() and self._matcher.try_consume_tokens([token]):
             self._allowed = None
         else:
             self._check()
-            raise ValueError(f"token {token}: the grammar does not allow it at this place")
+            raise ValueError(f"token {token}: the grammar does not allow it at this point")
 
     def forced(self) -> list[int]:
-        """Tokens that come next whatever the model says, often none. They are not accepted yet.
+        """Tokens that must come next, often none. They are not accepted yet.
 
-        The first is all that `allowed` allows. Between the others it may spell the same text by different tokens.
+        The first is the only one that `allowed` permits; for the others it may permit other tokens with the same text.
         """
         tokens = cast("list[int]", self._matcher.compute_ff_tokens())
         self._check()
@@ -91,7 +92,7 @@ class Constraint:
 
     @property
     def finished(self) -> bool:
-        """Whether the text is complete: nothing but an end can follow."""
+        """Whether the text is complete: only an end-of-text token can follow."""
         self.allowed()
         return not self._more
 
@@ -99,7 +100,7 @@ class Constraint:
         return 0 <= token < len(self._text) and bool(self._text[token])
 
     def _look(self) -> tuple[NDArray[np.bool_], bool]:
-        """What is allowed here, and whether there is text among it."""
+        """The allowed tokens, and whether any of them has text."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
         may_end = bool(self._matcher.is_accepting())
@@ -136,11 +137,10 @@ def constrain(
     regex: str | None = None,
     grammar: str | None = None,
 ) -> Constraint:
-    """The constraint of a sequence that begins. Exactly one of the last three: JSON text, an expression, or Lark.
+    """The constraint of a new sequence. Takes exactly one of json_schema (JSON text), regex and grammar (Lark).
 
-    vocab_size: of the model, V; the tokenizer's may be smaller. A grammar is compiled once for all sequences that have
-    it, as long as the last few are kept. Raises UserError where llguidance is missing, cannot read the grammar or finds
-    it too complex, or where no text satisfies it.
+    vocab_size: of the model, V; the tokenizer's may be smaller. The last few compiled grammars are cached. Raises
+    UserError if llguidance is missing, cannot read the grammar or finds it too complex, or if no text satisfies it.
     """
     given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
     [(field, text)] = [(name, text) for name, text in given.items() if text is not None]
@@ -158,12 +158,12 @@ def constrain(
 
 
 def _compile(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int], field: str, text: str) -> Constraint:
-    """The constraint at its beginning, for sequences to have copies of. field: which of the three forms `text` is."""
+    """The constraint at its start, for sequences to copy. field: which of the three forms `text` is."""
     library, refuse = library_for(field), partial(_refusal, field, text)
     if len(text) > MAX_CHARACTERS:
         raise refuse(f"it has more than {MAX_CHARACTERS} characters")
     vocabulary = vocabulary_of(tokenizer)
-    limits = library.LLParserLimits(verbose_errors=False)  # its defaults, but errors without its own state
+    limits = library.LLParserLimits(verbose_errors=False)  # the defaults, but errors without the parser's state
 
     def give_up(reason: str) -> UserError:
         return refuse(_TOO_MUCH if field == "json_schema" and reason is not _NO_TEXT else reason)
@@ -192,15 +192,15 @@ def _compile(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int
 
 def _source(library: Any, field: str, text: str) -> str:
     """The grammar as llguidance's own JSON."""
-    # "d": \d is 0 to 9, and none of the 700 other digits of Unicode that nobody means.
+    # "d": \d means 0 to 9 only, not the 700 other digits of Unicode.
     lark = f"start: /{library.regex_to_lark(text, 'd') or '(?:)'}/" if field == "regex" else lark_text(text)
     return json.dumps({"grammars": [{"lark_grammar": lark}]})
 
 
 def _refusal(field: str, text: str, reason: str) -> UserError:
-    """reason: llguidance's, of which what follows "\\n<" is its state and indented lines are drawings."""
+    """An error with llguidance's reason, without its state (after "\\n<") and its drawings (indented)."""
     lines = [line for line in reason.partition("\n<")[0].splitlines() if not line.startswith(" ")]
     line = "".join(letter if letter.isprintable() else " " for letter in " ".join(" ".join(lines).split()))
     if len(line) > MAX_REASON:  # it quotes the whole grammar in the middle
         line = f"{line[:40]}…{line[41 - MAX_REASON :]}"
-    return UserError(field, f"cannot be used: {line}", "mend or simplify it", value=text)
+    return UserError(field, f"cannot be used: {line}", "correct or simplify it", value=text)

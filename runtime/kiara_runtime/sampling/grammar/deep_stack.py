@@ -1,7 +1,7 @@
-"""Calls on threads with a large stack, made once: Python's stack size is one for the whole process.
+"""Runs calls on threads with a large stack, started once: Python's stack size setting is for the whole process.
 
-llguidance calls itself for each rule that leads to another and each parenthesis, and a stack that is full ends the
-process. The worst grammars found take 1 KiB of it for a character. Only what is used of it becomes memory.
+llguidance recurses for each rule that refers to another and for each parenthesis, and a stack overflow ends the
+process. The worst grammars found take 1 KiB of stack per character. Only the part in use becomes resident memory.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 
 from kiara_runtime.errors import UserError
 
-STACK = 256 << 20  # bytes: of the largest grammar that is read, several times
+STACK = 256 << 20  # bytes, several times what the largest accepted grammar needs
 THREADS = 2
 Result = TypeVar("Result")
 
 _lock = threading.Lock()
 _calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
-_process: list[int] = []  # for which the threads were started: a forked child has none of them
+_process: list[int] = []  # id of the process that started the threads: a forked child has none of them
 
 
 def deeply(act: Callable[[], Result]) -> Result:
-    """The result of `act`, called on a thread with a stack of STACK bytes."""
+    """Call `act` on a thread with a stack of STACK bytes and return its result."""
     with _lock:
         if _process != [os.getpid()]:
             _start()
@@ -39,8 +39,8 @@ def _start() -> None:
     try:
         for _ in range(THREADS):
             threading.Thread(target=_serve, daemon=True, name="kiara-grammar").start()
-    except (RuntimeError, MemoryError):  # no thread, or no address space, is left
-        problem = f"there is no room for a stack of {STACK >> 20} MiB"
+    except (RuntimeError, MemoryError):  # no thread or no address space is left
+        problem = f"there is no memory for a stack of {STACK >> 20} MiB"
         raise UserError("grammar", problem, "close other programs, or leave the grammar out") from None
     finally:
         threading.stack_size(before)
@@ -55,4 +55,4 @@ def _serve() -> None:
         except BaseException as error:
             found.set_exception(error)
         finally:
-            del found, act  # or an error would hold this frame, which holds it
+            del found, act  # breaks a reference cycle: an error holds this frame, which would hold the error

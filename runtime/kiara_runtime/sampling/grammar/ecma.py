@@ -1,6 +1,6 @@
-r"""ECMA 262's regular expressions, which JSON Schema's `pattern` goes by, as llguidance's Rust library reads them.
+r"""Translates ECMA 262 regular expressions, which JSON Schema's `pattern` uses, for llguidance's Rust library.
 
-Where programs differ about a class (\W of ECMA has é in it, Python's has not) the text keeps to what all take for it.
+Where programs differ about a class (\W includes é in ECMA but not in Python), only what all of them accept is allowed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 _SPACE = r"\t-\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# What every program takes for one of the class, and what any of them does.
+# Members of each class in every program, and in at least one.
 _LEAST = {"d": "0-9", "w": "0-9A-Za-z_", "s": _SPACE}
 _MOST = {"d": r"\p{Nd}", "w": r"\p{L}\p{N}_", "s": _SPACE + r"\x1c-\x1f\u0085\ufeff"}
 _ECMA = {**_LEAST, "s": _SPACE + r"\ufeff"}
@@ -23,7 +23,7 @@ _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 
 @dataclass(frozen=True)
 class _Sets:
-    """least, most: letter of a class -> its members, as the inside of a class."""
+    """The members of classes. least, most: letter of a class -> its members, as written inside brackets."""
 
     least: dict[str, str]
     most: dict[str, str]
@@ -38,9 +38,9 @@ _AGREED, _EXACT = _Sets(_LEAST, _MOST), _Sets(_ECMA, _ECMA)
 
 
 def rust_expression(pattern: str, exact: bool = False) -> str:
-    """An expression of ECMA 262 for Rust; exact: its classes are ECMA's own, even where other programs differ.
+    """Translate an ECMA 262 expression for Rust. exact: use ECMA's own classes, even where other programs differ.
 
-    What the Rust library can neither take nor refuse is left to it. Raises ValueError for what has no equal there.
+    Everything else passes unchanged, so the Rust library reports its errors. Raises ValueError for what it lacks.
     """
     sets = _EXACT if exact else _AGREED
     joined = _PAIR.sub(lambda pair: rf"\u{{{_joined(int(pair[1], 16), int(pair[2], 16)):x}}}", pattern)
@@ -61,9 +61,9 @@ def _token(match: re.Match[str], sets: _Sets) -> str:
     if token == ".":
         return r"[^\n\r\u2028\u2029]"
     if token in ("[", "{", "\\"):
-        raise ValueError(f"{token} must be closed, or written as \\{token}")
+        raise ValueError(f"{token} must be closed, or escaped as \\{token}")
     if token.startswith("(?") and token[-1] in "=!":
-        raise ValueError(f"look-around, {token}, cannot be used")
+        raise ValueError(f"look-around, {token}, is not supported")
     return token
 
 
@@ -89,14 +89,14 @@ def _class(inside: str, sets: _Sets) -> str:
 
 
 def _item(match: re.Match[str]) -> int | str:
-    """What stands in a class: a code point, or a class within it."""
+    """An item of a class: a code point, or a class within it."""
     if match[1] is None:
         return ord(match[0])
     return 8 if match[1] == "b" else _escape(match[1])
 
 
 def _escape(escape: str) -> int | str:
-    """What stands behind a backslash: a code point, or a class."""
+    """The meaning of what follows a backslash: a code point, or a class."""
     letter, digits = escape[0], escape[1:].strip("{}")
     if escape in "dDwWsS" or (letter in "pP" and digits):
         return escape
@@ -107,7 +107,7 @@ def _escape(escape: str) -> int | str:
     if escape in _CONTROLS:
         return _CONTROLS[escape]
     if escape.isalnum():
-        raise ValueError(f"\\{escape} cannot be used")
+        raise ValueError(f"\\{escape} is not supported")
     return ord(escape)
 
 

@@ -1,7 +1,7 @@
-"""JSON Schemas as llguidance must be given them to mean what JSON Schema 2020-12 says, and what it cannot do, by name.
+"""Rewrites JSON Schemas so that llguidance reads them as JSON Schema 2020-12 does, and refuses what it cannot enforce.
 
 `kiara_runtime.sampling.grammar.constraint` compiles the grammar and follows it. A schema of an older draft is
-read as one of 2020-12, which allows no more than its own draft does, or the keyword that differs is refused.
+read as one of 2020-12, which allows no more than its own draft does; a keyword for which that fails is refused.
 """
 
 from __future__ import annotations
@@ -31,58 +31,59 @@ from kiara_runtime.sampling.grammar.schema_checks import (
 )
 from kiara_runtime.sampling.grammar.schema_rules import limit_steps, mend_numbers, mend_options, mend_strings
 
-# Between the parts of JSON nothing, a space, or a line break and an indent, as in llama.cpp: a small model that may
-# write white space without bound does so to the end of its context.
-# Without \u each text has one spelling: else a property's name could be spelled so that its schema does not see it.
+# White space between JSON tokens: none, a space, or a line break and an indent, as in llama.cpp. A small model that may
+# write unlimited white space does so to the end of its context.
+# Without \u each string has one spelling: otherwise a property's name could be spelled so that its schema is missed.
 WHITE_SPACE = {"whitespace_pattern": " |\n[ \t]{0,20}"}
 NO_WHITE_SPACE = {"whitespace_flexible": False}
 ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
-MAX_DEPTH = 120  # llguidance reads 128, and what is added here takes some
-MAX_SECONDS = 2  # for finding the part of a schema for which there is no grammar
+MAX_DEPTH = 120  # llguidance's limit is 128, and rewriting adds a few levels
+MAX_SECONDS = 2  # for finding the part of a schema that does not compile
 
-# What %json is not found in: a text, a comment or an expression of Lark.
+# %json, and the strings, comments and expressions of Lark, in which it is not searched for.
 _LARK = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|%json\s*')
 _WHY = {
-    "$ref": ("it leads to nothing in this schema that a text can be held to", "name a part of `$defs`"),
-    "oneOf": ("its options are not plainly exclusive", "use anyOf"),
-    "patternProperties": ("it is no expression that can be used, or may fit a name that another one fits", "mend it"),
+    "$ref": ("it does not refer to a usable part of this schema", "name a part of `$defs`"),
+    "oneOf": ("its options are not clearly exclusive", "use anyOf"),
+    "patternProperties": ("it is unsupported, or may match a name that another expression matches", "correct it"),
     "maxProperties": (
-        "it is held to only where `required` has all of `properties`",
+        "it can be enforced only if `required` has all of `properties`",
         "leave it out, and check it yourself",
     ),
 }
 _WHY["minProperties"] = _WHY["maxProperties"]
-_NO_VALUE = ("no text can be held to it, beside the rest of the schema", "mend it or leave it out")
+_NO_VALUE = ("it cannot be enforced together with the rest of the schema", "correct it or leave it out")
 
 
 def schema_source(library: Any, text: str) -> str:
-    """The grammar of a schema as llguidance's own JSON. Raises UserError with the path of what cannot be held to."""
+    """The grammar of a schema as llguidance's own JSON. Raises UserError with the path of what cannot be enforced."""
     return _source(library, _parsed(text))
 
 
 def lark_text(text: str) -> str:
-    """A Lark grammar in which each schema, behind %json, is one that llguidance takes as it is meant."""
+    """A Lark grammar in which each schema after %json is rewritten for llguidance."""
     made, place = list[str](), 0
     for match in _LARK.finditer(text):
         if match[0].startswith("%json") and match.end() > place:
             try:
                 schema, end = _DECODER.raw_decode(text, match.end())
-            except (ValueError, RecursionError):  # llguidance tells where it is wrong
+            except (ValueError, RecursionError):  # llguidance reports where it is wrong
                 continue
             if isinstance(schema, dict):
                 try:
                     options = _mend(cast("Schema", schema))
                 except UserError as error:
-                    raise error.inside("grammar", ": of its %json, ") from None
+                    raise error.inside("grammar", ": in its %json, ") from None
                 made += [text[place : match.end()], json.dumps({**schema, "x-guidance": options})]
                 place = end
     return "".join([*made, text[place:]])
 
 
 def culprit(library: Any, text: str, begin: Callable[[str], object]) -> UserError:
-    """The refusal of a schema for whose source `begin` raises UserError, by the path of a part that is to blame.
+    """The error for a schema that `begin` cannot compile, with the path of a part that causes it.
 
-    That is the last of the parts, the likeliest first, that must go until there is a grammar; and so within it.
+    Parts are removed, the likeliest causes first, until the rest compiles; the last one removed is the cause. The
+    search goes on within it.
     """
     root = _parsed(text)
     path, node, (problem, remedy) = "", root, _NO_VALUE
@@ -117,7 +118,7 @@ Part = tuple[str, str | int | None]  # a keyword, and of one that holds several 
 
 
 def _parts(schema: Schema) -> Iterator[Part]:
-    """What `$defs` holds, then what each keyword does, then the keywords, the likeliest first."""
+    """The entries of `$defs`, then those of other keywords, then the keywords; each group likeliest cause first."""
     rest = (ONE | LISTS | NAMED, {"type"}, {"$ref"})
     keys = sorted(schema, key=lambda key: (key not in DEFINITIONS, [key in group for group in rest]))
     for key in keys:
@@ -130,7 +131,7 @@ def _parts(schema: Schema) -> Iterator[Part]:
 
 
 def _without(root: Schema, node: Schema, parts: list[Part]) -> Schema:
-    """A copy of the root in which parts of one of its schemas, the node, are gone."""
+    """A copy of the root without these parts of `node`, one of its schemas."""
     copies = dict[int, Any]()
     made = copy.deepcopy(root, copies)
     _remove(copies[id(node)], parts)
@@ -152,19 +153,19 @@ def _parsed(text: str) -> Schema:
         schema: Any = _DECODER.decode(text)
         json.dumps(schema, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise refusal("", "half of a surrogate pair is in it, which no text can have", "leave it out") from None
+        raise refusal("", "it contains a lone surrogate, which is not a character", "leave it out") from None
     except RecursionError:
-        raise refusal("", f"it is more than {MAX_DEPTH} levels deep", "make it flatter, by `$ref`") from None
+        raise refusal("", f"it is more than {MAX_DEPTH} levels deep", "flatten it with `$ref`") from None
     except ValueError as error:
-        raise refusal("", f"{text!r:.60} is no JSON: {error}", "mend it") from None
+        raise refusal("", f"{text!r:.60} is not JSON: {error}", "correct it") from None
     if not isinstance(schema, dict):
-        raise refusal("", f"{text!r:.60} is no JSON object", "give a schema such as {}")
+        raise refusal("", f"{text!r:.60} is not a JSON object", "give a schema such as {}")
     levels, layer = 0, [cast("Any", schema)]
     while layer:
         levels += 1
         layer = [inner for value in layer for inner in _inside(value)]
     if levels > MAX_DEPTH:
-        raise refusal("", f"it is more than {MAX_DEPTH} levels deep", "make it flatter, by `$ref`")
+        raise refusal("", f"it is more than {MAX_DEPTH} levels deep", "flatten it with `$ref`")
     return cast("Schema", schema)
 
 
@@ -176,12 +177,12 @@ def _inside(value: Any) -> list[Any]:
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"the number {text:.20} is beyond all that programs read")
+        raise ValueError(f"the number {text:.20} is out of range")
     return number
 
 
 def _source(library: Any, schema: Schema) -> str:
-    """The grammar of a schema, which is changed."""
+    """The grammar of a schema, which is changed in place."""
     options = _mend(schema)
     return library.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=options)
 
@@ -195,7 +196,7 @@ _DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_finite, parse_constan
 
 
 def _mend(schema: Schema) -> dict[str, Any]:
-    """Make a schema one that llguidance takes as it is meant, with these options."""
+    """Rewrite a schema in place so that llguidance reads it as it is meant, with the options that are returned."""
     found = list(places(schema))
     check_shapes(found)
     escapes = ESCAPES
@@ -203,7 +204,7 @@ def _mend(schema: Schema) -> dict[str, Any]:
         escapes = dict[str, str]()
         for path, inner in found:
             _check_closed(path, inner)
-    own = schema.pop("x-guidance", None)  # of llguidance's own options one is known here; the others would allow more
+    own = schema.pop("x-guidance", None)  # one option is used below; llguidance's others would allow more
     flexible = not isinstance(own, dict) or cast("Schema", own).get("whitespace_flexible") is not False
     for path, inner in found:
         inner.pop("$schema", None)
@@ -216,4 +217,6 @@ def _mend(schema: Schema) -> dict[str, Any]:
 
 def _check_closed(path: str, schema: Schema) -> None:
     if ("properties" in schema or "patternProperties" in schema) and schema.get("additionalProperties") is not False:
-        raise refusal(path, "beside control characters it must be closed", "add additionalProperties: false")
+        raise refusal(
+            path, "objects must be closed in a schema with control characters", "add additionalProperties: false"
+        )

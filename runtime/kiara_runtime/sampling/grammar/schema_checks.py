@@ -1,4 +1,4 @@
-"""The parts of a JSON Schema by their paths, and what is refused of them before a grammar is made."""
+"""The parts of a JSON Schema by path, and the checks on them before a grammar is made."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Schema = dict[str, Any]
 MAX_COUNT = 1 << 31
 MAX_PATH = 200
 
-# Keywords whose value is a schema, a list of schemas, or schemas by name. Nothing else holds one.
+# Keywords whose value is a schema, a list of schemas, or schemas by name. No other keyword contains schemas.
 ONE = frozenset(("items", "additionalProperties"))
 LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 DEFINITIONS = frozenset(("$defs", "definitions"))
 NAMED = DEFINITIONS | {"properties", "patternProperties"}
-# What llguidance cannot hold a text to.
+# Keywords that llguidance cannot enforce.
 UNSUPPORTED = frozenset(
     "not if then else contains minContains maxContains uniqueItems propertyNames dependentRequired dependentSchemas "
     "dependencies unevaluatedItems unevaluatedProperties $dynamicRef $dynamicAnchor $recursiveRef".split()
@@ -27,20 +27,20 @@ UNSUPPORTED = frozenset(
 TYPES = frozenset("null boolean object array number string integer".split())
 
 _PLAIN = re.compile(r"[\w$~/^-]+")
-_UNWRITABLE = re.compile(r"(?<!\\)(\\\\)*\\u00([01][0-9a-f]|7f)")  # as JSON spells what has no escape of one letter
-_BY_NAME = re.compile(r'"\$ref": "(?!#/|#")')  # as JSON spells a reference that is no pointer into the schema itself
+_UNWRITABLE = re.compile(r"(?<!\\)(\\\\)*\\u00([01][0-9a-f]|7f)")  # control characters without a one-letter escape
+_BY_NAME = re.compile(r'"\$ref": "(?!#/|#")')  # a reference in JSON that is not a pointer into the schema itself
 _POINTER = re.compile(r"(/(items|additionalProperties|(allOf|anyOf|oneOf|prefixItems)/\d+|"
                       r"(properties|patternProperties|\$defs|definitions)/[^/]*))*")  # fmt: skip
 
 
 def refusal(path: str, problem: str, remedy: str) -> UserError:
-    """Of the part of a schema at this path. A long one is cut in the middle."""
+    """An error for the part of a schema at this path. A long path is cut in the middle."""
     shown = path if len(path) <= MAX_PATH else f"{path[: MAX_PATH // 2]}…{path[-MAX_PATH // 2 :]}"
     return UserError(f"json_schema{shown}", problem, remedy)
 
 
 def step(name: str | int) -> str:
-    """A keyword, a name or an index, as the next part of a path. It has no space in it where the name has none."""
+    """A keyword, a name or an index as the next part of a path; without spaces if the name has none."""
     if isinstance(name, int):
         return f"[{name}]"
     if _PLAIN.fullmatch(name):
@@ -49,7 +49,7 @@ def step(name: str | int) -> str:
 
 
 def places(root: Schema) -> Iterator[tuple[str, Schema]]:
-    """Every schema in a schema with its path, that itself first; of definitions those to which a `$ref` leads."""
+    """Every schema in a schema with its path, the root first; definitions only if a `$ref` may refer to them."""
     anywhere = bool(_BY_NAME.search(json.dumps(root)))
     waiting: list[tuple[str, Any]] = [("", root)]
     seen = set[int]()
@@ -79,7 +79,7 @@ def _inner(path: str, schema: Schema, definitions: bool) -> Iterator[tuple[str, 
 
 
 def _led_to(root: Schema, path: str, reference: str) -> tuple[str, Any]:
-    """Path and schema at a JSON Pointer, RFC 6901."""
+    """Path and schema at a JSON Pointer (RFC 6901)."""
     value, there = cast("Any", root), ""
     for part in unquote(reference).split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")
@@ -87,9 +87,9 @@ def _led_to(root: Schema, path: str, reference: str) -> tuple[str, Any]:
             key: Any = int(name) if isinstance(value, list) else name
             value, there = cast("Any", value)[key], there + step(key)
         except (LookupError, TypeError, ValueError):
-            if _inner_ids(root):  # it is another schema's, inside
+            if _inner_ids(root):  # it may be relative to an inner schema with an `$id`
                 return "", None
-            raise refusal(path, f"{reference!r:.60}: there is no such place in the schema", "mend it") from None
+            raise refusal(path, f"{reference!r:.60}: there is no such part in the schema", "correct it") from None
     return there, value
 
 
@@ -98,19 +98,17 @@ def _inner_ids(root: Schema) -> bool:
 
 
 def check_shapes(found: list[tuple[str, Schema]]) -> None:
-    """Raises UserError for the first keyword that no grammar is made of, or whose value is not of its kind."""
+    """Raise UserError for the first keyword that is not supported, or whose value has the wrong type."""
     root = found[0][1]
     for path, schema in found:
         for key, value in schema.items():
             if key == "uniqueItems" and value is False:
                 continue
             if key in UNSUPPORTED:
-                raise refusal(
-                    path + step(key), "output cannot be held to this keyword", "leave it out, and check it yourself"
-                )
+                raise refusal(path + step(key), "it cannot be enforced", "leave it out, and check it yourself")
             fits, kind = _KINDS.get(key, (lambda value: True, ""))
             if not fits(value):
-                hint = "; a list is older than 2020-12: use prefixItems" if key == "items" else ""
+                hint = "; a list is for drafts before 2020-12: use prefixItems" if key == "items" else ""
                 raise refusal(path + step(key), f"{value!r:.60} cannot be used", f"give {kind}{hint}")
         _check_least(path, schema)
         _check_reference(root, path, schema)
@@ -121,21 +119,24 @@ def _check_least(path: str, schema: Schema) -> None:
     least, required = schema.get("minProperties", 0), schema.get("required", [])
     if least > max(1, len(set(cast("list[str]", required)))):
         raise refusal(
-            f"{path}.minProperties", "a name that comes twice would count twice", "name the properties in `required`"
+            f"{path}.minProperties", "a duplicate name would count twice", "name the properties in `required`"
         )
 
 
 def _check_reference(root: Schema, path: str, schema: Schema) -> None:
-    """A place that `places` does not see would be taken as it stands; llguidance itself has the metaschemas."""
+    """Refuse references to what `places` does not find, which would stay unchecked, and to metaschemas.
+
+    llguidance has the metaschemas built in.
+    """
     reference = schema.get("$ref", "#")
     base, _, fragment = reference.partition("#")
     strange = fragment.startswith("/") and not _POINTER.fullmatch(fragment) and (base or _inner_ids(root))
     if strange or "json-schema.org" in base:
-        raise refusal(f"{path}.$ref", f"{reference!r:.60} leads out of this schema's own parts", "put it into `$defs`")
+        raise refusal(f"{path}.$ref", f"{reference!r:.60} is not a part of this schema", "put it into `$defs`")
 
 
 def needs_numbers_for_characters(schema: Schema) -> bool:
-    """Whether a value or a name in it has a character that JSON can only spell by its number."""
+    """Whether a value or a name in it has a character that JSON can only write as a numeric escape."""
     return bool(_UNWRITABLE.search(json.dumps(schema)))
 
 
@@ -182,8 +183,8 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "minLength maxLength minItems maxItems minProperties maxProperties".split(),
         (_is_count, f"a whole number from 0 to {MAX_COUNT}"),
     ),
-    **dict.fromkeys("pattern format $ref $id $anchor".split(), (_is_text, "a text")),
+    **dict.fromkeys("pattern format $ref $id $anchor".split(), (_is_text, "a string")),
     **dict.fromkeys(ONE, (_is_schema, "a schema")),
     **dict.fromkeys(LISTS, (_lists(_is_schema, 1), "a list of schemas")),
-    **dict.fromkeys(NAMED, (_are_named, "schemas by name")),
+    **dict.fromkeys(NAMED, (_are_named, "an object of schemas")),
 }

@@ -1,4 +1,4 @@
-"""A tokenizer's vocabulary as llguidance reads it."""
+"""A tokenizer's vocabulary in the form that llguidance reads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer
 
 MAX_TOKEN_BYTES = 1000  # llguidance panics at 1024
-_MARKER = 0xFF  # what llguidance's special tokens begin with, and never a byte of UTF-8
+_MARKER = 0xFF  # the first byte of llguidance's special tokens; never a byte of UTF-8
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer in llguidance's terms.
+    """A tokenizer's vocabulary for llguidance.
 
-    trie: an LLTokenizer, with further ids behind the tokenizer's; making it takes a tenth of a second for 50,000.
-    has_text: (vocab_size,), the ids that a grammar can ask for. risky: (vocab_size,), those that begin a character
-    which the model may then be unable to end, as a byte is no token; none where all bytes are.
+    trie: an LLTokenizer, with further ids after the tokenizer's; building it takes a tenth of a second for 50,000 ids.
+    has_text: (vocab_size,), the ids that a grammar can ask for. risky: (vocab_size,), those that end inside a character
+    that the model may be unable to complete, as some bytes are not tokens; none if all bytes are.
     """
 
     trie: Any
@@ -33,7 +33,7 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """The tokenizer's vocabulary, made at the first call and kept as long as the tokenizer; from any thread."""
+    """The tokenizer's vocabulary, built at the first call and kept as long as the tokenizer. Thread-safe."""
     with _lock:
         if tokenizer not in _vocabularies:
             _vocabularies[tokenizer] = _read(tokenizer)
@@ -47,7 +47,7 @@ _vocabularies: WeakKeyDictionary[Tokenizer, Vocabulary] = WeakKeyDictionary()
 def _read(tokenizer: Tokenizer) -> Vocabulary:
     texts = _Texts(tokenizer)
     own = texts.tokens[: tokenizer.vocab_size]
-    complete = texts.missing.isdisjoint(range(0x80, 0xC0))  # bytes that go on with a character
+    complete = texts.missing.isdisjoint(range(0x80, 0xC0))  # UTF-8 continuation bytes
     return Vocabulary(
         trie=library_for("tokenizer").LLTokenizer(texts),
         has_text=np.array([bool(text) for text in own], dtype=np.bool_),
@@ -58,8 +58,8 @@ def _read(tokenizer: Tokenizer) -> Vocabulary:
 class _Texts:
     """What llguidance reads of a tokenizer; the names are those of its TokenizerWrapper.
 
-    After the tokenizer's own ids come one that stands for every end of text, and one for each byte that is no token:
-    so every text has tokens, and where a text needs one of those it is seen that the model cannot write it.
+    After the tokenizer's own ids come one for all end-of-text tokens, and one for each byte that is not a token. So
+    every text has tokens, and one that needs these bytes is recognised as text that the model cannot write.
     """
 
     is_tokenizer_wrapper, bos_token_id, special_token_ids = True, None, ()
@@ -72,7 +72,7 @@ class _Texts:
         self.tokens = [*usable, b"\xff<|end|>", *(bytes([byte]) for byte in self.missing)]
         self._ids = {text: i for i, text in enumerate(self.tokens) if text}
         self._longest = max(map(len, self.tokens))
-        # Weak, as llguidance keeps this object where Python cannot see a cycle.
+        # Weak, as llguidance keeps this object where Python's garbage collector cannot see a cycle.
         self._encode = WeakMethod(tokenizer.encode)
 
     def __call__(self, text: str) -> list[int]:
@@ -80,7 +80,7 @@ class _Texts:
         data, encode = text.encode(), self._encode()
         try:
             ids = [] if encode is None else encode(text)
-        except UserError:  # white space on end
+        except UserError:  # too much white space in a row
             ids = []
         return ids if b"".join(self.tokens[i] for i in ids) == data else self._longest_first(data)
 
@@ -96,14 +96,14 @@ class _Texts:
 
 
 def _ends_inside(text: bytes) -> bool:
-    """Whether a character of UTF-8 is begun at the text's end."""
+    """Whether the bytes end inside a UTF-8 character."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(text)
     return bool(decoder.getstate()[0])
 
 
 def library_for(field: str) -> Any:
-    """llguidance; raises UserError, by the field that needs it, where it is not installed."""
+    """Import llguidance; raises UserError for the field that needs it if it is not installed."""
     try:
         import llguidance
     except ImportError:

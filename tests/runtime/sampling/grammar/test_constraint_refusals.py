@@ -56,8 +56,8 @@ def test_an_end_of_text_token_that_has_text_only_ends_the_text() -> None:
 
 
 BAD = [
-    ("json_schema", "{", "no JSON"),
-    ("json_schema", "", "no JSON"),
+    ("json_schema", "{", "not JSON"),
+    ("json_schema", "", "not JSON"),
     ("json_schema", "[1]", "object"),
     ("json_schema", "true", "object"),
     ("json_schema", '{"type": "objec"}', "objec"),
