@@ -1,4 +1,4 @@
-"""Run Kiara bundles: numpy, ONNX Runtime, tiktoken and click, and nothing that trains.
+"""Run Kiara bundles with numpy, ONNX Runtime, tiktoken and click, without PyTorch.
 
 import kiara_runtime
 
@@ -12,7 +12,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Recent ONNX Runtime builds report usage unless told otherwise before their first import.
+# Recent ONNX Runtime builds send telemetry unless this is set before their first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Public names load their modules when first used, so that command lines answer `--help` at once."""
+    """Import the module of a public name on first use, so that `--help` is fast."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
