@@ -1,4 +1,4 @@
-"""Run Kiara bundles: numpy, ONNX Runtime, tiktoken and click, and nothing that trains.
+"""Run Kiara bundles with numpy, ONNX Runtime, tiktoken and click, without PyTorch.
 
 import kiara_runtime
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kiara_runtime.lazy import lazy_names
 
-# Recent ONNX Runtime builds report usage unless told otherwise before their first import.
+# Recent ONNX Runtime builds send telemetry unless this is set before their first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`kiara-run`, as a module and as a command: what stands before its import, which takes a moment."""
+"""Entry point of `kiara-run` and `python -m kiara_runtime`: handles signals while the commands are imported."""
 
 from kiara_runtime.system import early_interrupts
 

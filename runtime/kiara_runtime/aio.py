@@ -1,4 +1,4 @@
-"""The same model for asyncio: nothing here computes, the steps run in worker threads."""
+"""An asyncio interface to `Model`; worker threads run the decode steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kiara_runtime.sampling import Sampling
 from kiara_runtime.stream import Generation, Score
 from kiara_runtime.tokens import Message
 
-MOST_THREADS = 1024  # of requests that wait; they are made when needed
+MOST_THREADS = 1024  # one per pending request, started on demand
 Result = TypeVar("Result")
 
 
 class AsyncModel:
     """`AsyncModel(kiara_runtime.load(...))`. Cancelling a task ends its request at the next step.
 
-    Its threads are its own, so that requests that wait never keep an application's `asyncio.to_thread` waiting.
+    It has its own thread pool, so that pending requests never block an application's `asyncio.to_thread`.
     """
 
     def __init__(self, model: Model) -> None:
@@ -29,35 +29,35 @@ class AsyncModel:
         self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="kiara")
 
     async def generate(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Generation:
-        """As `Model.generate`."""
+        """Like `Model.generate`."""
         stream = self.model.stream(prompt, **sampling)
         try:
-            return await self._apart(stream.generation)
+            return await self._in_thread(stream.generation)
         finally:
             stream.close()
 
     async def stream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> AsyncIterator[Piece]:
-        """As `Model.stream`."""
+        """Like `Model.stream`."""
         stream = self.model.stream(prompt, **sampling)
         try:
-            while (piece := await self._apart(partial(next, stream, None))) is not None:
+            while (piece := await self._in_thread(partial(next, stream, None))) is not None:
                 yield piece
         finally:
             stream.close()
 
     async def chat(self, messages: Sequence[Message], **sampling: Unpack[Sampling]) -> Generation:
-        """As `Model.chat`."""
-        prompt = await self._apart(self.model.chat_prompt, messages)
+        """Like `Model.chat`."""
+        prompt = await self._in_thread(self.model.chat_prompt, messages)
         return await self.generate(prompt, **sampling)
 
     async def score(self, prompt: Prompt, continuation: Prompt) -> Score:
-        """As `Model.score`."""
-        return await self._apart(self.model.score, prompt, continuation)
+        """Like `Model.score`."""
+        return await self._in_thread(self.model.score, prompt, continuation)
 
     def close(self) -> None:
-        """Close the model, and end the threads as their requests end."""
+        """Close the model. Each thread ends when its request does."""
         self.model.close()
         self._threads.shutdown(wait=False)
 
-    async def _apart(self, act: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, act, *arguments)
+    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

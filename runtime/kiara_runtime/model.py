@@ -1,4 +1,4 @@
-"""The public face: `load` a bundle, then `generate`, `stream`, `score` or `chat` with it."""
+"""The public API: `load` a bundle, then `generate`, `stream`, `score` or `chat` with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Prompt = str | List[int]
 
 
 class Model:
-    """A model that continues text, whatever computes its logits. Threads may share it; `with` closes it."""
+    """A language model; a `Runner` computes its logits. Threads may share it; `with` closes it."""
 
     def __init__(
         self,
@@ -40,23 +40,23 @@ class Model:
         eos_token_ids: frozenset[int],
         bos_token_id: int,
     ) -> None:
-        """vocab_size: of the logits, which a padded table makes larger than the tokenizer's."""
+        """vocab_size: of the logits; larger than the tokenizer's where the embedding table is padded."""
         self.tokenizer, self.runner = tokenizer, runner
         self.context_length, self.vocab_size = context_length, vocab_size
         self.eos_token_ids, self.bos_token_id = eos_token_ids, bos_token_id
-        self._longer: dict[int, list[int]] = {}  # tokens that begin with the text of another
+        self._longer: dict[int, list[int]] = {}  # by token: the longer tokens that begin with its text
         self._facts = Facts(tokenizer.token_bytes, eos_token_ids, context_length)
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of `text`; names of special tokens in it are ordinary text."""
+        """The token ids of `text`. Names of special tokens are treated as ordinary text."""
         return self.tokenizer.encode(text)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids that stand for a text as a prompt, after what the model expects before it, such as a begin-of-text id."""
+        """The token ids of a text prompt, including what the model expects first, such as a begin-of-text token."""
         return [*self.tokenizer.prompt_prefix, *self.tokenize(text)]
 
     def detokenize(self, ids: List[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD, special tokens nothing."""
+        """The text of token ids. Invalid UTF-8 becomes U+FFFD; special tokens are left out."""
         return self.tokenizer.decode(ids)
 
     def chat_prompt(
@@ -65,29 +65,29 @@ class Model:
         tools: List[Mapping[str, Any]] | None = None,
         documents: List[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """Ids that ask for the answer to a conversation, by the model's chat template; a prompt for `generate`.
+        """Render a conversation with the model's chat template, as token ids; a prompt for `generate`.
 
         messages: dictionaries with `role` and `content`, a text or a list of `{"type": "text", "text": ...}`. tools,
-        documents: dictionaries that are shown to the model, if its template shows any.
+        documents: dictionaries passed to the template, which may ignore them.
         """
         return chat_ids(self.tokenizer, messages, tools, documents)
 
     def generate(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Generation:
         """Continue `prompt`, text or token ids. sampling: keywords of `Sampling`, such as max_tokens=64.
 
-        Raises UserError, with the field, for a value out of range and for a keyword that is none.
+        Raises UserError, naming the field, for a value out of range or an unknown keyword.
         """
         return self.stream(prompt, **sampling).generation()
 
     def stream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Stream:
-        """As `generate`, a piece a token. Bad arguments are refused here; it begins at once, with others' steps."""
+        """Like `generate`, one piece per token. Checks the arguments and queues the request before it returns."""
         return self.start(self.prompt_ids(prompt), sampling_params(sampling), heal=isinstance(prompt, str))
 
     def generate_all(self, prompts: List[Prompt], n: int = 1, **sampling: Unpack[Sampling]) -> list[list[Generation]]:
-        """`n` continuations of each prompt, all at once. The first of each is that of `generate` with the same seed."""
+        """`n` continuations of each prompt, batched. The first of each equals `generate` with the same seed."""
         check_integer("n", n, 1, 1024)
         if isinstance(prompts, str):
-            raise UserError("prompts", "give a list of prompts", "generate takes a single one")
+            raise UserError("prompts", "a single text, not a list", "give a list, or use generate for one prompt")
         params = sampling_params(sampling)
         ids = [(self.prompt_ids(prompt), isinstance(prompt, str)) for prompt in prompts]
         found: list[Generation] = []
@@ -109,7 +109,7 @@ class Model:
         return self.generate(self.chat_prompt(messages), **sampling)
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
-        """The log-likelihood of `continuation` after `prompt`; texts are made tokens each by itself."""
+        """The log-likelihood of `continuation` after `prompt`; each text is tokenized separately."""
         given = self.prompt_ids(prompt)
         text = isinstance(continuation, str)
         scored = self.tokenize(continuation) if text else self.tokenizer.check_ids(continuation)
@@ -122,7 +122,7 @@ class Model:
         return Score(sum(one.logprob for one in tokens), all(one.token == one.top[0][0] for one in tokens), tokens)
 
     def prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
-        """The ids that the model is given for a prompt; raises UserError where they leave no room for a token."""
+        """The token ids of a prompt. Raises ContextError if they leave no room in the context for a new token."""
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else self.tokenizer.check_ids(prompt)
         if len(ids) >= self.context_length:
             raise ContextError(
@@ -133,11 +133,11 @@ class Model:
         return ids or [self.bos_token_id]
 
     def wait(self, streams: List[Stream], timeout: float | None = None) -> None:
-        """Return once one of them is ready, or after `timeout` seconds and the step that is under way."""
+        """Return once one of the streams is ready, or after `timeout` seconds and the end of the current step."""
         self.runner.wait([stream.sequence for stream in streams], timeout)
 
     def close(self) -> None:
-        """Give its memory back; what is asked of it after that is refused."""
+        """Free the memory. Later requests raise ClosedError."""
         self.runner.close()
 
     def __enter__(self) -> Model:
@@ -147,9 +147,9 @@ class Model:
         self.close()
 
     def start(self, prompt: list[int], params: SamplingParams, choice: int = 0, heal: bool = False) -> Stream:
-        """As `stream`, of ids from `prompt_ids`. choice: which of several continuations, each with draws of its own.
+        """Like `stream`, for ids from `prompt_ids`. choice: index of the continuation; each has its own random draws.
 
-        heal: the prompt is a text, whose end may be inside a token.
+        heal: allow token healing, because the prompt is a text that may end inside a token.
         """
         params.check_vocabulary(self.vocab_size)
         constraint = self._constraint(params)
@@ -164,8 +164,8 @@ class Model:
         return Stream(self.runner, sequence, params.seed or 0)
 
     def _healing(self, prompt: list[int], never: Iterable[int]) -> NDArray[np.bool_] | None:
-        """(V,): the prompt's last token and those that begin with its text, but `never` these; None where only it
-        does.
+        """Mask (V,) of the tokens that may replace the prompt's last one: itself and those that begin with its text,
+        except `never`. None if no other token begins with its text.
         """
         last, texts = prompt[-1], self.tokenizer.token_bytes
         if len(prompt) < 2 or last >= len(texts) or not texts[last]:
@@ -199,21 +199,20 @@ def load(
     prompt_cache: str | Path | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Model:
-    """Open a bundle, by its folder or as it was opened, once every file that this takes has the recorded size and hash.
+    """Load a bundle, given as a folder or an open `Bundle`, after checking the size and hash of every file it needs.
 
     variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
-    for every core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: requests that run at once. queue:
-    that may wait for a slot. prompt_cache: a folder that keeps what prompts leave in the cache, for the next start.
-    settings: session options of ONNX Runtime by their own names. Raises UserError for a bundle that is missing,
-    damaged or too new.
+    per core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: sequences that run at once. queue:
+    sequences that may wait for a slot. prompt_cache: a folder that keeps the KV cache of prompts across restarts.
+    settings: ONNX Runtime session options by name. Raises UserError for a bundle that is missing, damaged or too new.
     """
     check_integer("slots", slots, 1, 1024)
     check_integer("queue", queue, 0, 1 << 20)
     bundle = path if isinstance(path, Bundle) else Bundle.open(path)
     bundle.check(name for name in bundle.files_of(variant) if not name.startswith(GRAPH_FOLDER))
-    with ThreadPoolExecutor(1) as beside:  # hashing leaves a core to Python
+    with ThreadPoolExecutor(1) as hashing:  # in parallel with loading the tokenizer
         names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
-        checking = beside.submit(bundle.check, names)
+        checking = hashing.submit(bundle.check, names)
         tokenizer = load_tokenizer(bundle)
         checking.result()
     session = Session(bundle.graph_of(variant), bundle.architecture, threads, settings, device)
@@ -232,17 +231,17 @@ def load(
 
 
 def _make_folder(folder: Path) -> None:
-    """Before any work, so that a bad name is told at once; a folder that exists may be read-only."""
+    """Create the folder before any work, so that a bad path fails early. An existing folder may be read-only."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            "prompt_cache", f"{folder}: {error.strerror}", "name a folder, or one that can be made"
+            "prompt_cache", f"{folder}: {error.strerror}", "give an existing folder, or one that can be created"
         ) from None
 
 
 def _identity(bundle: Bundle, variant: str | None, settings: Mapping[str, str]) -> str:
-    """Of all that decides the bits of a cache."""
+    """Everything that determines the bits of a KV cache: graphs, ONNX Runtime, processor, settings."""
     names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
     graphs = [str(bundle.manifest["files"][name]["sha256"]) for name in names]
     return "\n".join((*graphs, ort.__version__, machine()["cpu"], *map(str, sorted(settings.items()))))

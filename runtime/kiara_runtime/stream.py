@@ -1,4 +1,4 @@
-"""A continuation: its pieces as they come, and the whole of it."""
+"""A continuation, streamed piece by piece or as a whole."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kiara_runtime.sampling import TokenLogprob
 class Generation:
     """A whole continuation.
 
-    tokens: every id generated, those of a stop text included, an end-of-text id not.
-    finish_reason: "stop" at an end-of-text id, a stop text or a grammar's end, "length" at max_tokens or the context's
-    end. prefill_seconds: until the first token was chosen, time in the queue included; decode_seconds: from there on.
-    queue_seconds: of the first, until it was begun.
-    logprobs: one for each token, and one more where an end-of-text token ended it; prompt_logprobs: one for each token
-    of the prompt but the first, where asked for.
-    cached_tokens: of the prompt, known from earlier ones. drafted_tokens, accepted_tokens: guessed ahead, and rightly.
+    tokens: all generated ids, including those of a stop sequence but not an end-of-text token.
+    finish_reason: "stop" at an end-of-text token, a stop sequence or the end of a grammar, "length" at max_tokens or at
+    the end of the context. queue_seconds: waiting for a slot. prefill_seconds: until the first token was sampled,
+    including queue_seconds. decode_seconds: from then to the end.
+    logprobs: one for each token, and one more if an end-of-text token ended it; prompt_logprobs: if requested, one for
+    each prompt token but the first. cached_tokens: prompt tokens found in the cache of earlier requests.
+    drafted_tokens, accepted_tokens: of speculative decoding.
     """
 
     text: str
@@ -39,9 +39,9 @@ class Generation:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How likely a text is after another. tokens: log-probabilities (nats) of its tokens; logprob: their sum.
+    """How likely a continuation is. tokens: the log-probability (nats) of each of its tokens; logprob: their sum.
 
-    greedy: whether each of them is the likeliest.
+    greedy: whether each token is the most likely one.
     """
 
     logprob: float
@@ -50,7 +50,10 @@ class Score:
 
 
 class Stream(Iterator[Piece]):
-    """The pieces of a continuation as they come. `close`, or letting go of it, ends the request at the next step."""
+    """Iterates over the pieces of a continuation as they are generated.
+
+    `close`, or deleting the last reference, ends the request at the next step.
+    """
 
     def __init__(self, runner: Runner, sequence: Sequence, seed: int) -> None:
         self._runner, self.sequence, self.seed = runner, sequence, seed
@@ -60,13 +63,13 @@ class Stream(Iterator[Piece]):
         self._runner.wait([sequence])
         if sequence.error is not None:
             raise sequence.error
-        if not sequence.pieces:  # all fetched, or cancelled, perhaps by another thread
+        if not sequence.pieces:  # finished, or cancelled (another thread may have closed it)
             raise StopIteration
         return sequence.pieces.popleft()
 
     @property
     def ready(self) -> bool:
-        """Whether the next piece, or the end, is there already."""
+        """Whether `next` would return, or end the iteration, without waiting."""
         return self.sequence.ready
 
     def close(self) -> None:
@@ -76,7 +79,7 @@ class Stream(Iterator[Piece]):
         self.sequence.cancelled = True
 
     def generation(self) -> Generation:
-        """The rest of it, as a whole; of a stream that nobody has read from, all of it."""
+        """Wait for the end and return all pieces that have not been read yet as one `Generation`."""
         pieces, sequence = list(self), self.sequence
         drafter, times = sequence.drafter, sequence.times
         return Generation(

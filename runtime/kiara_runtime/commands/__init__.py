@@ -1,1 +1,1 @@
-"""`kiara-run`: click options and what is printed. All work is done in the other rooms."""
+"""The `kiara-run` commands: click options and printed output. The other packages do the work."""

@@ -1,4 +1,4 @@
-"""What `kiara-run generate` and `kiara generate` have in common: their options, and the printing of a continuation."""
+"""Options and output shared by `kiara-run generate` and `kiara generate`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _biases(ctx: click.Context, option: click.Parameter, values: Sequence[str]) 
 
 
 def _text_or_file(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """The option's text, or where it begins with @ that of the file."""
+    """The option's value, or the content of the file that @FILE names."""
     if value is None or not value.startswith("@"):
         return value
     path = Path(value[1:])
@@ -67,14 +67,16 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], Cal
 
 
 def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The prompt, every field of SamplingParams and the form of the output, as options of a command."""
+    """Add options to a command: the prompt, every field of SamplingParams, and the output format."""
     options = [
-        click.option("-p", "--prompt", help="Text to continue; read from standard input where it is not given."),
+        click.option("-p", "--prompt", help="Text to continue; read from standard input if not given."),
         *(_option(field) for field in dataclasses.fields(SamplingParams)),
-        click.option("-n", "--n", type=int, default=1, show_default=True, help="Continuations, printed one by one."),
-        click.option("--chat", is_flag=True, help="Send the prompt as a message, through the model's chat template."),
+        click.option("-n", "--n", type=int, default=1, show_default=True, help="Number of continuations."),
+        click.option("--chat", is_flag=True, help="Send the prompt as a user message, with the chat template."),
         click.option("--echo", is_flag=True, help="Print the prompt before its continuation."),
-        click.option("--json", "as_json", is_flag=True, help="Print an object a line instead of streaming text."),
+        click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON object per line instead of streaming text."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -84,8 +86,8 @@ def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def run_generate(
     model: Model, prompt: str | None, n: int, chat: bool, echo: bool, as_json: bool, **sampling: Any
 ) -> None:
-    """Continue the prompt on standard output; figures go to standard error, or into the JSON object."""
-    sampling["seed"] = SamplingParams(**sampling).seed  # one is drawn here, so that it can be told
+    """Print the continuation on standard output; timings go to standard error, or into the JSON object."""
+    sampling["seed"] = SamplingParams(**sampling).seed  # a random seed is drawn here so that it can be printed
     text = _piped() if prompt is None else prompt
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError("prompt", "not UTF-8", "convert it (iconv)")
@@ -115,16 +117,16 @@ def _stream(model: Model, given: str | list[int], shown: str, sampling: dict[str
         times.append(time.perf_counter())
         click.echo(piece.text, nl=False)
     click.echo()
-    tokens = len(times) - 1  # the last piece ends the text and brings none
-    speed = f"{(tokens - 1) / (times[-2] - times[0]):,.0f} tokens/s" if tokens > 1 else "one token or none"
+    tokens = len(times) - 1  # the last piece has no token
+    speed = f"{(tokens - 1) / (times[-2] - times[0]):,.0f} tokens/s" if tokens > 1 else "too few to time"
     tell(f"[{tokens} tokens, {speed}, first after {1000 * (times[0] - started):.0f} ms, seed {sampling['seed']}]")
 
 
 def _piped() -> str:
-    """The prompt from standard input, to its last byte."""
+    """Read the prompt from standard input, unchanged."""
     if sys.stdin is None or sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison] - it can be closed
         raise click.UsageError("no prompt: give one with -p, or pipe it in")
     try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")  # a byte order mark is no text
+        return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError("prompt", f"standard input is not UTF-8 at byte {error.start}", "convert it (iconv)") from None

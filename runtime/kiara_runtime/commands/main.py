@@ -1,4 +1,4 @@
-"""`kiara-run`: thin over `kiara_runtime.load`. The training side's `kiara` builds on the same pieces."""
+"""The `kiara-run` commands. `kiara` uses the same command group and options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROMPT_TOKENS, DECODE_TOKENS = 256, 128
 
 
 class Commands(click.Group):
-    """A group whose commands end in one line, and no traceback, for whatever the user can mend."""
+    """A group that reports errors the user can fix in one line, without a traceback."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         show_anything()
@@ -50,14 +50,14 @@ class Commands(click.Group):
         except UserError as error:
             code = _say(f"Error: {error}", 1)
         except MemoryError:
-            code = _say("Error: out of memory; a smaller model, batch or context needs less", 1)
+            code = _say("Error: out of memory; use a smaller model, batch or context", 1)
         except BrokenPipeError:
             forget_reader()
             code = 1
         except OSError as error:
-            # Writers of arrays tell how many bytes were written where the system would say that the disk is full.
+            # On a full disk NumPy raises an OSError without strerror; its text has the byte counts instead.
             where, what = error.filename or "writing", error.strerror or str(error) or type(error).__name__
-            code = _say(f"Error: {where}: {what}; check the path, your rights and the disk's free space", 1)
+            code = _say(f"Error: {where}: {what}; check the path, its permissions and the free disk space", 1)
         if heard:
             leave(code or 0)
         sys.exit(code or 0)
@@ -76,11 +76,11 @@ def _say(message: str, code: int) -> int:
 
 
 def figures_line(name: str, figures: Mapping[str, Any]) -> str:
-    """A variant's receipt in a line."""
+    """A variant's figures from the receipt, in one line."""
     return (
-        f"{name}: {figures['size_bytes'] / 1e6:.2f} MB ({figures['bytes_per_parameter']:.3f} bytes a parameter), "
+        f"{name}: {figures['size_bytes'] / 1e6:.2f} MB ({figures['bytes_per_parameter']:.3f} bytes per parameter), "
         f"{figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against fp32), "
-        f"{figures['top1_agreement']:.2%} of choices as fp32, "
+        f"{figures['top1_agreement']:.2%} top-1 agreement with fp32, "
         f"{figures['decode_tokens_per_second']:,.0f} tokens/s"
     )
 
@@ -94,8 +94,8 @@ def main() -> None:
 main.add_command(serve)
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-THREADS = click.option("--threads", type=int, help="Threads of ONNX Runtime; by default one for every core.")
-VARIANT = click.option("--variant", help="Which graph of the bundle, such as int8; by default the first it lists.")
+THREADS = click.option("--threads", type=int, help="ONNX Runtime threads; by default one per core.")
+VARIANT = click.option("--variant", help="Variant to run, such as int8; by default the bundle's first.")
 
 
 @main.command()
@@ -103,7 +103,7 @@ VARIANT = click.option("--variant", help="Which graph of the bundle, such as int
 @VARIANT
 @THREADS
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompts' state for next time.")
+@click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps the KV cache of prompts.")
 @generate_options
 def generate(
     bundle: Path, variant: str | None, threads: int | None, device: Device, prompt_cache: Path | None, **options: Any
@@ -125,9 +125,9 @@ def generate(
 @click.option("--batch", type=click.IntRange(1, 64), multiple=True, default=(1, 4, 8), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(bundle: Path, variant: str | None, as_json: bool, **sizes: Any) -> None:
-    """Measure a bundle on this machine: loading, prompts, decoding, requests at once, memory.
+    """Measure a bundle on this machine: load time, prefill, decode, batched decode, memory.
 
-    Beside it stands what the bundle's receipt recorded where it was exported.
+    Shown next to the figures that the bundle's receipt recorded at export.
     """
     from kiara_runtime.bundle import Bundle
     from kiara_runtime.system import machine
@@ -167,18 +167,15 @@ def evaluate(bundle: Path, file: Path, variant: str | None, threads: int | None,
         return
     click.echo(
         f"{metrics.bits_per_byte:.4f} bits per byte, perplexity {metrics.perplexity:.2f}, "
-        f"next token right {metrics.accuracy:.2%}, {metrics.tokens:,} tokens"
+        f"next-token accuracy {metrics.accuracy:.2%}, {metrics.tokens:,} tokens"
     )
 
 
 @main.command()
 @BUNDLE
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
 def info(bundle: Path, as_json: bool) -> None:
-    """Show what a bundle holds.
-
-    Its architecture, its variants with their figures, and where the weights come from.
-    """
+    """Show a bundle's architecture, its variants with their figures, and the origin of its weights."""
     from kiara_runtime.bundle import Bundle
 
     manifest = Bundle.open(bundle).manifest
@@ -189,7 +186,7 @@ def info(bundle: Path, as_json: bool) -> None:
         lines = list(_describe(bundle, manifest))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            bundle, f"its manifest tells less than this version shows ({error!r})", "--json prints it"
+            bundle, f"its manifest lacks a field that this version shows ({error!r})", "use --json to print it"
         ) from None
     click.echo("\n".join(lines))
 
@@ -216,13 +213,15 @@ def _what(exact: bool) -> str:
 @main.command()
 @BUNDLE
 @click.option(
-    "--deep", is_flag=True, help="Also run recorded text along every path of every graph (seconds to minutes)."
+    "--deep", is_flag=True, help="Also run the recorded text through every code path of every graph (can take minutes)."
 )
-@click.option("--public-key", type=click.Path(path_type=Path), help="Ed25519 public key, PEM, of who must have signed.")
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), help="Ed25519 public key (PEM) that the signature must match."
+)
 def verify(bundle: Path, deep: bool, public_key: Path | None) -> None:
-    """Check every byte of a bundle.
+    """Check every file of a bundle.
 
-    Each file against its recorded size and hash, the tokenizer against recorded ids, and that each graph runs.
+    Compares each file with its recorded size and hash and the tokenizer with recorded ids, and runs each graph once.
     """
     from kiara_runtime.bundle import Bundle
     from kiara_runtime.engine import Session
@@ -243,11 +242,11 @@ def verify(bundle: Path, deep: bool, public_key: Path | None) -> None:
         for found in verify_deep(opened):
             paths = found.paths
             click.echo(
-                f"{found.variant}: likeliest tokens {found.recorded_agreement:.1%} as recorded, log-likelihood within "
-                f"{found.nats_difference:.3%}; as in one prefill: single steps {paths.single_steps:.1%}, chunks "
-                f"{paths.chunked_prefill:.1%}, padded batch {paths.padded_batch:.1%}, context's end "
-                f"{paths.end_of_context:.1%}; a batch changes {_what(paths.batch_exact)}, "
-                f"cutting a prompt {_what(paths.chunks_exact)}"
+                f"{found.variant}: top-1 agreement with the recorded tokens {found.recorded_agreement:.1%}, "
+                f"log-likelihood within {found.nats_difference:.3%}; top-1 agreement with one prefill: single steps "
+                f"{paths.single_steps:.1%}, chunks {paths.chunked_prefill:.1%}, padded batch "
+                f"{paths.padded_batch:.1%}, end of context {paths.end_of_context:.1%}; batching changes "
+                f"{_what(paths.batch_exact)}, chunked prefill {_what(paths.chunks_exact)}"
             )
     else:
         for name in opened.variants:

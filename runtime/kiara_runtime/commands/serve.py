@@ -1,4 +1,4 @@
-"""`kiara-run serve`: its options, and what they become."""
+"""The `kiara-run serve` command: its options and their checks."""
 
 from __future__ import annotations
 
@@ -20,22 +20,42 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--variant", help="Which graph of the bundle, such as int8; by default the first it lists.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of ONNX Runtime; by default one for every core.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free port.")
+@click.option("--variant", help="Variant to serve, such as int8; by default the bundle's first.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="ONNX Runtime threads; by default one per core.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps prompts' state for next time.")
+@click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps the KV cache of prompts.")
 @click.option("--slots", type=click.IntRange(1, 64), default=8, show_default=True, help="Sequences that run at once.")
-@click.option("--queue", type=click.IntRange(0, 1000), default=32, show_default=True, help="Requests that may wait.")
-@click.option("--timeout", type=click.IntRange(1, 86400), default=600, show_default=True, help="Seconds for a request.")
-@click.option("--drain", type=click.IntRange(0, 3600), default=30, show_default=True, help="Seconds to end in.")
-@click.option("--max-body", type=click.IntRange(1024, 1 << 28), default=2 << 20, show_default=True, help="Bytes.")
 @click.option(
-    "--api-key-file", type=click.Path(path_type=Path), help="Keys, one a line; a client must show one of them."
+    "--queue", type=click.IntRange(0, 1000), default=32, show_default=True, help="Requests that may wait for a slot."
 )
-@click.option("--allow-host", multiple=True, help="A name that clients may know this server by, such as llm.lan.")
-@click.option("--cors-origin", multiple=True, help="An origin whose pages may use this server: https://example.org.")
-@click.option("--log-prompts", is_flag=True, help="Write what clients ask into the log, too.")
+@click.option(
+    "--timeout", type=click.IntRange(1, 86400), default=600, show_default=True, help="Seconds that a request may take."
+)
+@click.option(
+    "--drain",
+    type=click.IntRange(0, 3600),
+    default=30,
+    show_default=True,
+    help="Seconds that running requests get at shutdown.",
+)
+@click.option(
+    "--max-body",
+    type=click.IntRange(1024, 1 << 28),
+    default=2 << 20,
+    show_default=True,
+    help="Bytes of a request body.",
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="File of API keys, one per line; clients must send one of them.",
+)
+@click.option("--allow-host", multiple=True, help="A name to accept in the Host header, such as llm.lan.")
+@click.option(
+    "--cors-origin", multiple=True, help="An origin whose pages may call this server, such as https://example.org."
+)
+@click.option("--log-prompts", is_flag=True, help="Also log the content of requests.")
 def serve(
     bundle: Path,
     host: str,
@@ -53,7 +73,7 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP.
 
-    OpenAI's completions and chat, and a page for people at /. A line of JSON for each request goes to standard error.
+    OpenAI-compatible completions and chat, and a web page at /. Logs one line of JSON per request to standard error.
     """
     try:
         from kiara_runtime.server import Guard, Settings, read_keys
@@ -71,10 +91,10 @@ def serve(
     )
     keys = read_keys(_lines(api_key_file)) if api_key_file else frozenset[str]()
     if api_key_file and not keys:
-        raise UserError(f"--api-key-file {api_key_file}", "holds no key", "write one a line")
+        raise UserError(f"--api-key-file {api_key_file}", "holds no key", "write one key per line")
     guard = Guard(keys, frozenset(name.lower() for name in allow_host), frozenset(map(_origin, cors_origin)))
     settings = Settings(slots=slots, queue=queue, guard=guard, **limits)  # pyright: ignore[reportArgumentType]
-    room = (slots + queue) * slots  # what requests that are in may bring at once
+    room = (slots + queue) * slots  # each admitted request submits at most `slots` sequences at once
     run(
         bundle,
         host,
@@ -89,11 +109,11 @@ def serve(
 def _check(values: tuple[str, ...], form: str, option: str, remedy: str) -> None:
     for value in values:
         if not re.fullmatch(form, value):
-            raise UserError(f"{option} {value}", "can match nothing", remedy)
+            raise UserError(f"{option} {value}", "can never match", remedy)
 
 
 def _origin(value: str) -> str:
-    """As browsers write it."""
+    """The origin as browsers write it: lowercase, without the default port."""
     scheme, _, place = value.lower().partition("://")
     return f"{scheme}://{place.removesuffix(':443' if scheme == 'https' else ':80')}"
 
@@ -102,4 +122,4 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"--api-key-file {path}", "is no text", "write one key a line") from None
+        raise UserError(f"--api-key-file {path}", "is not UTF-8 text", "write one key per line") from None

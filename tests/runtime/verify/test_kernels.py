@@ -35,7 +35,7 @@ def test_a_good_bundle_computes_the_recorded_values(bundle: Path, kiara_run: Cal
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["int8", "fp32"]
-    assert "100.0% as recorded, log-likelihood within 0.000%" in lines[0] and "a batch changes nothing" in lines[0]
+    assert "recorded tokens 100.0%, log-likelihood within 0.000%" in lines[0] and "batching changes nothing" in lines[0]
 
 
 def test_a_probe_is_the_log_likelihood_of_its_text(bundle: Path) -> None:
