@@ -1,4 +1,4 @@
-"""Train a small language model, bring one in, judge it and export it: what `kiara --help` lists, from Python.
+"""Train, import, evaluate and export small language models: the commands of `kiara --help`, from Python.
 
 import kiara
 
@@ -8,7 +8,7 @@ print(kiara.evaluate("runs/notes").bits_per_byte)
 kiara.export("runs/notes", "bundles/notes", quantize=["int8"])
 print(kiara.load("runs/notes").generate("Once upon").text)
 
-Every function raises `kiara.UserError`, with field, problem and remedy, for what a user can mend.
+Every function raises `kiara.UserError`, with field, problem and remedy, for an error that the user can fix.
 """
 
 from importlib import import_module
@@ -23,7 +23,7 @@ __all__ = ["UserError", "evaluate", "export", "import_model", "load", "prepare",
 
 
 def __getattr__(name: str) -> Any:
-    """PyTorch loads when a function is first used, so that command lines answer `--help` at once."""
+    """Import `kiara.face` when one of its functions is first used, so that `kiara --help` starts quickly."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("kiara.face"), name)

@@ -1,1 +1,1 @@
-"""The loop over steps, its optimizers, its machine, and the files of a run."""
+"""The training loop, its optimizers, the choice of device, and the files of a run."""

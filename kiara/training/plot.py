@@ -1,15 +1,15 @@
-"""The run as a picture: training loss, validation loss and bits per byte over the steps."""
+"""Plot of a run: training loss, validation loss and bits per byte over the steps."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-SMOOTHING = 0.9  # of the running mean that makes single batches readable
+SMOOTHING = 0.9  # of the exponential moving average, because single batches are noisy
 
 
 def plot_run(metrics: list[dict[str, Any]], out: Path) -> None:
-    """Draw the records of `metrics.jsonl` into the PNG file `out`."""
+    """Plot the records of `metrics.jsonl` to the PNG file `out`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -29,7 +29,7 @@ def plot_run(metrics: list[dict[str, Any]], out: Path) -> None:
             (record["step"], record["val_loss"]),
             xytext=(-6, 14), textcoords="offset points", ha="right", color="#d94801",
         )  # fmt: skip
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", title="Loss of the run")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title="Loss of the run")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(out, dpi=120)

@@ -1,7 +1,7 @@
-"""Training: a loop over steps that can be stopped after any of them and resumed with the same result.
+"""The training loop, which can be stopped after any step and resumed with the same result.
 
-Nothing here draws random numbers: the batch of a step follows from (seed, step) and the weights from the
-seed, so a run that is resumed equals one that was not interrupted.
+There is no random state: a step's batch depends only on (seed, step), and the initial weights only on the seed, so a
+resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.tokens.tokenizer import check_text
 from kiara_runtime.tokens.tokenizer_json import SPLIT_PATTERN
 
-SMALLEST = [variant for variant in VARIANTS if variant.rounding in ("blocks", "gptq")]  # whose size is told
-LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw a bar on
+SMALLEST = [variant for variant in VARIANTS if variant.rounding in ("blocks", "gptq")]  # whose sizes are logged
+LOG_SECONDS = 20.0  # between progress lines without a terminal
 
 
 def train(run: Run, dataset: Dataset) -> bool:
-    """Train into the run folder, then give back its lock; False if it was interrupted, with a checkpoint written."""
+    """Train into the run folder, then release its lock; returns False if interrupted, with a checkpoint saved."""
     with closing(run):
         return _train(run, dataset)
 
 
 def _train(run: Run, dataset: Dataset) -> bool:
-    most = run.config.training.max_steps
-    if run.last and run.last.step >= most:
-        logger.info("%s is finished at step %d; a higher training.max_steps goes on.", run.folder, run.last.step)
+    max_steps = run.config.training.max_steps
+    if run.last and run.last.step >= max_steps:
+        logger.info("%s is finished at step %d; raise training.max_steps to continue.", run.folder, run.last.step)
         return True
     with memory_told("model", "make hidden_size or num_hidden_layers smaller"):
         trainer = Trainer(run, dataset)
     run.begin()
-    shortage = memory_told("training.batch_size", "lower it, or model.context_length; --resume goes on")
+    shortage = memory_told("training.batch_size", "lower it or model.context_length in a new run")
     with log_to_file(run.folder / "train.log"), shortage:
         with repeatable(trainer.device):
-            trainer.announce()  # compiles, so it must know already
+            trainer.announce()  # may compile, so deterministic mode must be on already
             with stop_request() as stopping:
                 finished = trainer.loop(stopping)
         trainer.finish(finished)
@@ -70,16 +70,16 @@ def _train(run: Run, dataset: Dataset) -> bool:
 
 
 def check_settings(config: Config) -> None:
-    """Raises UserError for what cannot be, as far as it shows before there are data."""
+    """Raise UserError for invalid settings, as far as they can be checked without the data."""
     training, length = config.training, config.model.context_length
     check_device(training.device, training.compile)
     try:
         check_text(training.sample_prompt).encode()
-    except ValueError as error:  # half a character, too
-        raise UserError("training.sample_prompt", f"cannot be encoded ({error})", "give another") from None
+    except ValueError as error:  # includes lone surrogates
+        raise UserError("training.sample_prompt", f"cannot be encoded ({error})", "choose another") from None
     least = sum(1 for _ in regex.finditer(SPLIT_PATTERN, training.sample_prompt))
     if training.sample_tokens and least >= length:
-        raise UserError("training.sample_prompt", f"as long as model.context_length ({length})", "shorten it")
+        raise UserError("training.sample_prompt", f"leaves no room in model.context_length ({length})", "shorten it")
 
 
 class Trainer:
@@ -89,18 +89,18 @@ class Trainer:
         self.run, self.config, self.dataset = run, run.config.training, dataset
         self.device = pick_device(self.config.device)
         self.length = run.config.model.context_length
-        dataset.train.windows(self.length)  # refuses a split that has none, before any work
+        dataset.train.windows(self.length)  # raises UserError if there are none, before any work
         if not dataset.val.targets:
-            raise UserError("data.val", "the validation split holds no token to predict", "hold out more text")
+            raise UserError("data.val", "the validation split has no token to predict", "hold out more text")
         prompt = dataset.tokenizer.encode(self.config.sample_prompt) if self.config.sample_tokens else []
         if len(prompt) >= self.length:
-            raise UserError("training.sample_prompt", f"as long as model.context_length ({self.length})", "shorten it")
+            raise UserError("training.sample_prompt", f"fills model.context_length ({self.length})", "shorten it")
         self.step, self.seconds = 0, 0.0
         if run.last:
             self.model, _ = load_model(run.last.folder)
             state = run.last.state()
             if state["data_sha256"] != dataset.sha256:
-                raise UserError(dataset.folder, "other text than the run began with", "restore it or begin a new run")
+                raise UserError(dataset.folder, "differs from the data of the run", "restore it or start a new run")
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
         else:
             self.model = GPT(run.config.model, dataset.tokenizer.vocab_size)
@@ -119,10 +119,10 @@ class Trainer:
             self.loss = torch.compile(self.model.loss, dynamic=False)
 
     def announce(self) -> None:
-        """Say what will ship and how long it will take, having tried two passes."""
+        """Log sizes, data, device, and the estimated time, for which two passes are run."""
         model, vocab = self.run.config.model, self.model.vocab_size
         logger.info(
-            "Model: %.2fM parameters; bundle %s; KV cache %.1f KB a token; context %d.",
+            "Model: %.2fM parameters; bundle %s; KV cache %.1f KB per token; context %d.",
             sizes.parameters(model, vocab) / 1e6,
             ", ".join(f"{sizes.graph_bytes(model, vocab, v) / 1e6:.1f} MB at {v.name}" for v in SMALLEST),
             sizes.cache_bytes_per_token(model) / 1e3,
@@ -149,10 +149,10 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.model.zero_grad()
         left = self.config.max_steps - self.step
-        return left * seconds * 1.2  # the optimizers and the validations come on top
+        return left * seconds * 1.2  # 20 % for optimizers and validations
 
     def loop(self, stopping: Callable[[], bool]) -> bool:
-        """Step until the end, or until `stopping`; True at the end."""
+        """Train until the last step or until `stopping()`; returns whether the last step was reached."""
         config, shown = self.config, time.monotonic()
         with progress("Training", config.max_steps, self.step) as advance:
             while self.step < config.max_steps and not stopping():
@@ -172,11 +172,13 @@ class Trainer:
         return self.step >= config.max_steps
 
     def finish(self, finished: bool) -> None:
-        """Draw the run, and judge a finished one on the whole validation split."""
+        """Plot the run, and evaluate a finished one on the whole validation split."""
         plot_run(self.run.metrics(), self.run.folder / PLOT_FILE)
         if not finished:
             saved = "saved" if self.step else "nothing to save yet"
-            logger.warning("Interrupted at step %d, %s; --resume --out %s goes on.", self.step, saved, self.run.folder)
+            logger.warning(
+                "Interrupted at step %d, %s; continue with --resume --out %s.", self.step, saved, self.run.folder
+            )
             return
         metrics = self._evaluate(None)
         self.run.record(step=self.step, seconds=round(self.seconds, 3), **metrics.named("final_val_"))
@@ -196,16 +198,16 @@ class Trainer:
         self.model.zero_grad()
         self.step += 1
         value = loss.item()
-        self._must_be_finite(value)
+        self._check_finite(value)
         self.run.record(step=self.step, loss=round(value, 6), learning_rate=part * self.config.learning_rate)
         return value
 
-    def _must_be_finite(self, loss: float) -> None:
+    def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise UserError(
                 "training.learning_rate",
-                f"{self.config.learning_rate} made the loss {loss}",
-                "lower it and start anew, or go on from the last checkpoint with --resume",
+                f"{self.config.learning_rate} led to a loss of {loss}",
+                "lower it and start again, or continue from the last checkpoint with --resume",
             )
 
     def _forward_backward(self, step: int) -> Tensor:
@@ -226,7 +228,7 @@ class Trainer:
 
     def _validate(self) -> Metrics:
         metrics = self._evaluate(self.config.eval_tokens)
-        self._must_be_finite(metrics.loss)  # such weights are not worth keeping
+        self._check_finite(metrics.loss)  # before such weights are saved
         self.run.record(step=self.step, **metrics.named("val_"))
         logger.info(
             "step %d/%d  validation loss %.4f  perplexity %.2f  accuracy %.1f %%  %.4f bits per byte",
