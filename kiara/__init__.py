@@ -1,4 +1,4 @@
-"""Train a small language model, bring one in, judge it and export it: what `kiara --help` lists, from Python.
+"""Train, import, evaluate and export small language models: the commands of `kiara --help`, from Python.
 
 import kiara
 
@@ -8,7 +8,7 @@ print(kiara.evaluate("runs/notes").bits_per_byte)
 kiara.export("runs/notes", "bundles/notes", quantize=["int8"])
 print(kiara.load("runs/notes").generate("Once upon").text)
 
-Every function raises `kiara.UserError`, with field, problem and remedy, for what a user can mend.
+Every function raises `kiara.UserError`, with field, problem and remedy, for an error that the user can fix.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`kiara`, as a module and as a command: what stands before its import, which takes a moment."""
+"""Entry point of `kiara` and `python -m kiara`; Ctrl-C works while the command is still being imported."""
 
 from kiara_runtime.system import early_interrupts
 

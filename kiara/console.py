@@ -1,4 +1,4 @@
-"""What a person sees while a command works: log lines and progress bars, both on standard error."""
+"""Log lines and progress bars of a running command, both on standard error."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 logger = logging.getLogger("kiara")
-logger.setLevel(logging.DEBUG)  # the handlers choose; a program that embeds Kiara has none on the console
+logger.setLevel(logging.DEBUG)  # handlers filter by level; a program that embeds Kiara gets no console handler
 console = Console(stderr=True, highlight=False)
 
 
 def log_to_console() -> None:
-    """INFO and above to standard error. Bars and lines share one console, so that neither tears the other."""
+    """Log INFO and above to standard error. Bars and lines share one console, so that they do not mix."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     handler: logging.Handler = (
@@ -39,7 +39,7 @@ def say_errors_only() -> None:
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """DEBUG and above to `path`, with times, for as long as the block runs."""
+    """Log DEBUG and above to `path`, with timestamps, while the block runs."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
@@ -51,13 +51,13 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 
 def log_without_bar(message: str, *values: object) -> None:
-    """A progress line for where there is no terminal to draw a bar on; the log file has it always."""
+    """Log a progress line where no bar can be drawn: to the console without a terminal, always to the log file."""
     logger.log(logging.DEBUG if console.is_terminal else logging.INFO, message, *values)
 
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A bar; the block receives `advance(amount, note="")`. Shows only on a terminal and leaves no trace."""
+    """Show a progress bar on a terminal until the block ends. The block receives `advance(amount, note="")`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""The Python face of the commands, and what they call: typed arguments, one function each.
+"""The commands as Python functions with typed arguments; the command line calls them, too.
 
 Each function imports what it needs when it is called, so that `kiara prepare` does not load PyTorch.
 """
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from kiara_runtime.verify import Metrics
 
 Place = str | Path
-Settings = Mapping[str, Any] | Sequence[str]  # by dotted path, or as `--set` takes them
+Settings = Mapping[str, Any] | Sequence[str]  # by dotted path, or assignments as for `--set`
 
 
 def prepare(source: str, out: Place, settings: Settings = (), config: Place | None = None) -> Dataset:
-    """Turn text into token files below `out`, and open them; does nothing where they are up to date.
+    """Tokenize text into the prepared folder `out` and open it; an up-to-date folder is not written again.
 
-    source: a text file, a folder, a glob, a .jsonl file, or `stdlib`. settings: such as {"tokenizer.vocab_size": 4096},
-    over those of the YAML file `config`. Raises UserError where there is no text, or `out` holds something else.
+    source: a text file, a folder, a glob, a .jsonl file, or `stdlib`. settings: such as {"tokenizer.vocab_size": 4096};
+    they override the YAML file `config`. Raises UserError if there is no text, or if `out` holds something else.
     """
     from kiara.config import load_config
     from kiara.data import prepare_folder
@@ -72,7 +72,7 @@ def train(
 
 
 def evaluate(source: Place, text: str | None = None) -> Metrics:
-    """Loss (nats a token), perplexity, accuracy and bits per byte of a checkpoint, or of the best one of a run.
+    """Loss (nats per token), perplexity, accuracy and bits per byte of a checkpoint, or of a run's best checkpoint.
 
     text: source of held-out text; by default the validation split of the run's data.
     """
@@ -91,7 +91,7 @@ def load(source: Place) -> Model:
 
 
 def import_model(source: Place, out: Place) -> None:
-    """Write the checkpoint `out` from a Hugging Face folder or a GGUF file; raises UserError for what does not fit."""
+    """Write the checkpoint `out` from a Hugging Face folder or a GGUF file; raises UserError if unsupported."""
     from kiara.importing import importer
 
     importer.import_model(Path(source), Path(out))
@@ -110,14 +110,15 @@ def export(
     check_with: Sequence[str] = (),
     sign_key: Place | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write the bundle `out` from a checkpoint, or from the best one of a run; its receipt's figures by variant.
+    """Write the bundle `out` from a checkpoint, or from a run's best one; returns its receipt's figures by variant.
 
-    quantize: names of variants, int8, int4, int8-dynamic, fp32 and fp16. text, calibration: sources of text to judge
-    and to calibrate on. budget: bytes of int4's graph. max_bpb_loss: part of the bits per byte that a variant, or each
-    by its name, may lose, such as 0.005. strict: refuse where one loses more, instead of making it finer or leaving it
-    out. check_with: other runtimes to compare with. sign_key: an Ed25519 private key, PEM.
+    quantize: names of variants: int8, int4, int8-dynamic, fp32, fp16. text, calibration: sources of text to evaluate
+    and to calibrate on. budget: largest size of the int4 graph in bytes. max_bpb_loss: largest relative loss of bits
+    per byte, such as 0.005, for all variants or by name. strict: raise UserError if a variant loses more, instead of
+    quantizing it more finely or leaving it out. check_with: other runtimes to compare with. sign_key: an Ed25519
+    private key, PEM.
     """
-    from kiara_export.pipeline import export as run  # the export stands on this package, so it loads when used
+    from kiara_export.pipeline import export as run  # here, because kiara_export imports kiara
     from kiara_export.request import Request
 
     request = Request(
@@ -138,7 +139,7 @@ def _path(place: Place | None) -> Path | None:
 
 
 def _assignments(settings: Settings) -> list[str]:
-    """As `--set` takes them."""
+    """Settings as assignments, as for `--set`."""
     if not isinstance(settings, Mapping):
         return list(settings)
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]

@@ -1,11 +1,11 @@
-"""Checkpoints on disk: safetensors and JSON, nothing pickled, each folder whole or not there.
+"""Checkpoints on disk: safetensors and JSON, nothing pickled, each folder complete or absent.
 
     RUN/checkpoints/epoch-0001-step-000400/
         config.json, generation_config.json, model.safetensors, tokenizer.json ...   a Hugging Face folder
-        optimizer.safetensors, trainer_state.json                                    what --resume needs besides
+        optimizer.safetensors, trainer_state.json                                    what --resume also needs
 
-Configuration and weights carry the names of a Hugging Face family (`kiara.families.registry`), so `transformers` opens
-the folder as it is; q, k and v, packed in one matrix here, are stored as the three that it expects.
+Configuration and weights use the names of a Hugging Face family (`kiara.families.registry`), so `transformers` opens
+the folder as it is; q, k and v, packed in one matrix here, are stored separately.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class Checkpoint:
 def save_checkpoint(
     run: Path, model: GPT, tokenizer: Tokenizer, optimizer_state: dict[str, Tensor], state: dict[str, Any]
 ) -> Checkpoint:
-    """Write one checkpoint of a run. state: JSON values, `epoch` (from 0) and `step` among them."""
+    """Write one checkpoint of a run. state: JSON values, including `epoch` (from 0) and `step`."""
     epoch, step = state["epoch"] + 1, state["step"]
     folder = run / "checkpoints" / f"epoch-{epoch:04}-step-{step:06}"
     with new_folder(folder, "checkpoint") as new:
         try:
             save_file(to_hugging_face(model), new / WEIGHTS_FILE, {"format": "pt"})
             save_file(optimizer_state, new / OPTIMIZER_FILE)
-        except SafetensorError as error:  # its own class for a full disk, too
+        except SafetensorError as error:  # also raised for a full disk
             raise UserError(folder, f"the weights cannot be written ({error})", "free some space") from None
         tokenizer.save(new)
         ids = TokenIds.of(tokenizer).json()
@@ -97,14 +97,14 @@ def prune_checkpoints(run: Path, keep_last: int) -> None:
     found = list_checkpoints(run)
     best = best_checkpoint(found)
     for checkpoint in found[:-keep_last]:
-        if checkpoint != best:  # hidden first, so that none is ever seen half deleted
+        if checkpoint != best:  # hidden first: none is ever visible half deleted
             shutil.rmtree(checkpoint.folder.rename(checkpoint.folder.with_name(f".{checkpoint.folder.name}")))
 
 
 def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The first that is not damaged, telling of those before it; None where there is none at all.
+    """The first undamaged checkpoint; None if there are no checkpoints. Logs a warning for each damaged one before it.
 
-    Raises UserError where all of them are damaged.
+    Raises UserError if all of them are damaged.
     """
     fault: UserError | None = None
     for checkpoint in checkpoints:
@@ -113,11 +113,11 @@ def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
             check_files(checkpoint.folder)
         except UserError as error:
             fault = fault or error
-            logger.warning("%s: passed over (%s)", checkpoint.folder, error)
+            logger.warning("%s: skipped (%s)", checkpoint.folder, error)
             continue
         return checkpoint
     if fault is not None:
-        raise UserError(fault.field, fault.problem, f"{fault.remedy}; no other checkpoint of the run is whole")
+        raise UserError(fault.field, fault.problem, f"{fault.remedy}; the run has no undamaged checkpoint")
     return None
 
 
@@ -133,7 +133,7 @@ def trained_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint folder: `path` itself, or of the run at `path` the best one that is not damaged."""
+    """A checkpoint folder: `path` itself, or the best undamaged checkpoint of the run at `path`."""
     if not path.exists():
         raise UserError(path, "there is no such folder", "name a run or a checkpoint")
     if (path / WEIGHTS_FILE).is_file():
@@ -141,14 +141,14 @@ def find_checkpoint(path: Path) -> Path:
     if found := first_whole(sorted(list_checkpoints(path), key=lambda one: (one.selection_loss(), -one.step))):
         return found.folder
     if (path / "kiara.json").is_file():
-        raise UserError(path, "a bundle, which kiara-run runs", "name the run or checkpoint that it was made from")
-    raise UserError(path, "neither a run with checkpoints nor a checkpoint", "name one that `kiara train` wrote")
+        raise UserError(path, "is a bundle, which kiara-run runs", "name the run or checkpoint it was made from")
+    raise UserError(path, "is neither a run with checkpoints nor a checkpoint", "name one that `kiara train` wrote")
 
 
 def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
-    """The model, float32 and ready to evaluate, and its tokenizer.
+    """The model, in float32 and eval mode, and its tokenizer.
 
-    A Hugging Face folder without `trainer_state.json` is read as well, where its names are ours.
+    Also reads a Hugging Face folder without `trainer_state.json`, if its tensors have the expected names.
     """
     check_files(folder)
     values = read_json(folder / "config.json")
@@ -159,7 +159,7 @@ def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
     tokenizer = Tokenizer.load(folder)
     with torch.device("meta"):
         model = GPT(config, vocab_size)
-    if tokenizer.vocab_size > model.vocab_size:  # a smaller one is usual: tables are padded
+    if tokenizer.vocab_size > model.vocab_size:  # a smaller one is usual: embeddings are padded
         raise UserError(
             folder,
             f"config.json says vocab_size {model.vocab_size}, the tokenizer has {tokenizer.vocab_size}",
@@ -176,7 +176,7 @@ def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
 
 
 def to_hugging_face(model: GPT) -> dict[str, Tensor]:
-    """The weights under the names of the family that `write_config` chooses; most share the model's memory."""
+    """The weights, with the tensor names of the family that `write_config` chooses; most share the model's memory."""
     family = family_of(write_config(model.config, model.vocab_size, {}))
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -199,8 +199,8 @@ def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -
         if packed.shape != like.shape:
             raise UserError(
                 WEIGHTS_FILE,
-                f"{names[0]} makes {list(packed.shape)} where config.json asks for {list(like.shape)}",
-                "take both from the same model",
+                f"{names[0]} gives shape {list(packed.shape)}, config.json needs {list(like.shape)}",
+                "use both from the same model",
             )
         state[name] = packed.float()
         check_finite(f"{WEIGHTS_FILE}: {names[0]}", state[name])
@@ -208,10 +208,10 @@ def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Refuse weights that are not numbers: whatever is computed with them is none either."""
+    """Raise UserError if any weight is NaN or infinite."""
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise UserError(name, f"{bad:,} of its {values.numel():,} weights are no finite numbers", "take another file")
+        raise UserError(name, f"{bad:,} of its {values.numel():,} weights are NaN or infinite", "use another file")
 
 
 def check_files(folder: Path) -> None:
@@ -225,34 +225,36 @@ def check_files(folder: Path) -> None:
             raise UserError(path, "there is no such file", "name the run, or another of its checkpoints")
         if hash_file(path) != digest:
             raise UserError(
-                path, "damaged, its SHA-256 is not the recorded one", "name the run, or another of its checkpoints"
+                path,
+                "damaged, its SHA-256 differs from the recorded one",
+                "name the run, or another of its checkpoints",
             )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """trainer_state.json of a checkpoint, its fields of provenance there."""
+    """trainer_state.json of a checkpoint; raises UserError if a provenance field is missing."""
     state = read_json(folder / STATE_FILE)
     for name in ("step", "seed", "data_sha256"):
         if name not in state:
-            raise UserError(folder / STATE_FILE, f"the field {name} is missing", "name another checkpoint")
+            raise UserError(folder / STATE_FILE, f"the field {name} is missing", "choose another checkpoint")
     return state
 
 
 def trained_on(folder: Path, option: str | None = None) -> Dataset:
-    """The prepared folder that a checkpoint was trained on, just as it was then.
+    """The prepared folder that a checkpoint was trained on; raises UserError if its text has changed since.
 
-    option: of the command, where other text can be named instead.
+    option: the command's option for other text, which the error suggests.
     """
-    instead = f"name other text with {option}" if option else "begin a new run"
+    instead = f"give other text with {option}" if option else "start a new run"
     state = read_state(folder)
     if state.get("dataset") is None:
-        raise UserError(folder, "imported, so without text of its own", instead)
+        raise UserError(folder, "is imported, so it has no text of its own", instead)
     data = (folder / str(state["dataset"])).resolve()
     if not data.is_dir():
-        raise UserError(folder, f"its data, {data}, is gone", f"restore it, or {instead}")
+        raise UserError(folder, f"its data folder {data} is missing", f"restore it, or {instead}")
     dataset = Dataset.open(data)
     if dataset.sha256 != state["data_sha256"]:
-        raise UserError(data, "prepared anew from other text since", f"restore it, or {instead}")
+        raise UserError(data, "was prepared again from other text", f"restore it, or {instead}")
     return dataset
 
 

@@ -1,1 +1,1 @@
-"""`kiara`: click options and what is printed. The work is done in the other rooms; `kiara_export` loads when used."""
+"""The `kiara` command line: click options and output. `kiara.face` does the work."""

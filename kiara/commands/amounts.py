@@ -1,4 +1,4 @@
-"""Sizes and percentages as people write them, such as 40MB and 0.5%."""
+"""Parse sizes and percentages of options, such as 40MB and 0.5%."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ import click
 
 
 def size_of(option: str, value: str | None) -> int | None:
-    """Bytes of a size such as 40MB; a megabyte is a million."""
+    """Bytes of a size such as 40MB. Units are decimal: 1MB is 1,000,000 bytes."""
     if value is None:
         return None
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kMG]?)B\s*", value)
     if not found or not 0 < float(found[1]) < 1e9:
-        raise click.UsageError(f"{option}: {value!r} is no size; give one such as 40MB")
+        raise click.UsageError(f"{option}: {value!r} is not a size; use a form such as 40MB")
     return round(float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]])
 
 
 def losses_of(option: str, values: Iterable[str]) -> float | Mapping[str, float]:
-    """A part for every variant, from `0.5%`, or one for each that is named, from `int4=2%`."""
+    """Relative losses: one fraction for all variants, from `0.5%`, or fractions by variant, from `int4=2%`."""
     named: dict[str, float] = {}
     for value in values:
         name, equals, percentage = value.rpartition("=")
         part = _percent(option, percentage)
         if not equals:
             if named:
-                raise click.UsageError(f"{option}: {value!r} beside others is for no variant; write int4={value}")
+                raise click.UsageError(
+                    f"{option}: {value!r} is one of several but names no variant; write int4={value}"
+                )
             named[""] = part
         elif "" in named:
             raise click.UsageError(
-                f"{option}: {value!r} is given beside a percentage for all; name the variant of each"
+                f"{option}: {value!r} is given with a percentage for all variants; name a variant in each"
             )
         else:
             named[name.strip()] = part
@@ -38,8 +40,8 @@ def losses_of(option: str, values: Iterable[str]) -> float | Mapping[str, float]
 
 
 def _percent(option: str, value: str) -> float:
-    """The part of a percentage such as 0.5%."""
+    """Fraction from a percentage such as 0.5%."""
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", value)
     if not found:
-        raise click.UsageError(f"{option}: {value!r} is no percentage; give one such as 0.5%")
+        raise click.UsageError(f"{option}: {value!r} is not a percentage; use a form such as 0.5%")
     return float(found[1]) / 100

@@ -1,4 +1,4 @@
-"""`kiara`: text to tokens to weights to a bundle, a command each. Heavy imports wait for their command."""
+"""The commands of `kiara`: text to tokens to weights to a bundle. Each imports heavy packages only when it runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _default_losses() -> str:
 
 
 SOURCE = click.argument("source", metavar="RUN_OR_CHECKPOINT", type=click.Path(path_type=Path))
-TEXT = click.option("--text", help="Source of held-out text; by default the validation split of the run's data.")
+TEXT = click.option("--text", help="Source of held-out text. Default: the validation split of the run's data.")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,8 +68,8 @@ def prepare(source: str, out: Path, config_file: Path | None, settings: tuple[st
     for setting in settings:
         section, _, name = setting.partition("=")[0].strip().partition(".")
         if section in ("model", "training") or (section, name) in (("data", "train"), ("data", "prepared_dir")):
-            remedy = "SOURCE and --out say that here" if section == "data" else "give it to `kiara train`"
-            raise click.UsageError(f"--set {setting}: has no effect on what is prepared; {remedy}")
+            remedy = "use SOURCE and --out instead" if section == "data" else "pass it to `kiara train`"
+            raise click.UsageError(f"--set {setting}: has no effect on `kiara prepare`; {remedy}")
     face.prepare(source, out, settings, config_file)
 
 
@@ -128,7 +128,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @click.argument("source", metavar="PATH", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
 def import_(source: Path, out: Path) -> None:
-    """Bring a pretrained model in.
+    """Import a pretrained model.
 
     PATH is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) of a GPT-2, Llama (up to 3.2), Mistral,
     Qwen2, Qwen3 or Arcee model, or a GGUF file of the Llama family. The result is an ordinary checkpoint.
@@ -143,9 +143,9 @@ def import_(source: Path, out: Path) -> None:
 @TEXT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(source: Path, text: str | None, as_json: bool) -> None:
-    """Judge a checkpoint on held-out text.
+    """Evaluate a checkpoint on held-out text.
 
-    In PyTorch at float32; of a run, the best checkpoint.
+    Runs in PyTorch at float32. A run stands for its best checkpoint.
     """
     from kiara import face
 
@@ -165,7 +165,7 @@ def evaluate(source: Path, text: str | None, as_json: bool) -> None:
 def generate(source: Path, **options: Any) -> None:
     """Continue a prompt with a checkpoint.
 
-    In PyTorch, the reference for bundles; of a run, the best checkpoint.
+    Runs in PyTorch, the reference for bundles. A run stands for its best checkpoint.
     """
     from kiara import face
 
@@ -181,37 +181,38 @@ def generate(source: Path, **options: Any) -> None:
     multiple=True,
     default=[VARIANTS[0].choice],
     show_default=True,
-    help="Variant to put in; repeat it for several. " + " ".join(f"{v.choice}: {v.summary}." for v in VARIANTS),
+    help="Variant to export; may be repeated. " + " ".join(f"{v.choice}: {v.summary}." for v in VARIANTS),
 )
 @click.option(
     "--text",
-    help="Source of held-out text to judge the variants on. Needed for an imported checkpoint, which has none of its "
-    "own; by default the validation split of the run's data.",
+    help="Source of held-out text to evaluate the variants on. Default: the validation split of the run's data. "
+    "Required for an imported checkpoint, which has no text of its own.",
 )
 @click.option(
     "--calibration",
-    help=f"Source of text to calibrate {_names_of('calibrated')} on; by default the training split of the run's data, "
-    "or for an imported checkpoint the first quarter of --text.",
+    help=f"Source of text to calibrate {_names_of('calibrated')} on. Default: the training split of the run's data, or "
+    "for an imported checkpoint the first quarter of --text.",
 )
 @click.option(
     "--budget",
     metavar="SIZE",
-    help=f"Largest size of the graph of {_names_of('mixed')}, such as 40MB: as many matrices as fit keep 8 bits.",
+    help=f"Largest size of the {_names_of('mixed')} graph, such as 40MB: as many matrices as fit keep 8 bits.",
 )
 @click.option(
     "--max-bpb-loss",
     metavar="[VARIANT=]PERCENT",
     multiple=True,
-    help="Largest loss of bits per byte, such as 0.5% or int4=2%; int4 keeps 8 bits to hold it. Without a variant it "
-    f"is for all, and loosens one only where it stands alone. [default: {_default_losses()}]",
+    help="Largest relative loss of bits per byte, such as 0.5% or int4=2%; int4 keeps matrices at 8 bits to meet it. "
+    "Without a variant it applies to all, and exceeds a default only if a single lossy variant is exported. "
+    f"[default: {_default_losses()}]",
 )
 @click.option(
     "--strict",
     is_flag=True,
-    help="Refuse where a variant loses too much: by default it is made finer, or left out.",
+    help="Fail if a variant loses too much. By default it is quantized more finely, or left out.",
 )
 @click.option(
-    "--check-with", metavar="RUNTIMES", help="Compare greedy tokens with genai, transformersjs or both (a,b)."
+    "--check-with", metavar="RUNTIMES", help="Compare greedy tokens with genai, transformersjs, or both (a,b)."
 )
 @click.option("--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key, PEM, to sign the bundle with.")
 def export(
@@ -220,7 +221,7 @@ def export(
 ) -> None:  # fmt: skip
     """Export a checkpoint to a verified bundle.
 
-    Of a run, the best checkpoint.
+    A run stands for its best checkpoint.
     """
     from kiara import face
 
@@ -247,4 +248,4 @@ def _new_run(config_file: Path | None) -> Path:
         folder = Path("runs", stem if number == 1 else f"{stem}-{number}")
         if not folder.exists():
             return folder
-    raise UserError("runs", "ten thousand runs are there already", "name one with --out")
+    raise UserError("runs", "no free name for a new run", "choose one with --out")

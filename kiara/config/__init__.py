@@ -1,6 +1,6 @@
-"""Settings: a documented field is schema, YAML key and help text at once; files, environment and `--set` in layers.
+"""Settings: each documented field defines its schema, YAML key and help text; values come from layers of sources.
 
-Imports no PyTorch, so that `kiara config` and `kiara prepare` start at once.
+Imports no PyTorch, so that `kiara config` and `kiara prepare` start quickly.
 """
 
 from kiara.config.explain import own_error

@@ -1,4 +1,4 @@
-"""What pydantic refuses, as the key's path, what is wrong with it and the remedy; unknown keys with the nearest one."""
+"""Turn pydantic's validation errors into UserErrors: the key's path, the problem, and a remedy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kiara_runtime.errors import UserError
 
 
 def explained(error: ValidationError) -> UserError:
-    """Every fault in one line, the first one's parts in front."""
+    """One UserError for all errors; its field and problem are those of the first."""
     first, *rest = (_explain_one(detail) for detail in error.errors())
     return first.followed_by(rest)
 
 
 def own_error(detail: Any) -> UserError | None:
-    """The UserError that a validator of ours raised, out of pydantic's account of it."""
+    """The UserError that one of our own validators raised, from pydantic's error details; else None."""
     raised = detail.get("ctx", {}).get("error")
     return raised if isinstance(raised, UserError) else None
 
@@ -32,12 +32,12 @@ def _explain_one(detail: Any) -> UserError:
         return UserError(path, "there is no such key", nearest(where))
     expected = message[0].lower() + message[1:]
     if detail["type"] in ("model_type", "dict_type"):
-        expected = f"give keys below it; `kiara config` lists those of {path}"
+        expected = f"give a mapping of keys; `kiara config` lists those of {path}"
     return UserError(path, f"{detail['input']!r} cannot be used", expected)
 
 
 def nearest(where: list[str]) -> str:
-    """A remedy for a path that names no setting."""
+    """Remedy for an unknown setting: the nearest known name, or where to find all names."""
     sections = list(Config.model_fields)
     if len(where) == 1:
         owner = [f"{s}.{where[0]}" for s in sections if where[0] in _section_fields(s)]

@@ -1,8 +1,7 @@
-"""The configuration of training: one documented field is schema, YAML key and help text at once.
+"""Load and print the configuration of training.
 
-Values flow defaults -> `.env` -> environment -> YAML file -> `--set`, the later one wins. A value is
-never guessed at: an unknown key, a wrong type or an impossible shape raises `UserError` with the key's
-path, the value and what would do.
+Layers, later ones win: defaults, `.env`, environment, YAML file, `--set`. Nothing is guessed: an unknown key, a wrong
+type or an impossible shape raises `UserError` with the key's path, the value and a remedy.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from kiara_runtime.errors import UserError
 
 ENV_PREFIX = "KIARA_"
 MAX_CONFIG_BYTES = 1 << 20
-OTHER_VARIABLES = frozenset(("KIARA_API_KEY", "KIARA_BUNDLES"))  # of the examples' programs
+OTHER_VARIABLES = frozenset(("KIARA_API_KEY", "KIARA_BUNDLES"))  # used by the programs in examples/
 
 _SETTINGS = {
     f"{ENV_PREFIX}{section}__{name}".upper(): f"{section}.{name}"
@@ -37,13 +36,13 @@ _SETTINGS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 3e-3 as a number, as YAML 1.2 does, and takes no key twice."""
+    """Safe YAML that reads 3e-3 as a number, as YAML 1.2 does, and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -55,10 +54,10 @@ _Loader.add_implicit_resolver(
 def load_config(
     path: Path | None = None, assignments: Iterable[str] = (), environ: Mapping[str, str] | None = None
 ) -> Config:
-    """Merge every layer and validate the result; `model_fields_set` of a section tells what any of them gave.
+    """Merge all layers and validate the result; `model_fields_set` of a section holds the keys that any layer set.
 
-    assignments: `section.key=value`, the value read as YAML. environ: defaults to `.env` in the working
-    folder below the process environment; its keys are `KIARA_SECTION__KEY`.
+    assignments: `section.key=value`, the value read as YAML. environ: variables named `KIARA_SECTION__KEY`; by default
+    the process environment over `.env` in the working folder.
     """
     merged: dict[str, Any] = {}
     for dotted, value in _environment(environ if environ is not None else _ambient()):
@@ -70,7 +69,7 @@ def load_config(
         if not equals:
             raise UserError(
                 f"--set {assignment!r}",
-                "there is no = in it",
+                "has no =",
                 "write section.key=value, such as training.max_steps=200",
             )
         _assign(merged, dotted.strip(), _scalar(dotted, text))
@@ -89,7 +88,7 @@ def is_default(section: Section, name: str) -> bool:
 
 
 def config_yaml(config: Config) -> str:
-    """The configuration as YAML, each key under its documentation."""
+    """The configuration as YAML, each key below a comment that describes it."""
     lines: list[str] = []
     for section_name in type(config).model_fields:
         section: Section = getattr(config, section_name)
@@ -123,10 +122,12 @@ def _dotenv(path: Path) -> dict[str, str]:
     try:
         bindings = list(parse_stream(io.StringIO(path.read_text("utf-8"))))
     except UnicodeDecodeError as error:
-        raise UserError(path, f"not UTF-8 at byte {error.start}", "convert it (iconv)") from None
+        raise UserError(path, f"is not UTF-8 at byte {error.start}", "convert it (iconv)") from None
     for binding in bindings:
         if binding.error:
-            raise UserError(f"{path}:{binding.original.line}", "not a line KEY=value", "mend it or put a # before it")
+            raise UserError(
+                f"{path}:{binding.original.line}", "is not of the form KEY=value", "fix it or comment it out with #"
+            )
     return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}
 
 
@@ -135,13 +136,13 @@ def _environment(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
         if key.startswith(ENV_PREFIX) and key not in OTHER_VARIABLES:
             dotted = _SETTINGS.get(key.upper())
             if dotted is None:
-                raise UserError(key, "names no setting, in the environment or .env", _nearest_variable(key))
+                raise UserError(key, "is not a setting (from the environment or .env)", _nearest_variable(key))
             yield dotted, _scalar(key, text)
 
 
 def _nearest_variable(key: str) -> str:
     close = difflib.get_close_matches(key.upper(), _SETTINGS, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "take it away; `kiara config` lists every setting"
+    return f"did you mean {close[0]}?" if close else "remove it; `kiara config` lists every setting"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -149,15 +150,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}", "there is no such file", "check the path")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise UserError(
-            f"--config {path}", "larger than 1 MiB, which no configuration is", "name a YAML file of settings"
+            f"--config {path}", "is larger than 1 MiB, too large for settings", "name a YAML file of settings"
         )
     try:
         values = _yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--config {path}", f"not YAML: {' '.join(str(error).split())}", "mend it") from None
+        raise UserError(f"--config {path}", f"is not YAML: {' '.join(str(error).split())}", "fix the file") from None
     if values is not None and not isinstance(values, dict):
         raise UserError(
-            f"--config {path}", f"found {values!r:.60} at the top", "begin with sections such as `training:`"
+            f"--config {path}", f"holds {values!r:.60} instead of sections", "start with a section such as `training:`"
         )
     return values or {}
 
@@ -170,15 +171,13 @@ def _scalar(where: str, text: str) -> Any:
     try:
         return _yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(
-            where, "is not a value that YAML can read", "put text with signs in quotes", value=text
-        ) from None
+        raise UserError(where, "is not valid YAML", "quote text with special characters", value=text) from None
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     section, _, name = dotted.partition(".")
     if not name:
-        raise UserError(dotted, "name a section and a key", nearest([dotted]))
+        raise UserError(dotted, "is not of the form section.key", nearest([dotted]))
     inner = values.setdefault(section, {})
     if isinstance(inner, dict):
         inner[name] = value

@@ -14,42 +14,42 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """Shape of the model. What is trained has widths of multiples of 64 and heads of 16, as the kernels want them."""
+    """Shape of the model. To train it, widths must be multiples of 64 and head_dim a multiple of 16, for the kernels."""
 
     hidden_size: int = Field(default=256, ge=2, le=1 << 16)
     """Width of the residual stream."""
     num_hidden_layers: int = Field(default=6, ge=1, le=256)
-    """Number of blocks."""
+    """Number of transformer blocks."""
     num_attention_heads: int = Field(default=4, ge=1, le=1024)
-    """Query heads of a layer."""
+    """Query heads per layer."""
     num_key_value_heads: int = Field(default=2, ge=1, le=1024)
-    """Key/value heads of a layer; fewer than query heads make the cache smaller."""
+    """Key/value heads per layer; fewer than query heads make the KV cache smaller."""
     head_dim: int = Field(default=64, ge=2, le=1024, multiple_of=2)
     """Width of one head."""
     intermediate_size: int = Field(default=1024, ge=1, le=1 << 20)
-    """Width inside the MLP."""
+    """Hidden width of the MLP."""
     context_length: int = Field(default=512, ge=16, le=1 << 20)
-    """Tokens the model sees at most, in training and later."""
+    """Context length in tokens, in training and inference."""
     rope_theta: float = Field(default=10000.0, gt=1)
     """Base of the rotary position frequencies."""
     rope_scaling: Literal["none", "llama3"] = "none"
-    """How frequencies are slowed down for a longer context than the first one (Llama 3.1 and later)."""
+    """RoPE scaling for a context longer than the original one; llama3 is that of Llama 3.1 and later."""
     rope_factor: float = Field(default=1.0, ge=1)
-    """How many times slower the slow ones turn then."""
+    """Factor by which llama3 scaling divides low frequencies."""
     rope_low_freq_factor: float = Field(default=1.0, gt=0)
-    """Frequencies with fewer turns than this in the first context are slowed down wholly."""
+    """Frequencies with fewer turns than this in the original context are divided by rope_factor."""
     rope_high_freq_factor: float = Field(default=4.0, gt=0)
-    """Those with more turns than this not at all, the others in between."""
+    """Frequencies with more turns than this are unchanged; those in between are interpolated."""
     rope_original_context: int = Field(default=8192, ge=1, le=1 << 20)
-    """Tokens of that first context."""
+    """Original context length in tokens, before scaling."""
     norm: Literal["rms", "layer"] = "rms"
-    """Root mean square norm, or layer norm with biases."""
+    """rms: root mean square norm; layer: layer norm with biases."""
     norm_eps: float = Field(default=1e-5, gt=0, lt=1)
-    """Keeps the norm from dividing by zero."""
+    """Epsilon of the norms, against division by zero."""
     position: Literal["rope", "learned"] = "rope"
-    """Rotary positions, or a learned table added to the embedding."""
+    """rope: rotary positions; learned: a learned table added to the embedding."""
     mlp: Literal["relu2", "swiglu", "gelu"] = "relu2"
-    """Squared ReLU, gated SiLU, or GELU in its tanh form."""
+    """relu2: squared ReLU; swiglu: gated SiLU; gelu: GELU in its tanh form."""
     attention_bias: bool = False
     """Biases on the query, key and value projections."""
     attention_out_bias: bool = False
@@ -57,9 +57,9 @@ class ModelConfig(Section):
     mlp_bias: bool = False
     """Biases on the MLP's projections."""
     qk_norm: bool = False
-    """RMS norm of every query and key head; costs decode speed on a CPU, where nothing fuses it."""
+    """RMS norm of every query and key head; slows decoding on a CPU, which has no fused kernel for it."""
     tie_word_embeddings: bool = True
-    """One table for the embedding and the LM head."""
+    """Share one table between the embedding and the LM head."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""What a training run is configured by: a documented field is schema, YAML key and help text at once."""
+"""Sections of the configuration; each documented field defines its schema, YAML key and help text."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ class TokenizerConfig(Section):
     """The byte-level BPE that `kiara prepare` trains."""
 
     vocab_size: int = Field(default=4096, ge=320, le=1 << 20, multiple_of=64)
-    """Entries of the vocabulary: 256 bytes, merges, special tokens."""
+    """Vocabulary size: 256 bytes, merges and special tokens."""
 
 
 class DataConfig(Section):
-    """What is trained on and what is held out."""
+    """Training text and held-out text."""
 
     train: str = "stdlib"
-    """A prepared folder, or a source as `kiara prepare` takes it: a file, a folder, a glob, JSON lines or `stdlib`."""
+    """A prepared folder, or a source as for `kiara prepare`: a file, a folder, a glob, JSON lines or `stdlib`."""
     val: str | None = None
-    """Source of the validation text; null holds out whole documents of the training source."""
+    """Source of the validation text; null holds out documents of the training source."""
     val_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    """Part of the bytes to hold out where `val` is null."""
+    """Fraction of the bytes to hold out if `val` is null."""
     split_seed: int = Field(default=0, ge=0)
-    """Seed of the choice of those documents, apart from `training.seed` so that runs share their validation."""
+    """Seed that chooses the held-out documents; not `training.seed`, so that runs can share a validation split."""
     text_field: str = "text"
-    """Field of a JSON line that holds its text."""
+    """Field of a JSON line that holds the text."""
     prepared_dir: str = "data"
-    """Folder below which `kiara train` keeps what it prepares by itself."""
+    """Folder in which `kiara train` puts the data that it prepares."""
 
 
 class TrainingConfig(Section):
-    """The recipe: Muon for the matrices inside the blocks, AdamW for the rest, a long linear decay."""
+    """Training: Muon for the matrices inside the blocks, AdamW for the rest, linear decay over the whole run."""
 
     max_steps: int = Field(default=800, ge=1)
-    """Optimizer steps in all."""
+    """Total optimizer steps."""
     batch_size: int = Field(default=8, ge=1, le=1 << 16)
     """Sequences of one pass of one process; a step takes as many passes as it needs."""
     global_batch: int | None = Field(default=None, ge=1, le=1 << 20)
@@ -50,19 +50,19 @@ class TrainingConfig(Section):
     learning_rate: float = Field(default=0.008, gt=0, lt=1)
     """Peak learning rate of Muon, for the matrices inside the blocks."""
     embedding_learning_rate: float = Field(default=0.06, gt=0, lt=1)
-    """Peak learning rate of AdamW, for the embedding and the norms."""
+    """Peak learning rate of AdamW, for all other weights."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
     weight_decay: float = Field(default=0.1, ge=0, lt=1)
     """Decoupled weight decay of the matrices inside the blocks."""
     grad_clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
+    """Gradient norm to clip at."""
     eval_every: int = Field(default=100, ge=1)
-    """Steps between two validations."""
+    """Steps between validations."""
     eval_tokens: int = Field(default=32768, ge=1)
-    """Validation tokens looked at each time; the end of a run looks at all of them."""
+    """Validation tokens evaluated each time; the end of a run evaluates all of them."""
     checkpoint_every: int = Field(default=200, ge=1)
-    """Steps between two checkpoints."""
+    """Steps between checkpoints."""
     keep_last: int = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept besides."""
     quantize: Literal["none", "int8", "int4", "int2"] = "none"
@@ -76,17 +76,17 @@ class TrainingConfig(Section):
     track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[])
     """Trackers that get the figures besides metrics.jsonl; each is an extra."""
     sample_prompt: str = "def "
-    """Prompt of the sample that each validation writes."""
+    """Prompt of the sample that each validation generates."""
     sample_tokens: int = Field(default=64, ge=0)
-    """Tokens of that sample; 0 writes none."""
+    """Tokens of that sample; 0 disables it."""
     seed: int = Field(default=1337, ge=0, lt=1 << 63)
     """Seed of the initial weights, the order of the data and the samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU where there is one."""
+    """Where to train; auto uses a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic inside the model; auto takes bfloat16 where the processor has it. Weights stay float32."""
+    """Precision of computation; auto uses bfloat16 if the processor supports it. Weights stay float32."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """torch.compile; auto takes it where a compiler is found and the run is long enough to win its time back."""
+    """torch.compile; auto uses it if a C++ compiler is found and the run is long enough to repay the compile time."""
 
     @property
     def sequences(self) -> int:
@@ -95,7 +95,7 @@ class TrainingConfig(Section):
 
 
 class Config(Section):
-    """All of it; each section is a key of the YAML file."""
+    """All settings; each section is a key of the YAML file."""
 
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

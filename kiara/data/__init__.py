@@ -1,6 +1,6 @@
-"""Text to token files: sources, documents, the split, the tokenizer's training; and batches of what was prepared.
+"""From text to token files (sources, documents, split, tokenizer training), and batches of tokens.
 
-Nothing here knows a model.
+Nothing here depends on the model.
 """
 
 from kiara.data.dataset import GIVEN, Dataset, Split, read_manifest

@@ -1,11 +1,11 @@
 """Token shards on disk, and batches of them.
 
 A prepared folder holds `dataset.json`, the tokenizer, and for each split memory-mapped token files
-(`train-00000.bin`, little-endian uint16 or uint32), in which an end-of-text token begins each document. Writing it is
-`kiara.data.prepare`'s.
+(`train-00000.bin`, little-endian uint16 or uint32), in which an end-of-text token begins each document.
+`kiara.data.prepare` writes it.
 
-A batch is a pure function of (seed, step, row): an interrupted run goes on with the same data, and so
-would any number of processes that share the rows among them.
+A batch is a pure function of (seed, step, row), so a resumed run sees the same data, and several processes could share
+the rows of a batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kiara.files import DATASET_FILE as MANIFEST
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer
 
-GIVEN = "given"  # the name of text that a command was given, apart from any training
+GIVEN = "given"  # name of a split made of text given to a command
 SHARD_TOKENS = 1 << 27
 
 
@@ -32,8 +32,8 @@ SHARD_TOKENS = 1 << 27
 class Split:
     """One split of a prepared folder. shards: memory-mapped token arrays.
 
-    text_bytes: of the UTF-8 text that all of them stand for, where it is known. A tokenizer that normalises makes
-    tokens of more or fewer.
+    text_bytes: UTF-8 bytes of the original text, if known. With a tokenizer that normalises, its tokens can have more
+    or fewer.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the split's tokens, in hexadecimal."""
+        """SHA-256 of the split's tokens, in hexadecimal."""
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(shard.tobytes())
@@ -53,13 +53,13 @@ class Split:
         return sum(len(shard) for shard in self.shards)
 
     def parted(self, part: float) -> tuple[Split, Split]:
-        """The first `part` of the tokens, and the rest."""
+        """The first `part` (a fraction) of the tokens, and the rest."""
         tokens = np.concatenate(self.shards)
         cut = int(len(tokens) * part)
         return Split(self.name, [tokens[:cut]]), Split(self.name, [tokens[cut:]])
 
     def windows(self, length: int) -> int:
-        """How many whole windows of `length` inputs, each with its targets, an epoch has."""
+        """Number of whole windows per epoch, each of `length` inputs and their targets; raises UserError if none."""
         count = self.whole_windows(length)
         if not count:
             shorter = "" if self.name == GIVEN else " or set a shorter model.context_length"
@@ -71,16 +71,16 @@ class Split:
         return count
 
     def whole_windows(self, length: int) -> int:
-        """As `windows`, but 0 where there is none."""
+        """As `windows`, but 0 if there is none."""
         return sum(max(0, (len(shard) - 1) // length) for shard in self.shards)
 
     @cached_property
     def targets(self) -> int:
-        """How many tokens there are to predict: all but the first of each shard."""
+        """Number of tokens to predict: all but the first of each shard."""
         return sum(max(0, len(shard) - 1) for shard in self.shards)
 
     def rests(self, length: int) -> Iterator[np.ndarray]:
-        """What whole windows leave of each shard: some inputs and one more target, int64 (2 to length,)."""
+        """The rest of each shard after its whole windows: inputs and one more target, int64 (2 to length,)."""
         for shard in self.shards:
             rest = shard[max(0, (len(shard) - 1) // length) * length :]
             if len(rest) > 1:
@@ -125,15 +125,17 @@ class Dataset:
     def open(cls, folder: Path) -> Dataset:
         manifest = read_manifest(folder)
         if manifest is None:
-            raise UserError(folder, f"no prepared folder ({MANIFEST} is missing)", "make one with `kiara prepare`")
+            raise UserError(
+                folder, f"is not a prepared folder ({MANIFEST} is missing)", "make one with `kiara prepare`"
+            )
         tokenizer = Tokenizer.load(folder)
         if tokenizer.vocab_size != manifest["vocab_size"]:
-            raise UserError(folder, "the tokenizer is not the one of the token files", "prepare the folder again")
+            raise UserError(folder, "its tokenizer does not match its token files", "prepare the folder again")
         return cls(folder, manifest, tokenizer)
 
     @property
     def sha256(self) -> str:
-        """Of all tokens of both splits, in hexadecimal: the data that a run was trained on."""
+        """Hash over the shards of both splits, in hexadecimal; identifies the data of a run."""
         shards = [shard["sha256"] for split in self.manifest["splits"].values() for shard in split["shards"]]
         return hashlib.sha256(" ".join(shards).encode()).hexdigest()
 
@@ -143,15 +145,15 @@ class Dataset:
     def _map(self, shard: dict[str, Any]) -> np.ndarray:
         path, dtype = self.folder / Path(shard["file"]).name, np.dtype(self.manifest["dtype"])
         if not path.is_file() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
-            raise UserError(path, f"missing or not of {shard['tokens']} tokens", "prepare the folder again")
+            raise UserError(path, f"is missing or does not have {shard['tokens']} tokens", "prepare the folder again")
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                raise UserError(path, "damaged, its SHA-256 is not the recorded one", "prepare the folder again")
+                raise UserError(path, "damaged, its SHA-256 differs from the recorded one", "prepare the folder again")
         return np.memmap(path, dtype, mode="r")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """`dataset.json` of a prepared folder, None where there is none."""
+    """Read `dataset.json` of a prepared folder; None if there is none."""
     path = folder / MANIFEST
     if not path.is_file():
         return None

@@ -1,8 +1,7 @@
-"""Files to documents: a text file is one, a line of a .jsonl file is one.
+"""Read files as documents: each text file is one, each line of a .jsonl file is one.
 
-Files are read in blocks, as strict UTF-8. Invalid UTF-8 is refused with its position; a byte
-order mark is dropped wherever it stands. A document comes in parts of bounded
-size, so that nothing that is done with it needs more memory where it is long.
+Files are read in blocks, as strict UTF-8. Invalid UTF-8 raises UserError with its position; byte order marks are
+dropped. A document comes in parts of bounded size, so that memory use does not grow with its length.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from kiara_runtime.errors import UserError
 
 JSON_LINES = (".jsonl", ".ndjson")
 MAX_LINE_BYTES = 1 << 27
-PART = 1 << 17  # characters; below the bound of kiara_runtime.tokenizer on white space
+PART = 1 << 17  # characters; below the tokenizer's limit for a run of white space
 _BLOCK = 1 << 20
 _BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
 class Document:
-    """name: its file, or file:line of a JSON line. parts: its text in order, to be read once, before the next one's."""
+    """name: its file, or file:line for JSON lines. parts: its text, to be read once, before the next document."""
 
     name: str
     parts: Iterator[str]
@@ -39,7 +38,7 @@ def is_json_lines(file: Path) -> bool:
 
 
 def read_documents(files: Iterable[Path], text_field: str | None = None) -> Iterator[Document]:
-    """Every document, file by file. text_field: of a JSON line; None where the caller's user cannot name another."""
+    """All documents, file by file. text_field: field of a JSON line; None means `text`, without a way to change it."""
     for file in files:
         if is_json_lines(file):
             yield from _json_lines(file, text_field)
@@ -48,24 +47,25 @@ def read_documents(files: Iterable[Path], text_field: str | None = None) -> Iter
 
 
 def in_parts(blocks: Iterable[str], size: int = PART) -> Iterator[str]:
-    """The text in parts of at most `size` characters.
+    """Split text into parts of at most `size` characters.
 
-    A part ends where tokens end whatever follows, so that the parts give the tokens of the whole; only where a run
-    of one kind, such as letters or spaces, is longer than a part is it cut anywhere.
+    Parts end where a token must end, so that they give the same tokens as the whole text. Only a run of one kind, such
+    as letters or spaces, that is longer than a part is cut in the middle.
     """
     held = ""
     for block in blocks:
         held, start = held + block, 0
         while len(held) - start > size:
-            seam = _last_seam(held, start, start + size)
-            yield held[start:seam]
-            start = seam
+            end = _last_seam(held, start, start + size)
+            yield held[start:end]
+            start = end
         held = held[start:]
     if held:
         yield held
 
 
 def _last_seam(text: str, start: int, end: int) -> int:
+    """The last position at which text[start:end] can be cut; `end` if there is none."""
     for at in range(end, start, -1):
         if _is_seam(text[at - 1], text[at]):
             return at
@@ -73,7 +73,7 @@ def _last_seam(text: str, start: int, end: int) -> int:
 
 
 def _is_seam(before: str, after: str) -> bool:
-    """Whether every token of SPLIT_PATTERN ends between the two: a letter or number is followed by neither there."""
+    """Whether SPLIT_PATTERN always ends a token between these two characters."""
     if before.isalpha():
         return not after.isalpha()
     if before.isdecimal():
@@ -94,7 +94,7 @@ def _text(file: Path) -> Iterator[str]:
 
 
 def _blocks(file: Path) -> Iterator[bytes]:
-    """The bytes of a file, an empty block last."""
+    """The bytes of a file in blocks, the last one empty."""
     try:
         with file.open("rb") as opened:
             data = opened.read(_BLOCK)
@@ -116,11 +116,11 @@ def _json_lines(file: Path, field: str | None) -> Iterator[Document]:
         except UnicodeDecodeError as error:
             raise _not_utf8(name, error.start, error.reason) from None
         except RecursionError:
-            raise UserError(name, "not a line of JSON (nested too deep)", "leave the line out") from None
+            raise UserError(name, "is not valid JSON (nested too deep)", "remove the line") from None
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(name, f"not a line of JSON ({error})", "mend the line or leave it out") from None
+            raise UserError(name, f"is not valid JSON ({error})", "fix or remove the line") from None
         if text.strip():
             yield Document(name, in_parts([_field(name, value, field)]))
 
@@ -134,7 +134,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
                 if number == 1:
                     _no_utf16(file, line)
                 if len(line) > MAX_LINE_BYTES:
-                    raise UserError(f"{file}:{number}", f"a line of over {MAX_LINE_BYTES >> 20} MiB", "split its text")
+                    raise UserError(f"{file}:{number}", f"is longer than {MAX_LINE_BYTES >> 20} MiB", "split the line")
                 yield number, line
     except OSError as error:
         raise _unreadable(file, error) from None
@@ -146,23 +146,23 @@ def _field(name: str, value: Any, field: str | None) -> str:
     if not isinstance(text, str):
         others = [key for key, other in value.items() if isinstance(other, str)] if isinstance(value, dict) else []
         held = f" (it has {', '.join(map(repr, others[:5]))})" if others else ""
-        remedy = "name another with --set data.text_field=NAME" if field else "rename it, or give a plain text file"
-        raise UserError(name, f"no text in field {wanted!r}{held:.200}", remedy)
+        remedy = "choose another with --set data.text_field=NAME" if field else "rename it, or give a plain text file"
+        raise UserError(name, f"has no text in field {wanted!r}{held:.200}", remedy)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         at = error.start
-        raise UserError(name, f"half a character (a lone surrogate) at {at}", "mend the line or leave it out") from None
+        raise UserError(name, f"has a lone surrogate at character {at}", "fix or remove the line") from None
     return _checked(text, name)
 
 
 def _checked(text: str, name: str, begun: int = 0) -> str:
-    """Without byte order marks. begun: bytes before `text`. No text has a NUL; UTF-16 and most binaries do."""
+    """The text without byte order marks; refuses a NUL, a sign of UTF-16 or binary data. begun: bytes before `text`."""
     if (at := text.find("\0")) >= 0:
         place = begun + len(text[:at].encode())
         raise UserError(
             name,
-            f"a NUL at byte {place}, so binary data or UTF-16",
+            f"has a NUL at byte {place}, so it is binary data or UTF-16",
             "leave it out, or convert it (iconv -f UTF-16LE -t UTF-8)",
         )
     return text.replace(_BYTE_ORDER_MARK, "")
@@ -170,12 +170,12 @@ def _checked(text: str, name: str, begun: int = 0) -> str:
 
 def _no_utf16(file: Path, data: bytes) -> None:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(file, "UTF-16, by its first two bytes", "convert it (iconv -f UTF-16 -t UTF-8)")
+        raise UserError(file, "is UTF-16, by its first two bytes", "convert it (iconv -f UTF-16 -t UTF-8)")
 
 
 def _not_utf8(name: str, at: int, reason: str) -> UserError:
-    return UserError(name, f"not UTF-8 at byte {at} ({reason})", "convert it (iconv) or leave it out")
+    return UserError(name, f"is not UTF-8 at byte {at} ({reason})", "convert it (iconv) or leave it out")
 
 
 def _unreadable(file: Path, error: OSError) -> UserError:
-    return UserError(file, f"cannot be read ({error.strerror})", "check your rights, or leave it out")
+    return UserError(file, f"cannot be read ({error.strerror})", "check its permissions, or leave it out")

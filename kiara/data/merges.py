@@ -1,7 +1,8 @@
-"""A program of its own: learns the merges of a byte-level BPE, so that whoever started it can end it at any time.
+"""Learn the merges of a byte-level BPE, as a separate program that its parent can kill at any time.
 
-The library that learns answers no signal until it is done. Standard input: a line of JSON with the settings, then
-texts as JSON strings, a line each, then null. Standard output: the merges as JSON. It ends when its input does.
+The `tokenizers` library does not react to signals while it learns. Standard input: a line of JSON with the settings,
+then texts as JSON strings, one per line, then null. Standard output: the merges as JSON. The program exits when its
+standard input closes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the one who waits ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent kills us
     settings = json.loads(sys.stdin.buffer.readline())
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -34,7 +35,7 @@ def main() -> None:
     tokenizer.train_from_iterator(_texts(), trainer)
     json.dump(json.loads(tokenizer.to_str())["model"]["merges"], sys.stdout)
     sys.stdout.flush()
-    os._exit(0)  # the watch still reads
+    os._exit(0)  # the thread of _end_with_input is still reading
 
 
 def _texts() -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Text to a prepared folder: read, split by document, learn the tokenizer, encode.
+"""Make a prepared folder from text: read, split by document, learn the tokenizer, encode.
 
-The files are read three times, so that no pass holds more than a batch of text: to measure them,
-to learn the merges, to write the tokens. The folder appears under its name when it is whole.
+The files are read three times, so that no pass holds more than a batch of text: to measure them, to learn the merges,
+and to write the tokens. The folder appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kiara.files import claim, new_folder
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
 
-RECIPE = 2  # goes up where the same files and settings give another folder, so that it is prepared anew
+RECIPE = 2  # raised when the same files and settings give a different folder, so that it is prepared again
 BATCH_CHARACTERS = 1 << 21
 
 Files = dict[str, list[Path]]
@@ -36,9 +36,9 @@ Reader = Callable[[], Iterator[Document]]
 
 
 def prepare(config: Config, out: Path, files: Files | None = None) -> bool:
-    """Write the prepared folder `out`; False where it was up to date and nothing had to be done.
+    """Write the prepared folder `out`; returns False if it was up to date already.
 
-    files: of the source, where they are known already.
+    files: of the source, if known already.
     """
     files = files or _files(config)
     fingerprint = _fingerprint(config, files)
@@ -49,12 +49,12 @@ def prepare(config: Config, out: Path, files: Files | None = None) -> bool:
     claim(out, "prepared folder", inputs)
     if known and known["source"] != config.data.train:
         raise UserError(
-            f"--out {out}", f"prepared from {known['source']}", "name another, or delete it if nothing needs it"
+            f"--out {out}", f"was prepared from {known['source']}", "choose another, or delete it if unused"
         )
     with new_folder(out, "prepared folder", inputs) as folder:
         written = _write(config, files, folder)
         if _fingerprint(config, files) != fingerprint:
-            raise UserError(config.data.train, "a file was changed while it was read", "run the same command again")
+            raise UserError(config.data.train, "a file changed while it was read", "run the same command again")
         manifest = {
             "fingerprint": fingerprint, "source": config.data.train, "settings": shaping_settings(config), **written
         }  # fmt: skip
@@ -63,7 +63,7 @@ def prepare(config: Config, out: Path, files: Files | None = None) -> bool:
 
 
 def prepare_folder(config: Config, out: Path, files: Files | None = None) -> Dataset:
-    """Prepare `out` if it is not up to date, say what is in it, and open it."""
+    """Prepare `out` if it is not up to date, log its contents, and open it."""
     fresh = prepare(config, out, files)
     dataset = Dataset.open(out)
     splits = dataset.manifest["splits"]
@@ -79,7 +79,7 @@ def prepare_folder(config: Config, out: Path, files: Files | None = None) -> Dat
 
 
 def dataset_of(config: Config) -> Dataset:
-    """The data of a configuration: the prepared folder that it names, or one prepared from its source."""
+    """The data of a configuration: the prepared folder that it names, or one prepared from the source that it names."""
     named = Path(config.data.train)
     if read_manifest(named) is not None:
         as_prepared(config)
@@ -91,15 +91,15 @@ def dataset_of(config: Config) -> Dataset:
 
 
 def as_prepared(config: Config) -> Config:
-    """With the settings of the prepared folder that data.train names, if it names one.
+    """The configuration, with the settings of the prepared folder that data.train names, if it names one.
 
-    Raises UserError where one that was given is another there: it would have no effect.
+    Raises UserError if a given setting differs from the folder's, because it would have no effect.
     """
     manifest = read_manifest(Path(config.data.train))
     if manifest is None:
         return config
     if config.data.val and config.data.val != manifest.get("settings", {}).get("data.val"):
-        raise UserError("data.val", "a prepared folder brings its own validation split", "leave this null")
+        raise UserError("data.val", "the prepared folder has its own validation split", "set this to null")
     settings = {"tokenizer.vocab_size": manifest["vocab_size"], **manifest.get("settings", {})}
     for path, there in settings.items():
         section, _, name = path.partition(".")
@@ -109,15 +109,15 @@ def as_prepared(config: Config) -> Config:
         if name in part.model_fields_set and given not in (there, made):
             raise UserError(
                 path,
-                f"{given!r}, but {config.data.train} was prepared with {there!r}",
-                "leave it away, or prepare the text anew with it",
+                f"is {given!r}, but {config.data.train} was prepared with {there!r}",
+                "remove it, or prepare the text again with it",
             )
         config = config.model_copy(update={section: part.model_copy(update={name: there})})
     return config
 
 
 def shaping_settings(config: Config) -> dict[str, Any]:
-    """What shapes a prepared folder besides its files, by dotted path."""
+    """The settings that a prepared folder depends on, by dotted path."""
     data = config.data.model_dump(exclude={"prepared_dir", "train"})
     return {f"data.{name}": value for name, value in data.items()} | {
         f"tokenizer.{name}": value for name, value in config.tokenizer.model_dump().items()
@@ -130,11 +130,11 @@ def _files(config: Config) -> Files:
     for name in ("val_fraction", "split_seed"):
         if data.val and not is_default(data, name):
             raise UserError(
-                f"data.{name}", f"{getattr(data, name)} has no effect beside data.val", "give one of the two"
+                f"data.{name}", f"{getattr(data, name)} has no effect together with data.val", "set only one"
             )
     if not is_default(data, "text_field") and not any(map(is_json_lines, [*files["train"], *files["val"]])):
         raise UserError(
-            "data.text_field", "has no effect, as no file is .jsonl", "leave it away", value=data.text_field
+            "data.text_field", "has no effect, because no file is .jsonl", "remove it", value=data.text_field
         )
     return files
 
@@ -147,7 +147,7 @@ def _val_files(source: str) -> list[Path]:
 
 
 def _fingerprint(config: Config, files: Files) -> str:
-    """Changes with the files (name, size, time) and with every setting that shapes the folder."""
+    """A hash that changes with the files (name, size, time) and with every setting that the folder depends on."""
     stats = {
         split: [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
         for split, found in files.items()
@@ -162,7 +162,7 @@ def _write(config: Config, files: Files, folder: Path) -> dict[str, Any]:
         if not size:
             source = config.data.val if split == "val" and config.data.val else config.data.train
             raise UserError(
-                source, f"no text at all, or too little to hold some out, for the {split} split", "give more"
+                source, f"has no text, or too little to hold some out, for the {split} split", "give more text"
             )
     tokenizer = _tokenizer(config, readers["train"](), sizes["train"])
     tokenizer.save(folder)
@@ -184,18 +184,18 @@ def _tokenizer(config: Config, documents: Iterable[Document], size: int) -> Toke
                 advance(_bytes(part))
 
         def waiting(seconds: float) -> None:
-            advance(0, f"joining pairs, {seconds:.0f} s")
+            advance(0, f"merging pairs, {seconds:.0f} s")
 
         tokenizer = train_tokenizer(texts(), wanted, waiting)
     if tokenizer.vocab_size != wanted:
         logger.warning(
-            "The text has pairs enough for %d vocabulary entries only, not %d.", tokenizer.vocab_size, wanted
+            "The text has enough pairs for only %d vocabulary entries, not %d.", tokenizer.vocab_size, wanted
         )
     return tokenizer
 
 
 def _split(config: Config, files: Files) -> tuple[dict[str, Reader], dict[str, int]]:
-    """A reader of each split's documents, and its bytes."""
+    """For each split, a reader of its documents and its size in bytes."""
     data = config.data
 
     def read(split: str) -> Iterator[Document]:
@@ -204,7 +204,7 @@ def _split(config: Config, files: Files) -> tuple[dict[str, Reader], dict[str, i
     sizes, hashes = measure(read("train"))
     if data.val:
         val_sizes, val_hashes = measure(read("val"))
-        _tell_shared(hashes[sizes > 0], val_hashes[val_sizes > 0])
+        _warn_of_shared(hashes[sizes > 0], val_hashes[val_sizes > 0])
         readers: dict[str, Reader] = {
             "train": lambda: trained(read("train"), sizes, sizes),
             "val": lambda: held_out(read("val"), val_sizes, np.zeros_like(val_sizes)),
@@ -220,16 +220,16 @@ def _split(config: Config, files: Files) -> tuple[dict[str, Reader], dict[str, i
     train, val = int(heads.sum()), int((sizes - heads).sum())
     if train and val and abs(val / (train + val) / data.val_fraction - 1) > TOLERANCE + 1e-9:
         logger.warning(
-            "%.3g %% of the text is held out, not data.val_fraction's %.3g %%: its documents do not divide so.",
+            "%.3g %% of the text is held out, not the %.3g %% of data.val_fraction: its documents allow no closer split.",
             100 * val / (train + val), 100 * data.val_fraction,
         )  # fmt: skip
     return readers, {"train": train, "val": val}
 
 
-def _tell_shared(train: np.ndarray, val: np.ndarray) -> None:
+def _warn_of_shared(train: np.ndarray, val: np.ndarray) -> None:
     if shared := int(np.isin(val, train).sum()):
         logger.warning(
-            "%s of the %s documents of data.val stand in data.train, too: the validation judges memory there.",
+            "%s of the %s documents of data.val are also in data.train, so validation partly measures memorisation.",
             f"{shared:,}", f"{len(val):,}",
         )  # fmt: skip
 
@@ -246,7 +246,7 @@ def _encode(
     dtype: np.dtype[Any],
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Write the split's token files; returns its part of the manifest."""
+    """Write the split's token files; returns its entry in the manifest."""
     shards: list[dict[str, Any]] = []
     documents_read = tokens = text_bytes = 0
     end = np.array([tokenizer.special_tokens[END_OF_TEXT]], dtype)
@@ -278,7 +278,7 @@ def _append(folder: Path, split: str, shards: list[dict[str, Any]], tokens: np.n
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:
-    """Parts of documents, and whether one begins with it."""
+    """Batches of document parts, each with whether it begins a document."""
     batch: list[tuple[bool, str]] = []
     held = 0
     for document in documents:

@@ -1,6 +1,6 @@
 """Where text comes from: files, folders, globs and the standard library of this Python.
 
-What Kiara itself wrote (token files, runs, checkpoints, bundles) is no text, and is passed over in folders and globs.
+What Kiara itself wrote (token files, runs, checkpoints, bundles) is not text; folders and globs skip it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kiara.files import kind_of
 from kiara_runtime.errors import UserError
 
 STDLIB = "stdlib"
-# Folders are searched for these; a file named directly or by a glob may have any ending.
+# Folders are searched for these; a file named directly or by a glob may have any suffix.
 TEXT_SUFFIXES = frozenset(
     ".txt .md .rst .tex .html .xml .csv .json .jsonl .ndjson .yaml .yml .toml .ini .cfg .py .pyi .ipynb .c .h "
     ".cc .cpp .hpp .rs .go .java .kt .scala .swift .js .jsx .ts .tsx .css .sh .bash .sql .rb .php .pl .lua .r .jl "
@@ -29,7 +29,7 @@ STDLIB_TESTS = frozenset(("test", "tests", "idle_test"))
 def resolve_source(source: str) -> list[Path]:
     """The files of a source, sorted; raises UserError if there are none."""
     if not source.strip():
-        raise UserError("source", "empty", "name a text file, a folder, a glob or `stdlib`")
+        raise UserError("source", "is empty", "name a text file, a folder, a glob or `stdlib`")
     if source == STDLIB:
         return _stdlib_files()
     path = Path(source)
@@ -44,18 +44,18 @@ def resolve_source(source: str) -> list[Path]:
 
 def _not_tokens(file: Path) -> Path:
     if (file.parent / MANIFEST).is_file():
-        raise UserError(file, f"of the prepared folder {file.parent}, no text", "name the text, or train on the folder")
+        raise UserError(file, f"belongs to the prepared folder {file.parent}", "name the text, or train on it")
     return file
 
 
 def _folder_files(source: str, root: Path) -> list[Path]:
     if kind := kind_of(root):
-        raise UserError(source, f"a {kind}, no text", "name a folder of texts")
-    passed: list[Path] = []
-    files = [file for file in _walk(root, passed) if file.suffix.lower() in TEXT_SUFFIXES]
+        raise UserError(source, f"is a Kiara {kind}, not text", "name a folder of text")
+    skipped: list[Path] = []
+    files = [file for file in _walk(root, skipped) if file.suffix.lower() in TEXT_SUFFIXES]
     if not files:
-        raise UserError(source, "this folder holds no text or source file", "name files with a glob instead")
-    return _told(files, passed)
+        raise UserError(source, "the folder holds no text or source file", "name files with a glob instead")
+    return _report_skipped(files, skipped)
 
 
 def _glob_files(source: str) -> list[Path]:
@@ -65,7 +65,7 @@ def _glob_files(source: str) -> list[Path]:
     if not files:
         what = "only files that Kiara wrote match" if found else "no file matches"
         raise UserError(source, what, "put the pattern in quotes and check its folder")
-    return _told(files, [folder for folder, is_ours in ours.items() if is_ours])
+    return _report_skipped(files, [folder for folder, is_ours in ours.items() if is_ours])
 
 
 def _is_ours(folder: Path, known: dict[Path, bool]) -> bool:
@@ -74,10 +74,10 @@ def _is_ours(folder: Path, known: dict[Path, bool]) -> bool:
     return known[folder]
 
 
-def _told(files: list[Path], passed: list[Path]) -> list[Path]:
-    if passed:
-        some = ", ".join(map(str, sorted(passed)[:3])) + (" ..." if len(passed) > 3 else "")
-        logger.info("Passed over what Kiara wrote: %s.", some)
+def _report_skipped(files: list[Path], skipped: list[Path]) -> list[Path]:
+    if skipped:
+        some = ", ".join(map(str, sorted(skipped)[:3])) + (" ..." if len(skipped) > 3 else "")
+        logger.info("Skipped what Kiara wrote: %s.", some)
     return files
 
 
@@ -86,17 +86,17 @@ def _stdlib_files() -> list[Path]:
     files = [file for file in _walk(root, []) if file.suffix == ".py"]
     kept = [file for file in files if not STDLIB_TESTS.intersection(file.relative_to(root).parts)]
     if not kept:
-        raise UserError("stdlib", f"this Python keeps no sources in {root}", "name a text file or folder of your own")
+        raise UserError("stdlib", f"this Python has no sources in {root}", "name a text file or folder")
     return kept
 
 
-def _walk(root: Path, passed: list[Path]) -> list[Path]:
-    """The files below `root`, sorted; folders that Kiara wrote are added to `passed` instead."""
+def _walk(root: Path, skipped: list[Path]) -> list[Path]:
+    """The files below `root`, sorted; folders that Kiara wrote are added to `skipped` instead."""
     found: list[Path] = []
     for folder, subfolders, names in os.walk(root):  # does not follow links
         subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS and not name.startswith(".")]
         ours = [name for name in subfolders if kind_of(Path(folder, name))]
-        passed += [Path(folder, name) for name in ours]
+        skipped += [Path(folder, name) for name in ours]
         subfolders[:] = [name for name in subfolders if name not in ours]
         found += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(file for file in found if file.is_file() and not file.is_symlink())

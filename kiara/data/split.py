@@ -1,6 +1,6 @@
-"""What is held out: whole documents at random, equal ones together, and where those do not make it, the end of one.
+"""Choose held-out text: whole documents at random, identical ones together; if those are too few, the end of one.
 
-A division is one number a document: how many of its bytes, from its start, are trained on. The rest is held out.
+The split is one number per document: how many of its bytes, from its start, are trained on. The rest is held out.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import regex
 
 from kiara.data.documents import Document
 
-TOLERANCE = 0.1  # of what was asked for
-_WINDOW = 1 << 16  # bytes on either side of the aim in which a place to cut is looked for
+TOLERANCE = 0.1  # relative to the requested amount
+_WINDOW = 1 << 16  # bytes on either side of the aim in which to look for a place to cut
 _LINES, _CHARACTERS = r"\n|\r(?!\n)", r"\X"
-_WORDS = r"\s++(?![\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}])"  # what follows is no part of the space
+_WORDS = r"\s++(?![\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}])"  # what follows does not combine with the space
 
 
 def measure(documents: Iterable[Document]) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of each document, int64, 0 where it is blank; and a hash of its text, uint64."""
+    """Bytes of each document, int64, 0 if it is blank; and a hash of its text, uint64."""
     sizes, hashes = array("q"), array("Q")
     for document in documents:
         digest, size, blank = hashlib.blake2b(digest_size=8), 0, True
@@ -40,7 +40,7 @@ def measure(documents: Iterable[Document]) -> tuple[np.ndarray, np.ndarray]:
 def divide(
     sizes: np.ndarray, hashes: np.ndarray, fraction: float, seed: int, open_document: Callable[[int], Document]
 ) -> np.ndarray:
-    """Bytes of each document to train on, int64. Equal documents are held out together, or cut at the same place."""
+    """Bytes of each document to train on, int64. Identical documents share their split."""
     heads, (whole,) = sizes.copy(), np.nonzero(sizes)
     _, group_of, copies = np.unique(hashes[whole], return_inverse=True, return_counts=True)
     totals = np.bincount(group_of, weights=sizes[whole], minlength=len(copies)).astype(np.int64)
@@ -61,10 +61,10 @@ def divide(
 
 
 def hold_out(sizes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, float]:
-    """Choose at random what makes `fraction` of the bytes: bool, one for each size, and how many bytes are missing.
+    """Choose documents at random for `fraction` of the bytes: a bool for each size, and how many bytes are missing.
 
-    Where whole ones do not make it, those too large to be held out whole give their share by a cut, so that the small
-    ones are not all held out in their place.
+    If whole documents cannot reach it, only `fraction` of the small ones is held out, so that a cut of a large one
+    supplies the missing bytes, instead of all small ones being held out.
     """
     aim, order = float(sizes.sum()) * fraction, np.random.default_rng(seed).permutation(len(sizes))
     chosen = _whole(sizes, order, aim)
@@ -87,24 +87,24 @@ def _whole(sizes: np.ndarray, order: np.ndarray, aim: float) -> np.ndarray:
 
 
 def cut_place(document: Document, size: int, aim: float, slack: float) -> int | None:
-    """Byte at which to cut, near `aim`: after a line or else a word, at most `slack` bytes away, or else a character.
+    """Byte at which to cut near `aim`: after a line or else a word, at most `slack` bytes away, or else a character.
 
-    A character is what a reader sees as one (an extended grapheme cluster, Unicode Annex 29). None: there is only one.
+    A character is an extended grapheme cluster (Unicode Annex 29). None if there is only one.
     """
     reach = int(min(max(slack, 256), _WINDOW))
     text, start = _window(document.parts, int(aim) - reach, int(aim) + reach)
     places = np.array([*accumulate((len(character.encode()) for character in text), initial=start)])
     for pattern, most in ((_LINES, slack), (_WORDS, slack), (_CHARACTERS, np.inf)):
         ends = places[[match.end() for match in regex.finditer(pattern, text)]]
-        inside = (ends > 0) & (ends < places[-1])  # at the edge of the window something may go on
-        away = np.where(inside, np.abs(ends - aim), np.inf)
-        if len(away) and away.min() <= min(most, size):
-            return int(ends[away.argmin()])
+        inside = (ends > 0) & (ends < places[-1])  # a match at the window's edge may continue beyond it
+        distances = np.where(inside, np.abs(ends - aim), np.inf)
+        if len(distances) and distances.min() <= min(most, size):
+            return int(ends[distances.argmin()])
     return None
 
 
 def _window(parts: Iterable[str], low: int, high: int) -> tuple[str, int]:
-    """The text between two bytes, rounded to whole characters, and the byte at which it starts."""
+    """The text between two byte offsets, cut to whole code points, and the byte offset at which it starts."""
     kept, begun = bytearray(), 0
     first = None
     for part in parts:
@@ -118,19 +118,19 @@ def _window(parts: Iterable[str], low: int, high: int) -> tuple[str, int]:
 
 
 def _skipped(data: bytearray) -> int:
-    """Bytes before the first that begins a character."""
+    """Number of bytes before the first one that begins a code point."""
     return next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
 
 
 def trained(documents: Iterable[Document], sizes: np.ndarray, heads: np.ndarray) -> Iterator[Document]:
-    """The documents, and the heads of those that are cut, to train on."""
+    """The documents to train on; of a cut one, its head."""
     for document, size, head in zip(documents, sizes.tolist(), heads.tolist(), strict=False):
         if head:
             yield document if head == size else replace(document, parts=_first(document.parts, head))
 
 
 def held_out(documents: Iterable[Document], sizes: np.ndarray, heads: np.ndarray) -> Iterator[Document]:
-    """The documents, and the ends of those that are cut, to be held out."""
+    """The held-out documents; of a cut one, its end."""
     for document, size, head in zip(documents, sizes.tolist(), heads.tolist(), strict=False):
         if head < size:
             yield replace(document, parts=_after(document.parts, head)) if head else document

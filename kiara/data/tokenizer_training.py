@@ -1,4 +1,4 @@
-"""Training the byte-level BPE. Using it is `kiara_runtime.tokens.tokenizer`'s."""
+"""Train the byte-level BPE that `kiara_runtime.tokens.tokenizer` uses."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import regex
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import END_OF_TEXT, SPLIT_PATTERN, Tokenizer, byte_characters
 
-# Merges are learned from this much text at most, from this much of different pieces, and from this much of different
-# long pieces: more hardly changes them. The learner's memory goes with the latter two, about 80 bytes a byte.
+# Merges are learned from at most so many bytes of text, of distinct pieces, and of distinct long pieces; more hardly
+# changes them. The learner needs about 80 bytes of memory for each byte of the latter two.
 LEARN_BYTES, LEARN_DIFFERENT_BYTES, LEARN_LONG_BYTES = 1 << 28, 1 << 24, 1 << 22
-# A longer run of one kind, in characters, is learned from in parts: that takes time by the square of its length.
+# Characters. Longer runs of one kind are split for learning, whose time is quadratic in their length.
 LONGEST_PIECE = 256
 _BOUNDED_PATTERN = SPLIT_PATTERN.replace("+", f"{{1,{LONGEST_PIECE}}}").replace("*", f"{{0,{LONGEST_PIECE}}}")
 _KEPT_WORDS = 1 << 18
@@ -33,11 +33,11 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Learn merges until the vocabulary has `vocab_size` entries, special tokens included.
 
-    Text with too few pairs to merge gives a smaller vocabulary; it is filled up to a multiple of 64
-    with reserved special tokens, so that every id of the model's table is a real one.
+    Text with too few pairs to merge gives a smaller vocabulary; it is padded to a multiple of 64
+    with reserved special tokens, so that every row of the model's embedding has a token.
 
-    texts: none longer than memory bears; each is split by itself. waiting: told, now and then, of the seconds since
-    all were read.
+    texts: each must fit in memory and is split separately. waiting: called twice a second with the seconds since all
+    texts were read.
     """
     settings = {"pattern": _BOUNDED_PATTERN, "vocab_size": vocab_size - 1}  # END_OF_TEXT follows
     tokens = _in_merge_order(_learn(chain([settings], _enough(texts), [None]), waiting))
@@ -47,7 +47,7 @@ def train_tokenizer(
 
 
 def _enough(texts: Iterable[str]) -> Iterator[str]:
-    """The texts until there is as much as merges are learned from."""
+    """The texts up to the limits on what merges are learned from."""
     left, different, long = LEARN_BYTES, LEARN_DIFFERENT_BYTES, LEARN_LONG_BYTES
     words, pieces = set[str](), set[str]()
     for text in texts:
@@ -55,7 +55,7 @@ def _enough(texts: Iterable[str]) -> Iterator[str]:
         text = text if long > 0 else _LONG_PIECES.sub("\n", text)
         yield text
         new_words = set(text.split()) - words
-        if len(words) > _KEPT_WORDS:  # they only save looking at a word again
+        if len(words) > _KEPT_WORDS:  # only a cache of words seen before
             words.clear()
         words |= new_words
         new = set(_PIECES.findall(" ".join(new_words))) - pieces
@@ -68,7 +68,7 @@ def _enough(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _learn(lines: Iterable[object], waiting: Callable[[float], None]) -> list[list[str]]:
-    """What `kiara.data.merges` answers to the lines."""
+    """Send the lines to `kiara.data.merges`; returns the merges."""
     with _learner() as (write, read):
         for line in lines:
             write.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -81,7 +81,7 @@ def _learn(lines: Iterable[object], waiting: Callable[[float], None]) -> list[li
 
 @contextmanager
 def _learner() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Pipes to and from a process that does not outlive the block."""
+    """Pipes to and from a learning process, which is killed when the block ends."""
     program = [sys.executable, "-P", str(Path(__file__).with_name("merges.py"))]
     process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin and process.stdout
@@ -90,7 +90,7 @@ def _learner() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     except (BrokenPipeError, json.JSONDecodeError):
         raise UserError(
             "tokenizer",
-            f"what learns it was ended from outside ({process.wait()}), as where memory is short",
+            f"its training process was killed ({process.wait()}), perhaps for lack of memory",
             "close other programs, or give less text",
         ) from None
     finally:

@@ -1,6 +1,6 @@
-"""What a checkpoint is worth in PyTorch, and the reference that bundles are compared with.
+"""Evaluation of checkpoints in PyTorch, and the PyTorch reference that bundles are compared with.
 
-The figures are `kiara_runtime.verify.scoring`'s.
+`kiara_runtime.verify.scoring` computes the metrics.
 """
 
 from kiara.evaluation.evaluate import (

@@ -1,8 +1,8 @@
 """How well a model predicts text: loss, perplexity, next-token accuracy, bits per byte.
 
-Bits per byte compares models of different vocabularies: the text's total information under the model,
-divided by its UTF-8 bytes. Windows are read in order and do not overlap; the last one of a text may be shorter,
-so that every token but the first is predicted once.
+Bits per byte is comparable across vocabularies: the text's negative log-likelihood in bits, divided by its UTF-8
+bytes. Windows are read in order and do not overlap; the last one may be shorter, so that every token but the first is
+predicted once.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ from kiara_runtime.verify import Metrics, Scorer, first_token, scoring
 
 
 def window_length(model: GPT) -> int:
-    """Tokens a window: the whole context, or what a long one's logits still leave room for."""
+    """Tokens per window: the context length, limited so that the logits of a long one fit in memory."""
     return scoring.window_length(model.config.context_length)
 
 
 def rows_at_once(model: GPT) -> int:
-    """Windows a batch, of `window_length` tokens each, so that the logits of one batch stay below 256 MiB."""
+    """Windows of `window_length` tokens per batch, so that the logits of a batch take at most 256 MiB."""
     return max(1, min(16, (1 << 26) // (window_length(model) * model.vocab_size)))
 
 
 def windows(split: Split, length: int, max_tokens: int | None = None, rows: int = 1) -> Iterator[Tensor]:
-    """The split in order as batches of windows, int64 (rows at most, length + 1).
+    """Batches of the split's windows in order, int64 (at most `rows`, length + 1).
 
-    max_tokens: take only as many whole windows, spread evenly over the split, so that all its documents have a say.
-    Without it all of the text is read, and of a text shorter than a window all of it, too: a last window may then be
-    a batch of its own, shorter than `length` + 1.
+    max_tokens: take only so many tokens, as whole windows spread evenly over the split. Without it, or if the split
+    has no whole window, the rest of each shard follows as a batch of its own, shorter than `length` + 1.
     """
     count = split.whole_windows(length)
     taken = count if max_tokens is None else min(count, max(1, max_tokens // length))
@@ -58,7 +57,11 @@ def evaluate(
     advance: Callable[[int], None] = lambda tokens: None,
     text_bytes: int | None = None,
 ) -> Metrics:
-    """predict: ids (B, S) to logits (B, S, V). advance: told of the tokens of each finished batch."""
+    """Metrics over the batches.
+
+    predict: ids (B, S) to logits (B, S, V). advance: called with the number of tokens of each finished batch.
+    text_bytes: UTF-8 bytes of the text, if known; otherwise they are counted from the tokens.
+    """
     scorer = Scorer(tokenizer)
     for batch in batches:
         logits, targets = predict(batch[:, :-1]).float().cpu().numpy(), batch[:, 1:].numpy()
@@ -69,7 +72,7 @@ def evaluate(
 
 
 def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) -> Split:
-    """The validation split that a checkpoint was trained against, or the text of `source`."""
+    """The validation split of a checkpoint's training data, or the text of `source`."""
     if source is not None:
         start = first_token(tokenizer, TokenIds.read(checkpoint).bos)
         begin, rows, text_bytes = np.array([start], dtype=np.uint32), list[np.ndarray](), 0
@@ -79,13 +82,13 @@ def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) ->
                 rows += [begin, row]
                 text_bytes += len(text.encode())
         if sum(map(len, rows)) < 2:
-            raise UserError(source, "no text at all", "name a file or folder with some")
+            raise UserError(source, "holds no text", "name a file or folder with text")
         return Split(GIVEN, [np.concatenate(rows)], text_bytes)
     return trained_on(checkpoint, "--text").val
 
 
 def _encode(tokenizer: Tokenizer, name: str, text: str) -> np.ndarray:
-    """Token ids of the document of this name, uint32 (n,)."""
+    """Token ids of a document, uint32 (n,); errors carry its name."""
     try:
         return np.array(tokenizer.encode(text), dtype=np.uint32)
     except UserError as error:
@@ -95,12 +98,12 @@ def _encode(tokenizer: Tokenizer, name: str, text: str) -> np.ndarray:
 def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:
     """Metrics of a checkpoint, or of a run's best one, on its validation split or on the source `text`."""
     folder = find_checkpoint(source)
-    split = held_out_text(folder, Tokenizer.load(folder), text)  # what is wrong with it is told before the weights load
+    split = held_out_text(folder, Tokenizer.load(folder), text)  # raises before the weights load
     model, tokenizer = load_model(folder)
     length = window_length(model)
     with progress("Evaluating", split.targets) as advance:
         batches = windows(split, length, rows=rows_at_once(model))
         metrics = evaluate(lambda ids: model(ids)[0], tokenizer, batches, advance, split.text_bytes)
     if not math.isfinite(metrics.loss):
-        raise UserError(folder, f"its loss on this text is {metrics.loss}", "name another checkpoint")
+        raise UserError(folder, f"its loss on this text is {metrics.loss}", "choose another checkpoint")
     return metrics

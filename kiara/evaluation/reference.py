@@ -1,4 +1,4 @@
-"""The PyTorch reference: a checkpoint behind the runtime's own sampling and text, for comparison with bundles."""
+"""The PyTorch reference: a checkpoint with the runtime's sampling and text handling, to compare bundles with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kiara_runtime.tokens import Tokenizer
 
 
 def reference_model(model: GPT, tokenizer: Tokenizer, ids: TokenIds) -> Model:
-    """`generate` and `stream` as a loaded bundle has them, computed by PyTorch, each request by itself."""
+    """A model with the interface of a loaded bundle, computed by PyTorch, each sequence separately."""
     runner = Alone(lambda: _begin(model))
     return Model(tokenizer, runner, model.config.context_length, model.vocab_size, ids.eos, ids.bos)
 

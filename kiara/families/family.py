@@ -1,4 +1,4 @@
-"""What a family is: how a Hugging Face config.json and its tensors spell the one model of `kiara.model`."""
+"""Description of a Hugging Face family: how its config.json and tensor names map to `kiara.model`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ ABSENT = object()
 
 @dataclass(frozen=True)
 class Family:
-    """features: fields of ModelConfig that it fixes. keys: config.json's name of each other field that it has.
+    """features: fields of ModelConfig that the family fixes. keys: the key in config.json of each other field.
 
-    defaults: values of keys that config.json may leave out. switches: further keys with the values that are supported,
-    the first of which is written out; ABSENT stands for a key that is not there. window: how far its attention reaches
-    where config.json has no `sliding_window`. names: its names for parts of ours; where there are none, they are ours,
-    with packed matrices apart. prefix: before all names but the head's. transposed: whether its matrices are stored as
-    inputs by outputs.
+    defaults: values of keys that config.json may omit. switches: further keys with their supported values, the first of
+    which is written; ABSENT means no such key. window: attention window if config.json has no `sliding_window`; None
+    if the family does not use that key. names: the family's names for our modules; if empty, they are ours, with packed
+    matrices stored separately. prefix: of all tensor names but the head's. transposed: whether matrices are stored as
+    (inputs, outputs).
     """
 
     model_type: str
@@ -32,7 +32,7 @@ class Family:
     window: int | None = None
 
 
-# What Llama and its likes have in common.
+# Shared by Llama and similar families.
 LLAMA_KEYS = {
     "hidden_size": "hidden_size",
     "num_hidden_layers": "num_hidden_layers",

@@ -1,4 +1,4 @@
-"""GPT-2: layer norms, learned positions, biases everywhere, and names of its own."""
+"""GPT-2: layer norms, learned positions, biases everywhere, and its own names."""
 
 from kiara.families.family import ABSENT, Family
 

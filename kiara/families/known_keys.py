@@ -1,8 +1,7 @@
 """Known keys of imported files: each key is used, known to have no effect here, or refused by name.
 
-A key that would change the model's output and is not supported must not be ignored. `transformers` itself ignores keys
-that a class does not know; a file that has one was made for other code, so here it is refused, with what to do about
-it.
+An unsupported key that would change the model's output must not be ignored. `transformers` itself ignores keys that a
+class does not know; a file with such a key was made for other code, so here it is refused with a remedy.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 from kiara_runtime.errors import UserError
 
-# config.json: about training, about other heads, about how `transformers` computes, and where the file came from.
+# config.json: keys about training, other heads, how `transformers` computes, and provenance, or read elsewhere.
 CONFIG = frozenset(
     "architectures model_type transformers_version dtype torch_dtype _name_or_path name_or_path _commit_hash auto_map "
     "initializer_range attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout use_cache "
@@ -25,7 +24,7 @@ CONFIG = frozenset(
     "_attn_implementation_autoset bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id "
     "vocab_size".split()
 )
-# Of those, with a value that would mean another computation.
+# config.json: keys that could mean another computation, with the values that do not.
 CONFIG_FIXED: dict[str, tuple[Any, ...]] = {
     "rope_interleaved": (False, None),
     "is_encoder_decoder": (False, None),
@@ -39,7 +38,7 @@ CONFIG_FIXED: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False, None),
 }
 
-# generation_config.json: how to choose among tokens is for whoever generates to say.
+# generation_config.json: sampling settings are not imported; each request gives its own.
 GENERATION = frozenset(
     "_from_model_config transformers_version bos_token_id eos_token_id pad_token_id decoder_start_token_id do_sample "
     "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty max_length "
@@ -52,7 +51,7 @@ GENERATION = frozenset(
     "early_stopping".split()
 )
 RECOMMENDED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
-# What would forbid, force or search: the values that do nothing.
+# Keys that forbid or force tokens, or search: the values that do nothing.
 GENERATION_FIXED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         "suppress_tokens begin_suppress_tokens bad_words_ids sequence_bias force_words_ids constraints "
@@ -67,8 +66,8 @@ GENERATION_FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-# tokenizer_config.json. The ids follow from tokenizer.json. Some classes of `transformers` 5 split by rules of their
-# own, which SmolLM2's folder names and was not trained with; so the class counts for nothing.
+# tokenizer_config.json. Token ids depend on tokenizer.json only. The tokenizer class is ignored: some classes of
+# `transformers` 5 split text by their own rules, and SmolLM2 names such a class but was not trained with it.
 TOKENIZER_CONFIG = frozenset(
     (*SPECIAL_TOKENS, *"""
     chat_template model_max_length max_length tokenizer_class add_bos_token added_tokens_decoder
@@ -91,7 +90,7 @@ TOKENIZER_CONFIG_FIXED: dict[str, tuple[Any, ...]] = {
 }
 SPECIAL_TOKENS_MAP = frozenset((*SPECIAL_TOKENS, "additional_special_tokens", "extra_special_tokens"))
 
-# tokenizer.json, by the place of the key in it.
+# tokenizer.json: keys at the top, and keys of `model`.
 TOKENIZER = frozenset(
     "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model".split()
 )
@@ -103,7 +102,7 @@ BPE_FIXED: dict[str, tuple[Any, ...]] = {
     "byte_fallback": (False, None),
 }
 
-# GGUF: what describes the file, and what llama.cpp reads for other purposes than a text's logits.
+# GGUF: keys that are used, that describe the file, or that do not affect logits.
 GGUF = frozenset(
     "general.architecture llama.vocab_size tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.tokens "
     "tokenizer.ggml.token_type tokenizer.ggml.scores tokenizer.ggml.merges tokenizer.ggml.bos_token_id "
@@ -141,9 +140,9 @@ def check_keys(
     fixed: Mapping[str, tuple[Any, ...]],
     may: Callable[[str], bool] = lambda key: False,
 ) -> None:
-    """Refuse the first key that is neither known nor, with one of the values that do nothing, `fixed`.
+    """Refuse the first key that is neither known nor in `fixed` with one of its values there, which do nothing.
 
-    may: whether a key that is not listed is known all the same.
+    may: whether a key not in `known` is accepted, too.
     """
     known = set(known)
     for key, value in values.items():
@@ -151,8 +150,8 @@ def check_keys(
             continue
         if key not in fixed:
             raise UserError(
-                file, f"the key {key} (here {value!r:.40}) is not known", "delete it if the model does without it"
+                file, f"the key {key} (here {value!r:.40}) is not known", "delete it if the model does not need it"
             )
         if value not in fixed[key]:
-            wanted = f"only {fixed[key][0]!r} is" if fixed[key] else "take the whole model in one file"
+            wanted = f"only {fixed[key][0]!r} is" if fixed[key] else "use the whole model in one file"
             raise UserError(file, f"{key} {value!r:.60} is not supported", wanted)

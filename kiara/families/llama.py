@@ -1,4 +1,4 @@
-"""Llama, and what calls itself one."""
+"""Llama, and other models with its model_type."""
 
 from kiara.families.family import BIASES, LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family
 

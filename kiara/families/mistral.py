@@ -1,4 +1,4 @@
-"""Mistral, as far as its attention reaches over the whole context."""
+"""Mistral, if its attention window covers the whole context."""
 
 from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family
 

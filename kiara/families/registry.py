@@ -1,9 +1,8 @@
-"""The Hugging Face families: how each spells the configuration and the weights of `kiara.model.gpt`.
+"""Map config.json and tensor names of Hugging Face families to `kiara.model.gpt`, and back.
 
-A family is a row of FAMILIES: what it fixes of ModelConfig, how its config.json calls the rest, which values
-of its other switches this model can honour, and how its tensors are named. Reading and writing go through
-the same row, so a checkpoint that was imported opens in `transformers` again. Whatever a row does not
-provide for is refused by name rather than read past.
+An entry of FAMILIES says which fields of ModelConfig a family fixes, how its config.json names the others, which values
+of further keys are supported, and how its tensors are named. Reading and writing use the same entry, so an imported
+checkpoint opens in `transformers` again. A key that an entry does not cover is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -27,26 +26,24 @@ from kiara.families.rope import rope_fields, rope_parameters, with_rope
 from kiara.model import packed
 from kiara_runtime.errors import UserError
 
-# Keys of config.json that are looked at by a function of their own.
+# Keys of config.json that separate functions handle.
 _ELSEWHERE = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "sliding_window", "layer_types")
 
 
-# Where several fit a configuration, the first is written: Arcee before all, Llama before its likes.
+# A checkpoint is written as the first family that fits: Arcee before all others, Llama before similar ones.
 FAMILIES = {family.model_type: family for family in (ARCEE, LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)}
 
 
 def family_of(values: Mapping[str, Any]) -> Family:
-    """The family that a config.json names; raises UserError for one that is not known."""
+    """The family that a config.json names; raises UserError if it is not supported."""
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(
-            "config.json", f"model_type {name!r} is not supported", f"use a model of one of {', '.join(FAMILIES)}"
-        )
+        raise UserError("config.json", f"model_type {name!r} is not supported", f"use one of {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 
 def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
-    """ModelConfig and vocabulary size of a config.json; raises UserError with the key that does not fit."""
+    """ModelConfig and vocabulary size of a config.json; raises UserError with the unsupported key."""
     family = family_of(values)
     known = {*family.keys.values(), *family.switches, *CONFIG, *_ELSEWHERE}
     check_keys("config.json", values, known, CONFIG_FIXED)
@@ -64,8 +61,8 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 1 <= vocab_size <= 1 << 24:
         raise UserError(
             "config.json",
-            f"vocab_size {vocab_size!r} is no size of a vocabulary",
-            "give the number of rows of the embedding",
+            f"vocab_size {vocab_size!r} is not a vocabulary size",
+            "set it to the number of rows of the embedding",
         )
     _check_window(family, values)
     try:
@@ -81,23 +78,23 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
 
 
 def _check_window(family: Family, values: Mapping[str, Any]) -> None:
-    """Refuse attention that does not reach over the whole context."""
+    """Refuse attention that does not cover the whole context."""
     layers = values.get("layer_types")
     if layers is not None and set(layers if isinstance(layers, list) else [layers]) - {"full_attention"}:
         raise UserError("config.json", f"layer_types {layers!r:.60} is not supported", "only 'full_attention' is")
-    if family.window is None:  # those that have one at all say so by use_sliding_window
+    if family.window is None:  # Qwen's is in QWEN_WINDOW, other families have none
         return
     window, context = values.get("sliding_window", family.window), values.get(family.keys["context_length"])
     if window is not None and not (isinstance(window, int) and isinstance(context, int) and window >= context):
         raise UserError(
             "config.json",
-            f"sliding_window {window!r} is not supported, being shorter than the context of {context!r}",
+            f"sliding_window {window!r} is not supported: it is shorter than the context, {context!r}",
             f"set max_position_embeddings to {window!r} to import the model with a shorter context",
         )
 
 
 def write_config(config: ModelConfig, vocab_size: int, token_ids: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of the first family that has this model; token_ids: bos, eos and pad, as there."""
+    """The config.json of the model, as the first family that fits it; token_ids: its fields for BOS, EOS and padding."""
     name, family = _family_for(config)
     return {
         "architectures": [family.architecture],
@@ -112,7 +109,7 @@ def write_config(config: ModelConfig, vocab_size: int, token_ids: Mapping[str, A
 
 
 def tensor_names(family: Family, config: ModelConfig, name: str) -> dict[str, int | None]:
-    """Their names of our tensor `name`, each with its rows: one, or those packed in ours; None for all of the rows."""
+    """The family's names for our tensor `name`, several if it is packed, each with its number of rows; None means all."""
     if name == "lm_head.weight":
         return {name: None}
     for ours, theirs in family.names.items():
@@ -125,12 +122,12 @@ def tensor_names(family: Family, config: ModelConfig, name: str) -> dict[str, in
 
 
 def is_transposed(family: Family, name: str) -> bool:
-    """Whether their matrix is stored as inputs by outputs, as GPT-2's are."""
+    """Whether the family stores this matrix as (inputs, outputs), as GPT-2 does."""
     return family.transposed and name.endswith("_proj.weight")
 
 
 def expected_tensors(family: Family, config: ModelConfig, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Their names, with shapes, of our tensors of the given shapes."""
+    """The family's tensor names and shapes, from our names and shapes."""
     expected: dict[str, list[int]] = {}
     for name, shape in shapes.items():
         for part, rows in tensor_names(family, config, name).items():
@@ -155,7 +152,7 @@ def _family_for(config: ModelConfig) -> tuple[str, Family]:
 
 
 def _derived(family: Family, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that a config.json may leave to others of its fields."""
+    """Fields that config.json may omit, computed from other fields."""
     heads, width = found.get("num_attention_heads"), found.get("hidden_size")
     if not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
         return {}

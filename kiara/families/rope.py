@@ -1,4 +1,4 @@
-"""Rotary positions as a config.json spells them: plain ones, and those that Llama 3.1 and later slow down."""
+"""RoPE settings of a config.json: unscaled, or scaled as in Llama 3.1 and later."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LLAMA3 = {
 
 
 def with_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with what older and newer files say of positions at the top; refuses positions that are not known."""
+    """The values with `rope_scaling` or `rope_parameters` merged into the top level; refuses unsupported positions."""
     merged = dict(values)
     for key in ("rope_scaling", "rope_parameters"):
         rope = merged.pop(key, None) or {}
@@ -40,7 +40,7 @@ def with_rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rope_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of ModelConfig of scaled positions, out of what `with_rope` gives."""
+    """ModelConfig fields of scaled RoPE, from what `with_rope` returns."""
     if "llama3" not in values:
         return {}
     given = {field: values["llama3"][key] for key, field in _LLAMA3.items() if key in values["llama3"]}
@@ -51,7 +51,7 @@ def rope_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rope_parameters(config: ModelConfig) -> dict[str, Any]:
-    """`rope_parameters` of a config.json."""
+    """The `rope_parameters` of a config.json."""
     if config.rope_scaling == "none":
         return {"rope_type": "default", "rope_theta": config.rope_theta}
     scaling = {key: getattr(config, field) for key, field in _LLAMA3.items()}

@@ -1,6 +1,6 @@
-"""Other people's models to an ordinary checkpoint: Hugging Face folders and GGUF files, nothing pickled.
+"""Import Hugging Face folders and GGUF files as ordinary checkpoints; nothing pickled is read.
 
-What a family's names mean is `kiara.families`'.
+`kiara.families` defines the names of each model family.
 """
 
 from kiara.importing import importer

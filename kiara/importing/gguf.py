@@ -1,7 +1,7 @@
 """GGUF files of the Llama family, read as the Hugging Face folder that they were made from.
 
-Quantised tensors are dequantised to float32. llama.cpp stores the rows of the query and key projections in
-another order, interleaved for its rotary positions; here they go back. Needs the package `gguf`, an extra.
+Quantised tensors are dequantised to float32. llama.cpp stores the rows of the query and key projections in another
+order, interleaved for its rotary positions; the original order is restored. Needs the optional package `gguf`.
 """
 
 from __future__ import annotations
@@ -46,19 +46,21 @@ _KEYS = {
 }
 _OPTIONAL = frozenset(("attention.head_count_kv", "rope.freq_base", "attention.key_length"))
 _CONTROL, _USER_DEFINED = 3, 4  # token types
-# Of the ends that llama.cpp knows by name, those that models of this family have.
+# End-of-generation tokens that llama.cpp recognises by name, as far as models of this family have them.
 _END_NAMES = frozenset("<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <EOT> </s>".split())
-_BOS_BY_DEFAULT = ("llama-bpe",)  # where add_bos_token is absent, as in llama.cpp
+_BOS_BY_DEFAULT = ("llama-bpe",)  # if add_bos_token is absent, as in llama.cpp
 
 
 class GGUFFile:
-    """config: a config.json. tensors: their Hugging Face names. definition, tokenizer_config: the tokenizer."""
+    """config: as config.json. tensors: by Hugging Face name. definition, tokenizer_config: the tokenizer's two files."""
 
     def __init__(self, path: Path) -> None:
         try:
             import gguf
         except ImportError:
-            raise UserError(path, "a GGUF file needs the package gguf", "pip install 'kiara-slm[gguf]'") from None
+            raise UserError(
+                path, "reading a GGUF file needs the package gguf", "pip install 'kiara-slm[gguf]'"
+            ) from None
         self.path, self._dequantize = path, gguf.quants.dequantize
         try:
             reader = gguf.GGUFReader(path)
@@ -72,10 +74,10 @@ class GGUFFile:
             raise error.inside(path) from None
         except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError) as error:
             what = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(path, f"damaged or cut short ({what})", "fetch it again") from None
+            raise UserError(path, f"damaged or truncated ({what})", "download it again") from None
 
     def _source(self, tensor: Any) -> Source:
-        name = _their_name(tensor.name)
+        name = _hugging_face_name(tensor.name)
         shape = [int(size) for size in reversed(tensor.shape)]
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         key = next((key for part, key in heads.items() if part in name), None)
@@ -88,7 +90,7 @@ class GGUFFile:
             raise UserError(
                 self.path,
                 f"{tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read",
-                "take a file of another quantisation, such as Q8_0",
+                "use a file of another quantisation, such as Q8_0",
             ) from None
         values = values.reshape(shape)
         if heads is not None:  # rows of a head: (half, 2) there, (2, half) here
@@ -98,18 +100,18 @@ class GGUFFile:
 
 
 class _Fields(dict[str, Any]):
-    """A file's metadata, in which a key that must be there is missing by its name."""
+    """A file's metadata; a missing key raises UserError with its name."""
 
     def require(self, key: str) -> None:
         self[key]
 
     def __missing__(self, key: str) -> Any:
         raise UserError(
-            key, "the key is missing, as in files of older converters", "convert the model again, or take a newer file"
+            key, "the key is missing, as in files of older converters", "convert the model again, or use a newer file"
         )
 
 
-def _their_name(name: str) -> str:
+def _hugging_face_name(name: str) -> str:
     head, _, last = name.rpartition(".")
     if head.startswith("blk."):
         _, number, part = head.split(".")
@@ -122,19 +124,15 @@ def _config(fields: _Fields, tensors: set[str]) -> dict[str, Any]:
     if architecture != "llama":
         raise UserError("general.architecture", "is not supported", "only 'llama' is", value=architecture)
     for name in set(_KEYS.values()) - _OPTIONAL:
-        fields.require(f"llama.{name}")  # by its own name, not by that which config.json has for it
+        fields.require(f"llama.{name}")  # so that an error has its name, not that of config.json
     for name in _KEYS.values():
         if isinstance(fields.get(f"llama.{name}"), list):
-            raise UserError(
-                f"llama.{name}", "differs from layer to layer, which is not supported", "take another model"
-            )
+            raise UserError(f"llama.{name}", "differs from layer to layer, which is not supported", "use another model")
     heads = fields["llama.attention.head_count"]
     head_dim = fields.get("llama.attention.key_length", fields["llama.embedding_length"] // heads)
     for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
         if fields.get(key, head_dim) != head_dim:
-            raise UserError(
-                key, f"{fields[key]} is not supported where a head is {head_dim} wide", "take another model"
-            )
+            raise UserError(key, f"{fields[key]} is not supported where a head is {head_dim} wide", "use another model")
     given = {key: fields[f"llama.{name}"] for key, name in _KEYS.items() if f"llama.{name}" in fields}
     tied, embedding = "output.weight" not in tensors, len(fields["tokenizer.ggml.tokens"])
     ids = {"bos_token_id": fields.get("tokenizer.ggml.bos_token_id"), "eos_token_id": _ends(fields)}
@@ -143,7 +141,7 @@ def _config(fields: _Fields, tensors: set[str]) -> dict[str, Any]:
 
 
 def _ends(fields: Mapping[str, Any]) -> list[int]:
-    """What ends a text for llama.cpp (`llama_vocab::impl::load`): by the keys, and by the names of control tokens."""
+    """Tokens that end a text in llama.cpp (`llama_vocab::impl::load`): those of the keys, and control tokens by name."""
     named = (fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
     keyed = [int(i) for i in named if i is not None]
     if not keyed:
@@ -154,7 +152,7 @@ def _ends(fields: Mapping[str, Any]) -> list[int]:
 
 
 def _tokenizer(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """tokenizer.json and tokenizer_config.json of the file's token list and merges."""
+    """tokenizer.json and tokenizer_config.json, from the file's token list and merges."""
     if (kind := fields["tokenizer.ggml.model"]) != "gpt2":
         raise UserError("tokenizer.ggml.model", "is not supported", "only byte-level BPE ('gpt2') is", value=kind)
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
@@ -181,7 +179,7 @@ def _tokenizer(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def _steps(pre: str) -> list[dict[str, Any]]:
-    """How llama.cpp's `pre` splits text, as steps of tokenizer.json."""
+    """Pre-tokenizer steps for tokenizer.json that split text as llama.cpp's `pre` does."""
     if pre in ("gpt-2", "default"):
         return [byte_level_step(use_regex=True)]
     if pre == "smollm":

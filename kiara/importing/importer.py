@@ -1,8 +1,8 @@
-"""`kiara import`: a Hugging Face folder or a GGUF file to an ordinary checkpoint that gives the same logits.
+"""`kiara import`: convert a Hugging Face folder or a GGUF file to an ordinary checkpoint with the same logits.
 
-The source is untrusted: plain files inside the folder only, safetensors only, every shape held against the
-configuration before anything is written. Tensors go through one at a time, so that the peak of memory is one
-tensor above the program itself.
+The source is untrusted: only files inside the folder and only safetensors are read, and every shape is checked against
+the configuration before anything is written. Tensors are converted one at a time, so that peak memory is one tensor
+above that of the program itself.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from kiara_runtime.tokens import Tokenizer
 
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# Buffers that older files carry along; they follow from the configuration.
+# Buffers in older files, which the configuration determines.
 IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-PREFIX = "transformer."  # that GPT-2's first files lack
+PREFIX = "transformer."  # absent in the first GPT-2 files
 
 
 def import_model(source: Path, out: Path) -> None:
     """Write the checkpoint `out` from a Hugging Face folder or a GGUF file.
 
-    Raises UserError, and writes nothing, for what does not fit.
+    Raises UserError, and writes nothing, if the model is not supported or its files do not match.
     """
     claim(out, "imported model", [source])
     if source.suffix.lower() == ".gguf" and source.is_file():
@@ -72,7 +72,7 @@ def import_model(source: Path, out: Path) -> None:
     else:
         raise UserError(
             source,
-            "neither a Hugging Face folder nor a .gguf file",
+            "is neither a Hugging Face folder nor a .gguf file",
             "name a folder with config.json, safetensors and tokenizer.json",
         )
     try:
@@ -83,7 +83,7 @@ def import_model(source: Path, out: Path) -> None:
             raise UserError(
                 "config.json",
                 f"vocab_size {vocab_size}, but tokenizer.json has {tokenizer.vocab_size}",
-                "take both from the same model",
+                "use both from the same model",
             )
         ids = _token_ids((generation, values), tokenizer, vocab_size)
     except UserError as error:
@@ -98,21 +98,21 @@ def import_model(source: Path, out: Path) -> None:
         write_json(new / STATE_FILE, {**origin, "sha256": hashes})
     millions = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values()) / 1e6
     logger.info(
-        "Imported %s: %s, %.1fM weights, text through %s", out, values["model_type"], millions, tokenizer.engine
+        "Imported %s: %s, %.1fM weights, tokenizer engine %s", out, values["model_type"], millions, tokenizer.engine
     )
 
 
 def _check_generation(source: Path, values: dict[str, Any]) -> None:
-    """Refuse what would change the likeliest text; what is only recommended is told."""
+    """Refuse settings that would change greedy decoding; log recommended sampling settings."""
     check_keys(f"{source / 'generation_config.json'}", values, GENERATION, GENERATION_FIXED)
     recommended = {key: values[key] for key in RECOMMENDED if values.get(key) is not None}
     if recommended:
         options = ", ".join(f"{key} {value}" for key, value in recommended.items())
-        logger.info("Its makers recommend %s; give that when you generate.", options)
+        logger.info("The model's authors recommend %s; pass these when you generate.", options)
 
 
 def _with_own_head(values: dict[str, Any], found: Mapping[str, Source]) -> dict[str, Any]:
-    """A configuration that ties the head to the embeddings, corrected where the file has a head that differs.
+    """The configuration, with the LM head untied if the file has one that differs from the embedding.
 
     `transformers` keeps such a head, too.
     """
@@ -127,17 +127,17 @@ def _with_own_head(values: dict[str, Any], found: Mapping[str, Source]) -> dict[
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A file of the folder by its base name, not reached through a link that leaves the folder."""
+    """Path of a file in the folder, by its base name; refuses a path or link out of the folder."""
     path = folder / name
     if name != Path(name).name or not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(path, "leaves the folder", "copy the file itself into it")
     if not path.is_file():
-        raise UserError(path, "there is no such file", "the folder is not complete")
+        raise UserError(path, "there is no such file", "copy the whole folder again")
     return path
 
 
 def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Source]:
-    """Each tensor that the checkpoint will hold, with where it lies; refuses missing, misshapen and unknown ones."""
+    """The source of each tensor of the checkpoint; refuses missing, misshapen and unknown ones."""
     with torch.device("meta"):
         shapes = {name: list(tensor.shape) for name, tensor in GPT(config, vocab_size).state_dict().items()}
     bare = family.prefix == PREFIX and not any(name.startswith(PREFIX) for name in found)
@@ -145,17 +145,17 @@ def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_
     for name, shape in expected_tensors(family, config, shapes).items():
         tensor = rest.pop(name.removeprefix(PREFIX) if bare else name, None)
         if tensor is None:
-            raise UserError(name, "the weight is missing", "the files are not complete, or of another model")
+            raise UserError(name, "the weight is missing", "use the complete files of one model")
         if tensor.shape != shape:
             raise UserError(
                 tensor.file.name,
-                f"{tensor.name} is {tensor.shape} where config.json asks for {shape}",
-                "take both from the same model",
+                f"{tensor.name} has shape {tensor.shape}, config.json needs {shape}",
+                "use both from the same model",
             )
         matched[name] = tensor
     unknown = [name for name in rest if not name.endswith(IGNORED) and not _is_tied_head(name, config)]
     if unknown:
-        raise UserError(unknown[0], "the weight has no place in this model", "its config.json is another model's")
+        raise UserError(unknown[0], "the weight is not part of this model", "use the config.json of the same model")
     return matched
 
 
@@ -169,7 +169,7 @@ def _weight_files(source: Path) -> list[Path]:
     if (source / INDEX_FILE).exists():
         names = read_json(_inside(source, INDEX_FILE)).get("weight_map")
         if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise UserError(source / INDEX_FILE, "weight_map is no map of weights to files", "fetch it again")
+            raise UserError(source / INDEX_FILE, "weight_map does not map weights to files", "download it again")
         return [_inside(source, name) for name in sorted(set(names.values()))]
     if any(path for pattern in PICKLED for path in source.glob(pattern)):
         raise UserError(source, "pickled weights, which can run code, are not read", f"convert them to {WEIGHTS_FILE}")
@@ -181,7 +181,7 @@ def _tensors_of(file: Path) -> Iterable[Source]:
         with safe_open(file, framework="pt") as opened:
             shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(file, f"damaged or cut short ({error})", "fetch it again") from None
+        raise UserError(file, f"damaged or truncated ({error})", "download it again") from None
     return [Source(file, name, shape, partial(_read_tensor, file, name)) for name, shape in shapes.items()]
 
 
@@ -191,7 +191,7 @@ def _read_tensor(file: Path, name: str) -> Tensor:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Source]) -> None:
-    """A safetensors file in float32, written tensor by tensor: 8 bytes of length, a JSON header, the data."""
+    """Write a float32 safetensors file, tensor by tensor: 8 bytes of header length, a JSON header, the data."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -207,7 +207,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Source]) -> None:
                 raise UserError(
                     tensor.file,
                     f"{tensor.name} holds {values.dtype}, not floating-point weights",
-                    "take unquantised weights",
+                    "use unquantised weights",
                 )
             values = values.float()
             check_finite(f"{tensor.file}: {tensor.name}", values)
@@ -216,7 +216,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Source]) -> None:
 
 
 def _token_ids(given: tuple[dict[str, Any], ...], tokenizer: Tokenizer, vocab_size: int) -> TokenIds:
-    """What begins and ends a text: from generation_config.json, else config.json, else the tokenizer's names."""
+    """Token ids that begin and end a text: from generation_config.json, else config.json, else the tokenizer's names."""
 
     def pick(kind: str) -> Any:
         named = tokenizer.special_tokens.get(str(tokenizer.config.get(f"{kind}_token")))
@@ -230,7 +230,7 @@ def _token_ids(given: tuple[dict[str, Any], ...], tokenizer: Tokenizer, vocab_si
     if not ends or not all(type(i) is int and 0 <= i < vocab_size for i in (*ends, bos)):
         raise UserError(
             "eos_token_id",
-            f"{eos!r} or bos_token_id {bos!r} is no id below {vocab_size}",
-            "mend generation_config.json",
+            f"{eos!r} or bos_token_id {bos!r} is not an id below {vocab_size}",
+            "fix generation_config.json",
         )
     return TokenIds(bos, frozenset(ends))

@@ -1,6 +1,6 @@
-"""What a tokenizer's files say besides tokens and merges: held against what this runtime does with text.
+"""Check a tokenizer's files for settings, besides tokens and merges, that the runtime does not support.
 
-Not done here: whether the ids of a text are the library's, which is tried (`kiara.importing.tokenizers`).
+`kiara.importing.tokenizers` tests whether the token ids equal those of the `tokenizers` library.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from kiara.families import BPE, BPE_FIXED, SPECIAL_TOKENS, TOKENIZER, check_keys
 from kiara_runtime.errors import UserError
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# A special token's id is put where the token stands, so what it does to the text beside it is not done.
+# The runtime replaces a special token by its id and leaves the text around it unchanged, so these have no effect.
 _UNSUPPORTED = ("single_word", "lstrip", "rstrip")
 _ADDED_KEYS = frozenset(("id", "content", "__type", *_FLAGS))
 
 
 def check_definition(definition: Mapping[str, Any]) -> None:
-    """Refuse a tokenizer.json with keys or values that change the ids or the text of tokens in ways not known here."""
+    """Refuse a tokenizer.json with unsupported keys or values that could change the ids or the text of tokens."""
     check_keys("tokenizer.json", definition, TOKENIZER, {})
     model, decoder = definition.get("model"), definition.get("decoder")
     if isinstance(model, dict):
@@ -40,7 +40,7 @@ def check_definition(definition: Mapping[str, Any]) -> None:
 def check_added_tokens(
     definition: Mapping[str, Any], config: Mapping[str, Any], named: Mapping[str, Any], added: Mapping[str, Any]
 ) -> None:
-    """Refuse tokens that the other files add to tokenizer.json or describe otherwise; `transformers` goes by those.
+    """Refuse added tokens on which the other files differ from tokenizer.json; `transformers` follows those files.
 
     config, named, added: tokenizer_config.json, special_tokens_map.json and added_tokens.json.
     """
@@ -51,7 +51,10 @@ def check_added_tokens(
     for name, i in added.items():
         if ids.get(name) != i:
             raise UserError(
-                "added_tokens.json", f"is {i!r}, in tokenizer.json {ids.get(name)}", "make them agree", value=name
+                "added_tokens.json",
+                f"has id {i!r}, but {ids.get(name)} in tokenizer.json",
+                "make them agree",
+                value=name,
             )
     described = config.get("added_tokens_decoder") or {}
     for i, token in described.items() if isinstance(described, dict) else ():
@@ -60,7 +63,9 @@ def check_added_tokens(
         for key, name in _names(values):
             if name not in listed:
                 raise UserError(
-                    file, f"{key} {name!r:.40} is no added token of tokenizer.json", "add it there, or delete it here"
+                    file,
+                    f"{key} {name!r:.40} is not an added token of tokenizer.json",
+                    "add it there, or delete it here",
                 )
 
 
@@ -69,14 +74,16 @@ def _check_described(i: str, token: Any, listed: Mapping[str, Mapping[str, Any]]
     content = token.get("content") if isinstance(token, dict) else None
     known = listed.get(content) if isinstance(content, str) else None
     if known is None or str(known.get("id")) != str(i):
-        raise UserError(where, "is no added token of tokenizer.json with this id", "make them agree", value=content)
+        raise UserError(where, "is not an added token of tokenizer.json with this id", "make them agree", value=content)
     for flag in _FLAGS:
         if flag in token and bool(token[flag]) != bool(known.get(flag)):
-            raise UserError(where, f"{flag} is {token[flag]}, in tokenizer.json {known.get(flag)}", "make them agree")
+            raise UserError(
+                where, f"{flag} is {token[flag]}, but {known.get(flag)} in tokenizer.json", "make them agree"
+            )
 
 
 def _names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every token that a file gives a part, with the key."""
+    """All special tokens that a file names, each with its key."""
     for key in SPECIAL_TOKENS:
         yield from ((key, name) for name in _contents(values.get(key)))
     for key in ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"):
@@ -86,7 +93,7 @@ def _names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _contents(value: Any) -> Iterator[str]:
-    """A token is given as its text or as an object around it."""
+    """The text of a token, given as a string or as an object with `content`."""
     text = value.get("content") if isinstance(value, dict) else value
     if isinstance(text, str):
         yield text

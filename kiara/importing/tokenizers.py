@@ -1,8 +1,7 @@
-"""Imported tokenizers: which engine gives exactly their ids, and what else is kept of them.
+"""Read imported tokenizers, and choose an engine that gives exactly their ids.
 
-tiktoken is preferred, being the runtime's own. Whether it gives the very ids of the `tokenizers` library is
-not argued but tried: on every token's own text, on hard strings and on random strings of tokens. One
-difference, and the library it is.
+tiktoken is preferred, because the runtime uses it by default. It is tested against the `tokenizers` library on the
+text of every token, on hard strings and on random strings of tokens; after one difference the library is used instead.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.system import read_bounded_json
 from kiara_runtime.tokens import Tokenizer, chat_problems, template_of
 
-# Keys of tokenizer_config.json that mean something to the runtime; the rest of it stays behind.
+# Keys of tokenizer_config.json that the runtime uses; the others are dropped.
 KEPT = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length", "tokenizer_class")
 HARD_TEXTS = (
     "", " ", "\n\n  \r\n\t x", "a" * 5000, "\u00a0\u2003\u3000\ufeff", "١٢٣ 12345678 ½ 3.14e-10 1,000,000",
@@ -39,7 +38,7 @@ RANDOM_TEXTS = 400
 
 
 def read_tokenizer(source: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, with the engine that is exactly equivalent."""
+    """The tokenizer of a Hugging Face folder, with an engine that gives exactly its ids."""
     definition = read_bounded_json(source / "tokenizer.json")
     given, named, added = (
         read_bounded_json(source / name) if (source / name).is_file() else {}
@@ -60,9 +59,9 @@ def read_tokenizer(source: Path) -> Tokenizer:
 
 
 def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of its two files, once it is known which engine gives exactly its ids."""
+    """The tokenizer from the contents of its two files, with an engine that gives exactly its ids."""
     config = _with_template(config)
-    # What files of a training keep here cuts or pads every text; `transformers` sets both aside, too.
+    # Left over from training, these would truncate or pad every text; `transformers` ignores them, too.
     definition = {**definition, "truncation": None, "padding": None}
     try:
         check_definition(definition)
@@ -79,15 +78,15 @@ def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str,
 
 
 def _with_template(config: dict[str, Any]) -> dict[str, Any]:
-    """With the one chat template that the runtime takes, of several that may be there under names."""
+    """The configuration with a single chat template: the one that the runtime uses, if there are several named ones."""
     template, rest = template_of(config), {key: value for key, value in config.items() if key != "chat_template"}
     if config.get("chat_template") and template is None:
-        logger.warning("No chat template: tokenizer_config.json has one that is neither text nor has a `default`.")
+        logger.warning("No chat template: that of tokenizer_config.json is neither text nor has a `default`.")
     return rest if template is None else {**rest, "chat_template": template}
 
 
 def hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
-    """Texts on which two engines would differ if they differ at all."""
+    """Texts on which two engines most likely differ, if they differ at all."""
     yield from HARD_TEXTS
     yield "".join(chr(i) for i in range(0x20, 0x3000) if unicodedata.category(chr(i)) not in ("Cs", "Cn"))
     words = [token.decode("utf-8", "replace") for token in tokenizer.token_bytes]
@@ -103,19 +102,19 @@ def _same(first: Tokenizer, second: Tokenizer) -> bool:
 
 
 def _content(value: Any) -> Any:
-    """A special token is given as its text or as an object around it."""
+    """The text of a special token, given as a string or as an object with `content`; other values unchanged."""
     return value["content"] if isinstance(value, dict) and isinstance(value.get("content"), str) else value
 
 
 def _prompt_prefix(definition: dict[str, Any]) -> list[int]:
-    """Ids that its post-processor puts before a text; one that puts any after it is refused."""
+    """Ids that the post-processor puts before a text; refuses a post-processor that adds any after it."""
     from tokenizers import Tokenizer as Library
 
     try:
         library = Library.from_str(json.dumps(definition))
     except Exception as error:  # the library raises plain Exception for every fault of a file
         raise UserError(
-            "tokenizer.json", f"the tokenizers library cannot read it ({error})", "fetch it again"
+            "tokenizer.json", f"the tokenizers library cannot read it ({error})", "download it again"
         ) from None
     bare, whole = (library.encode("a", add_special_tokens=added).ids for added in (False, True))
     prefix = whole[: len(whole) - len(bare)]
@@ -123,6 +122,6 @@ def _prompt_prefix(definition: dict[str, Any]) -> list[int]:
         raise UserError(
             "tokenizer.json",
             "its post-processor adds tokens after the text, which is not supported",
-            "take another model",
+            "use another model",
         )
     return prefix

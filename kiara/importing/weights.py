@@ -1,4 +1,4 @@
-"""A tensor of imported weights, read only when it is needed."""
+"""A tensor of imported weights, read only when needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Source:
-    """name and shape as Hugging Face has them; read: the values, in any floating-point type."""
+    """name, shape: as in Hugging Face files. read: returns the values, in their stored type."""
 
     file: Path
     name: str

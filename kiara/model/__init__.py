@@ -1,7 +1,6 @@
-"""The one model: its modules (gpt), fused operations (ops), wiring as a table, rotary positions, and what it will
-weigh.
+"""The model: modules (gpt), fused operations (ops), its projections as a table (wiring), rotary positions, sizes.
 
-Not here: names of other people's weights (`families`), training, export.
+Not here: weight names of other model families (`families`), training, export.
 """
 
 from kiara.model import sizes

@@ -1,9 +1,9 @@
-"""The model: config, norm, attention, MLP, block, GPT, in that order.
+"""The model: norm, attention, MLP, block, GPT, in that order.
 
-One decoder whose configuration spans the small families (GPT-2, Llama, Qwen, Arcee and their like), so
-that an imported model is a configuration and not new code. The default is the Arcee shape: RMS norm before
-each part, rotary positions, grouped-query attention, squared ReLU, no biases, embedding and LM head tied.
-It is deliberately not a training loop and knows nothing of text; `kiara.families.registry` knows other people's names.
+One decoder whose configuration covers the small families (GPT-2, Llama, Qwen, Arcee and similar ones), so that
+importing a model needs no new code. The default is the Arcee shape: RMS norm before each sublayer, rotary positions,
+grouped-query attention, squared ReLU, no biases, embedding and LM head tied. Training and text handling are elsewhere;
+`kiara.families.registry` maps the weight names of other families.
 
 Shape letters as in `kiara.model.ops`: B batch, S new tokens, D hidden size, V vocabulary.
 """
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
 
 
 class Norm(nn.Module):
-    """Adds what the last part produced to the residual stream, then norms the sum."""
+    """Add the previous sublayer's output to the residual stream, then normalise the sum."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Norm(nn.Module):
         self.eps = config.norm_eps
 
     def forward(self, x_BSD: Tensor, delta_BSD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """-> (norm of the stream, the stream), both (B, S, D)."""
+        """-> (normalised stream, stream), both (B, S, D)."""
         if self.bias is None:
             if delta_BSD is None:
                 return ops.rms_norm(x_BSD, self.weight, self.eps), x_BSD
@@ -54,7 +54,7 @@ class Norm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of each head by itself, one weight for all heads (Qwen3)."""
+    """RMS norm of each head separately, one weight shared by all heads (Qwen3)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Squared ReLU (So et al. 2021): as good as a gated unit at small sizes, with one matrix fewer to read."""
+    """Ungated MLP: squared ReLU (So et al. 2021), at small sizes as good as SwiGLU with one matrix fewer, or GELU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU (Shazeer 2020), gate and up projection in one matrix."""
+    """SwiGLU (Shazeer 2020), gate and up projection packed in one matrix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Carries the residual stream and the last part's output apart, so that add and norm can fuse."""
+    """Transformer block. Keeps the residual stream and the last sublayer's output apart, so that add and norm can fuse."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -160,9 +160,9 @@ class GPT(nn.Module):
     def forward(
         self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, list[KeyValue]]:
-        """Next-token logits (B, S, V) and the cache after these tokens, a pair per layer.
+        """Next-token logits (B, S, V) and the KV cache after these tokens, a pair per layer.
 
-        ids_BS: int64 token ids. past: the cache so far, or None at the start of a sequence.
+        ids_BS: int64 token ids. past: the KV cache so far, or None at the start of a sequence.
         """
         (x_BSD, rope), delta_BSD, present = self.embed(ids_BS, past, lengths), None, []
         for i, layer in enumerate(self.layers):
@@ -172,7 +172,7 @@ class GPT(nn.Module):
         return self.head(x_BSD, delta_BSD, lengths), present
 
     def head(self, x_BSD: Tensor, delta_BSD: Tensor | None, lengths: Lengths | None = None) -> Tensor:
-        """Logits of what leaves the last layer, (B, S, V)."""
+        """Logits from the output of the last layer, (B, S, V)."""
         normed, _ = self.norm(x_BSD, delta_BSD)
         table = self.embed_tokens if self.lm_head is None else self.lm_head
         return ops.linear(ops.wanted_positions(normed, lengths), table.weight, None)
@@ -180,7 +180,7 @@ class GPT(nn.Module):
     def embed(
         self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, KeyValue | None]:
-        """What enters the first layer (B, S, D), and the rotary tables, None where positions are learned."""
+        """Input of the first layer (B, S, D), and the rotary tables, None with learned positions."""
         x_BSD = self.embed_tokens(ids_BS)
         if self.embed_positions is None:
             return x_BSD, (self.cos, self.sin)
@@ -189,8 +189,8 @@ class GPT(nn.Module):
     def _positions(self, ids_BS: Tensor, past: Sequence[KeyValue] | None, lengths: Lengths | None) -> Tensor:
         """Rows of the learned table for the new tokens, (1 or B, S, D).
 
-        The buffers of a shared cache are longer than what is cached, so a graph takes the positions from the
-        lengths; those of a padded prompt count from 0 in every row.
+        In an exported graph, cache buffers can be longer than the cached tokens, so positions come from `lengths`.
+        In a padded prompt they count from 0 in every row.
         """
         assert self.embed_positions is not None
         new = torch.arange(ids_BS.shape[1], device=ids_BS.device)
@@ -205,13 +205,13 @@ class GPT(nn.Module):
         return {name: weight for name, weight in named if weight.dim() == 2 and not name.startswith("embed_positions")}
 
     def loss(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
-        """Mean cross-entropy in nats a token, computed in float32."""
+        """Mean cross-entropy in nats per token, computed in float32."""
         logits, _ = self(ids_BS)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets_BS.flatten())
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """All initialisation, in one place.
+        """Initialise all parameters.
 
         | parameter        | value                    | why                                             |
         |------------------|--------------------------|-------------------------------------------------|

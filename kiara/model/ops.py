@@ -1,9 +1,8 @@
-"""The seam between training and export: every fused operation, once.
+"""Fused operations, each with a PyTorch body and an ONNX Runtime operator.
 
-Each function has an eager PyTorch body, which training and the PyTorch reference run, and, while
-`torch.onnx.export` traces the model, the ONNX Runtime operator that it stands for. The graph that
-ships is therefore traced from the very module that was trained; there is no second model definition.
-The verifier (`kiara_export.proof.verify`) holds the two bodies against each other.
+Training and the PyTorch reference run the eager PyTorch body. While `torch.onnx.export` traces the model, the function
+emits the operator instead. The exported graph is thus traced from the module that was trained; there is no second
+model definition. `kiara_export.proof.verify` compares the two.
 
 Shape letters: B batch, S new tokens, P cached tokens, T = P + S, D hidden size, H query heads,
 K key/value heads, E head size, C context length.
@@ -25,11 +24,11 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Lengths:
-    """What the graph must be told of a pass; the eager bodies read it off the shapes.
+    """Lengths that the graph takes as inputs of a forward pass; the eager bodies read them from the shapes.
 
     last: int32 (B,), index of each sequence's last token (`seqlens_k` of GroupQueryAttention).
-    total: int32 scalar, the longest sequence's cached and new tokens together.
-    wanted: int64 (1,), the first of the S positions whose logits are wanted: 0, or -1 for the last alone.
+    total: int32 scalar, cached plus new tokens of the longest sequence.
+    wanted: int64 (1,), the first of the S positions whose logits are wanted: 0, or -1 for the last one only.
     """
 
     last: Tensor
@@ -40,7 +39,7 @@ class Lengths:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b. x (B, S, in), weight (out, in), bias (out,) -> (B, S, out).
 
-    Traced as kiara::Linear, an operator that no runtime has: `kiara_export.graph.lower` puts each variant's own there.
+    Traced as the placeholder kiara::Linear, which `kiara_export.graph.lower` replaces by each variant's operator.
     """
     if not torch.compiler.is_exporting():
         return F.linear(x, weight, bias)
@@ -62,7 +61,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm over the last axis (Ba et al. 2016), an operator of ONNX itself. x (B, S, D) -> (B, S, D)."""
+    """Layer norm over the last axis (Ba et al. 2016), a standard ONNX operator. x (B, S, D) -> (B, S, D)."""
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
@@ -71,7 +70,7 @@ def skip_rms_norm(x: Tensor, skip: Tensor, weight: Tensor, eps: float) -> tuple[
     if not torch.compiler.is_exporting():
         total = x + skip
         return rms_norm(total, weight, eps), total
-    # The schema has four outputs; the exporter wants them all, a graph pass blanks the middle two.
+    # The schema has four outputs and the exporter needs all of them; a later graph pass removes the middle two.
     normed, _, _, total = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::SkipSimplifiedLayerNormalization",
         (x, skip, weight),
@@ -98,16 +97,16 @@ def skip_layer_norm(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, eps: 
 
 
 def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x) (Elfwing et al. 2017). Stands for com.microsoft QuickGelu, x * sigmoid(alpha * x)."""
+    """x * sigmoid(x) (Elfwing et al. 2017). Exported as com.microsoft QuickGelu, x * sigmoid(alpha * x)."""
     if not torch.compiler.is_exporting():
         return F.silu(x)
     return torch.onnx.ops.symbolic("com.microsoft::QuickGelu", (x,), {"alpha": 1.0}, dtype=x.dtype, shape=x.shape)
 
 
 def wanted_positions(x: Tensor, lengths: Lengths | None) -> Tensor:
-    """The positions whose logits a graph is asked for, x (B, S, D) -> (B, 1 or S, D); eager keeps all.
+    """Keep the positions whose logits are wanted, x (B, S, D) -> (B, 1 or S, D); the eager body keeps all.
 
-    A prompt needs the logits of its last token only, and the LM head is a fifth of its work.
+    Prefill needs only the logits of the last token, and the LM head is a fifth of its work.
     """
     if not torch.compiler.is_exporting():
         return x
@@ -139,14 +138,14 @@ def attention(
     past: KeyValue | None,
     lengths: Lengths | None,
 ) -> tuple[Tensor, KeyValue]:
-    """Causal grouped-query attention over a key/value cache, with rotary positions where `rope` is given.
+    """Causal grouped-query attention over a KV cache, with rotary positions if `rope` is given.
 
     q: (B, S, (H + 2 K) * E), the three projections packed, with k and v None; or (B, S, H * E), with k and v
     (B, S, K * E). rope: cosines and sines (C, E / 2). past: keys and values (B, K, P, E), already rotated, or
-    None. Returns the mixed values (B, S, H * E) and the cache with the new tokens appended, (B, K, T, E) each.
+    None. Returns the attention output (B, S, H * E) and the cache with the new tokens appended, (B, K, T, E) each.
 
-    The eager body takes sequences of equal length; only the operator handles padded batches.
-    Stands for com.microsoft GroupQueryAttention.
+    The eager body needs sequences of equal length; only the operator handles padded batches.
+    Exported as com.microsoft GroupQueryAttention.
     """
     batch, new, width = q.shape
     size = width // (heads if k is not None else heads + 2 * kv_heads)
@@ -177,7 +176,7 @@ def _eager_attention(
     if past is not None:
         k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
     mask = None
-    if start:  # query i stands at position start + i and sees the keys up to there
+    if start:  # query i is at position start + i and attends to the keys up to there
         mask = torch.ones(new, start + new, dtype=torch.bool, device=qkv.device).tril(start)
     mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != kv_heads)
     return mixed.transpose(1, 2).reshape(batch, new, heads * size), (k, v)

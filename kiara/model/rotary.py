@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021): the one place that says how fast each pair of a head's halves turns."""
+"""Rotary position embeddings (Su et al. 2021): the rotation frequency of each dimension pair of a head."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from kiara.config import ModelConfig
 
 
 def frequencies(config: ModelConfig) -> NDArray[np.float64]:
-    """Radians a position, float64 (E / 2,)."""
+    """Radians per position, float64 (E / 2,)."""
     plain = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     if config.rope_scaling == "none":
         return plain
-    # Llama 3.1's: slowed down wholly, not at all, or in between, by the turns in the first context.
+    # As in Llama 3.1: divided by rope_factor, kept, or in between, by the number of turns in the original context.
     turns = config.rope_original_context * plain / (2 * np.pi)
     span = config.rope_high_freq_factor - config.rope_low_freq_factor
     kept = np.clip((turns - config.rope_low_freq_factor) / span, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Parameters, file sizes and memory of a configuration, known before a step is trained."""
+"""Parameters, file sizes, memory and FLOPs of a configuration, computed without building the model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from kiara.model.wiring import projections
 from kiara_runtime.bundle import VARIANTS, Variant
 
 CACHE_BYTES = 4  # float32 keys and values
-TABLE = VARIANTS[0]  # whose blocks every rounded variant has in its tables
+TABLE = VARIANTS[0]  # every variant in blocks stores its tables like this one
 
 
 def matrix_parameters(config: ModelConfig) -> int:
-    """Weights of the matrices inside the blocks."""
+    """Number of weights in the matrices inside the blocks."""
     layer = sum(projection.outputs * projection.inputs for projection in projections(config).values())
     return layer * config.num_hidden_layers
 
 
 def table_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Weights of the embedding, and of the LM head where it is another table."""
+    """Number of weights in the embedding, and in the LM head if it is not tied."""
     return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
 
 
 def parameters(config: ModelConfig, vocab_size: int) -> int:
-    """All trained weights."""
+    """Number of trained weights."""
     width, layers = config.hidden_size, config.num_hidden_layers
     norms = (2 * layers + 1) * width * (2 if config.norm == "layer" else 1)
     head_norms = 2 * layers * config.head_dim * config.qk_norm
@@ -43,11 +43,11 @@ def graph_bytes(config: ModelConfig, vocab_size: int, variant: Variant, trained:
 
 
 def cache_bytes_per_token(config: ModelConfig) -> int:
-    """Keys and values of one token over all layers."""
+    """Bytes of one token's keys and values in all layers."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * CACHE_BYTES
 
 
 def training_flops(config: ModelConfig, vocab_size: int, tokens: int) -> float:
-    """Forward and backward pass over `tokens`: 6 a parameter, and the attention (Kaplan et al. 2020)."""
+    """FLOPs of training on `tokens`: 6 per parameter and token, plus attention (Kaplan et al. 2020)."""
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * config.context_length / 2
     return tokens * (6.0 * parameters(config, vocab_size) + attention)

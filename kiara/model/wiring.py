@@ -1,7 +1,7 @@
-"""How a block is wired, as data: its projections, what each is packed of, and what stands before it.
+"""The projections of a block as a table: the matrices that each one packs, and what produces its input.
 
-The modules of `kiara.model.gpt` are built from this table, and the names of weights, sizes, the export's lowering and
-smoothing read it: what a new family needs of them is a row here. It is no second definition of what is computed.
+`kiara.model.gpt` builds its modules from this table; weight names, sizes, and the export's lowering and smoothing read
+it. A new kind of projection is added here. The table does not define the computation.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
 class Projection:
     """A matrix of every block.
 
-    name: of its module in the block. parts: the matrices that are packed in it, by the names that Hugging Face gives
-    them, each with its rows. inputs: its columns. norm: whose output it reads; None where it reads what `made_by` does.
-    made_by: the projection whose rows make its inputs, through `through`; a factor passes through "gate" on the rows of
-    the second part, through "square" by its root, and through None not at all.
+    name: of its module in the block. parts: the matrices packed in it, by Hugging Face name, with the rows of each.
+    inputs: number of columns. norm: the norm whose output it reads, or None. made_by: the projection whose output,
+    after an activation, is its input, or None. through: how a factor on its inputs can be moved to the rows of
+    `made_by`: "gate" to the rows of its second part, "square" as a square root to all rows, None not at all.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Projection:
 
 
 def projections(config: ModelConfig) -> dict[str, Projection]:
-    """The matrices of a block, by name, in the order in which they are computed."""
+    """The projections of a block, by name, in the order of computation."""
     heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     width, inner = config.hidden_size, config.intermediate_size
     gated = config.mlp == "swiglu"
@@ -67,14 +67,14 @@ def projections(config: ModelConfig) -> dict[str, Projection]:
 
 
 def packed(config: ModelConfig, tensor: str) -> tuple[tuple[str, int], ...]:
-    """The matrices that the tensor `layers.3.mlp.gate_up_proj.weight` is packed of; none where it is a single one."""
+    """The matrices packed in a tensor such as `layers.3.mlp.gate_up_proj.weight`; empty if it is a single one."""
     parts = tensor.split(".")
     projection = projections(config).get(".".join(parts[2:-1])) if parts[0] == "layers" else None
     return projection.parts if projection is not None and len(projection.parts) > 1 else ()
 
 
 def norm_before(module: str) -> str | None:
-    """The norm whose output a projection of a block reads; it is the same in every configuration."""
+    """The norm whose output a projection reads, or None; the same in every configuration."""
     return _NORMS.get(module)
 
 

@@ -1,4 +1,4 @@
-"""The machine to train on: device, arithmetic, compilation, memory."""
+"""Choose device, precision and compilation for training; report when memory runs out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import give_back
 
-# FLOPs of a run from which compiling wins back its own time (about 20 s on 2 cores, 60 s with a GPU).
+# Runs of at least so many FLOPs repay the compile time (about 20 s on 2 cores, 60 s with a GPU).
 COMPILE_FLOPS = {"cpu": 2e13, "cuda": 1e16}
 
 
@@ -33,14 +33,14 @@ def use_bfloat16(dtype: str, device: str) -> bool:
 
 
 def use_compile(setting: str, device: str, flops: float) -> bool:
-    """Decided by the work to be done, not by the clock, so that a run repeats bit for bit."""
+    """Whether to compile; decided by the run's FLOPs, not by timing, so that a run can be repeated bit for bit."""
     if setting != "auto":
         return setting == "always"
     return flops >= COMPILE_FLOPS[device] and _has_compiler()
 
 
 def check_device(device: str, compiling: str) -> None:
-    """Raises UserError where this machine cannot do as training.device and training.compile say."""
+    """Raise UserError if this machine cannot provide training.device and training.compile."""
     pick_device(device)
     if compiling == "always" and not _has_compiler():
         raise UserError(
@@ -54,7 +54,7 @@ def _has_compiler() -> bool:
 
 @contextmanager
 def memory_told(field: str, remedy: str) -> Iterator[None]:
-    """Raises UserError, for the setting that would need less, where memory runs out in the block."""
+    """Raise UserError, naming the setting to lower, if memory runs out in the block."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -64,16 +64,16 @@ def memory_told(field: str, remedy: str) -> Iterator[None]:
 
 
 def _ran_out(error: Exception) -> bool:
-    """PyTorch has a class for a GPU's memory; the CPU's allocator can be told by its name alone."""
+    """Whether memory ran out. PyTorch has an exception class for GPUs; on CPUs only the allocator's name identifies it."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager
 def repeatable(device: str) -> Iterator[None]:
-    """On a CPU the same seed gives the same losses, bit for bit.
+    """Make PyTorch deterministic on a CPU, so that the same seed gives the same losses bit for bit.
 
-    Compiled code would sum the gradients of the embedding in whatever order the threads come. On a GPU some
-    kernels have no repeatable form, and nothing is promised.
+    Otherwise the order in which compiled code sums the embedding's gradients depends on thread timing. On a GPU some
+    kernels have no deterministic form, and nothing is guaranteed.
     """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(device == "cpu" or before)
@@ -94,6 +94,6 @@ def memory_mib(device: str) -> int:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system; graphs point in circles."""
+    """Return freed memory to the system; graphs hold reference cycles, so collect them first."""
     gc.collect()
     give_back()

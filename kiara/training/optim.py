@@ -1,7 +1,7 @@
-"""The optimizers: Muon for the matrices inside the blocks, AdamW for the embedding and the norms.
+"""The optimizers: Muon for the matrices inside the blocks, AdamW for all other weights.
 
 At equal tokens Muon reached 1.31 bits per byte where AdamW alone reached 1.66 (400 steps of 4,096 tokens
-of Python source, the default model), which is why it is not an option but the recipe.
+of Python source, the default model), so Muon is always used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kiara_runtime.errors import UserError
 
 
 def make_optimizers(model: nn.Module, config: TrainingConfig) -> dict[str, optim.Optimizer]:
-    """Muon (Jordan et al. 2024), scaled so that one learning rate serves both (Liu et al. 2025), and AdamW."""
+    """Muon (Jordan et al. 2024), with updates scaled to the RMS of AdamW's (Liu et al. 2025), and AdamW."""
     inner = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("layers.")]
     rest = [p for name, p in model.named_parameters() if p.dim() != 2 or not name.startswith("layers.")]
     return {
@@ -35,7 +35,7 @@ def set_learning_rates(optimizers: dict[str, optim.Optimizer], config: TrainingC
 
 
 def schedule(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then linear decay to zero over the whole rest of the run, in parts of the peak."""
+    """Fraction of the peak learning rate: linear warm-up, then linear decay to zero over the rest of the run."""
     warmup = min(config.warmup_steps, config.max_steps // 4)
     rising = (step + 1) / (warmup + 1)
     falling = (config.max_steps - step) / max(1, config.max_steps - warmup)
@@ -43,7 +43,7 @@ def schedule(config: TrainingConfig, step: int) -> float:
 
 
 def optimizer_tensors(model: nn.Module, optimizers: dict[str, optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimizers' memory as named tensors, `muon/layers.0.mlp.up_proj.weight/momentum_buffer`."""
+    """The optimizers' state as named tensors, `muon/layers.0.mlp.up_proj.weight/momentum_buffer`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{kind}/{names[parameter]}/{key}": whole(value.detach()).cpu().contiguous()
@@ -54,7 +54,7 @@ def optimizer_tensors(model: nn.Module, optimizers: dict[str, optim.Optimizer]) 
 
 
 def load_optimizers(model: nn.Module, optimizers: dict[str, optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Give fresh optimizers the memory that `optimizer_tensors` took of others."""
+    """Load state saved by `optimizer_tensors` into new optimizers."""
     parameters = dict(model.named_parameters())
     keys = {"muon": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
     names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
@@ -65,7 +65,7 @@ def load_optimizers(model: nn.Module, optimizers: dict[str, optim.Optimizer], te
                 if tensor is None or tensor.shape != (() if key == "step" else parameter.shape):
                     raise UserError(
                         "optimizer.safetensors",
-                        f"{kind}/{names[parameter]}/{key} is missing or misshapen",
-                        "go on from another checkpoint",
+                        f"{kind}/{names[parameter]}/{key} is missing or has the wrong shape",
+                        "resume from another checkpoint",
                     )
                 optimizer.state[parameter][key] = like(tensor, parameter)

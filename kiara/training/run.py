@@ -1,4 +1,4 @@
-"""The files of a run besides its checkpoints: configuration, log, metrics, samples, plot.
+"""The files of a run other than its checkpoints: configuration, log, metrics, samples, plot.
 
 RUN/config.yaml  train.log  metrics.jsonl  samples.txt  loss.png  checkpoints/
 """
@@ -23,7 +23,7 @@ from kiara_runtime.system import FolderLock
 
 PLOT_FILE, LOG_FILE = "loss.png", "train.log"
 
-# What a resumed run may change: how long, how often and where, not what is learned from what.
+# Settings that a resumed run may change: length, learning rates, intervals, samples and device. All others must stay.
 _MAY_CHANGE = frozenset(
     f"training.{name}"
     for name in (
@@ -35,7 +35,7 @@ _MAY_CHANGE = frozenset(
 
 
 class Run:
-    """A run folder, opened for training; `last` is the checkpoint to go on from, if any."""
+    """A run folder, opened for training; `last` is the checkpoint to continue from, or None."""
 
     def __init__(
         self, folder: Path, config: Config, resume: bool, writes: bool = True, origin: Checkpoint | None = None
@@ -70,24 +70,24 @@ class Run:
         """Log to a file of the folder for as long as the block runs."""
         return log_to_file(self.folder / LOG_FILE) if self._writes else nullcontext()
 
-    def _locked(self) -> FolderLock:
+    def _acquire_lock(self) -> FolderLock:
         place = self.folder.resolve()
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             return FolderLock(place)
         except OSError as error:
             raise UserError(
-                f"--out {self.folder}", f"cannot be written ({error.strerror})", "name another place"
+                f"--out {self.folder}", f"cannot be written ({error.strerror})", "choose another folder"
             ) from None
 
     def _newest(self, resume: bool) -> Checkpoint | None:
-        """The checkpoint to go on from, None for a run that begins."""
+        """The checkpoint to continue from, None for a new run."""
         claim(self.folder, "run")
         found = list_checkpoints(self.folder)
         if found:
             if not resume:
                 raise UserError(
-                    f"--out {self.folder}", "holds a run already", "add --resume to go on with it, or name another"
+                    f"--out {self.folder}", "already holds a run", "add --resume to continue it, or choose another"
                 )
             self._compare(load_config(self.folder / CONFIG_FILE, environ={}))
         return first_whole(reversed(found))
@@ -97,12 +97,12 @@ class Run:
         if not self._writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob("checkpoints/.epoch-*"):  # of a process killed while writing or deleting
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for leftover in self.folder.glob("checkpoints/.epoch-*"):  # of a process killed while writing or deleting
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write_text(self.folder / CONFIG_FILE, RUN_MARK + config_yaml(self.config))
         step = self.last.step if self.last else 0
         for checkpoint in list_checkpoints(self.folder):
-            if checkpoint.step > step:  # damaged, or it would be the last one; out of the way of the next
+            if checkpoint.step > step:  # newer than `last`, so damaged; its name may be needed
                 checkpoint.folder.rename(checkpoint.folder.with_name(f"damaged-{checkpoint.folder.name}"))
         before = self.metrics()
         if not before and self.last:  # it begins where another run stands
@@ -146,7 +146,7 @@ class Run:
             before = dict(_flat(saved))[path]
             if value != before and path not in _MAY_CHANGE:
                 raise UserError(
-                    path, f"where the run at {self.folder} has {before!r}", "name another --out", value=value
+                    path, f"differs from {before!r} of the run at {self.folder}", "choose another --out", value=value
                 )
 
 

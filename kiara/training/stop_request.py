@@ -1,4 +1,4 @@
-"""Ctrl-C during training: answered between two steps, with a checkpoint."""
+"""Stop training on Ctrl-C between two steps, so that a checkpoint can be written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kiara_runtime.system import answered
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """A first Ctrl-C or SIGTERM is a request, answered between two steps; a second one is the usual end."""
+    """Yield a function that says whether Ctrl-C or SIGTERM asked for a stop; a second signal acts as usual."""
     asked = False
 
     def ask(number: int, frame: object) -> None:

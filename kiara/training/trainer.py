@@ -1,7 +1,7 @@
-"""Training: a loop over steps that can be stopped after any of them and resumed with the same result.
+"""The training loop, which can be stopped after any step and resumed with the same result.
 
-Nothing here draws random numbers: the batch of a step follows from (seed, step) and the weights from the
-seed, so a run that is resumed equals one that was not interrupted.
+There is no random state: a step's batch depends only on (seed, step), and the initial weights only on the seed, so a
+resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
