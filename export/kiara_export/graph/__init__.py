@@ -1,1 +1,1 @@
-"""The ONNX graph: traced from the training module, lowered to what a variant ships, written to disk."""
+"""The ONNX graph: traced from the training module, lowered for each variant, written to disk."""

@@ -1,1 +1,1 @@
-"""What must hold before a bundle is written: float32 against PyTorch, variants against float32, other runtimes."""
+"""Checks before a bundle is written: float32 against PyTorch, variants against float32, other runtimes."""

@@ -1,1 +1,1 @@
-"""Rounding: blocks, GPTQ, mixed widths, smoothing. Arithmetic on weights, apart from any graph."""
+"""Quantisation: blocks, GPTQ, mixed widths, smoothing. Arithmetic on weights, independent of the graph."""
