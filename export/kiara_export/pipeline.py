@@ -1,4 +1,4 @@
-"""Checkpoint to bundle: trace, lower, verify, measure, write. The folder appears only when all of it held."""
+"""Checkpoint to bundle: trace, lower, verify, measure, write. The folder appears only if all steps succeed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from kiara_runtime.verify import measure_apart
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is exported, as far as it outlives the model in memory."""
+    """What the export needs of the checkpoint after the model has been freed."""
 
     name: str
     config: ModelConfig
@@ -55,8 +55,9 @@ class _Subject:
 def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     """Write the bundle `out` from a checkpoint, or from the best one of a run; returns its figures by variant.
 
-    Does nothing where `out` is up to date. A variant that costs too much is made finer or left out, which is told.
-    Raises UserError, and writes nothing, where the float32 graph is wrong, or `strict` and a variant costs too much.
+    Does nothing if `out` is up to date. A variant that fails its limits is remade with finer rounding or left out, with
+    a warning. Raises UserError and writes no bundle if the float32 graph is wrong or, with `request.strict`, if a
+    variant fails its limits or another runtime disagrees.
     """
     orders = request.orders()
     claim(out, "bundle", [source])
@@ -64,7 +65,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     for name in request.check_with:
         CHECKS[name].require()
     checkpoint = find_checkpoint(source)
-    # What is wrong with the text is told before the weights load.
+    # Problems with the text are reported before the weights are loaded.
     texts = texts_of(checkpoint, Tokenizer.load(checkpoint), request, orders)
     model, tokenizer = load_model(checkpoint)
     check_widths(model, [order.variant for order in orders])
@@ -91,7 +92,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
 
 
 def _candidates(folder: Path, checkpoint: Path, loaded: list[GPT], subject: _Subject, texts: Texts) -> Candidates:
-    """loaded: holds the model once; it is emptied, so that nothing else keeps the weights."""
+    """loaded: holds the model; it is emptied on first use, so that no reference keeps the weights alive."""
     judge, reference = Judge(loaded[0], subject.tokenizer, texts.report), reference_of(loaded[0], texts.report)
     choice = Judge(loaded[0], subject.tokenizer, texts.choose) if texts.choose else judge
 
@@ -105,7 +106,7 @@ def _candidates(folder: Path, checkpoint: Path, loaded: list[GPT], subject: _Sub
 
 
 def check_budget(model: GPT, orders: list[Order]) -> None:
-    """Refuse, before any work, a budget below the bare weights."""
+    """Raise UserError, before any work, if a budget is smaller than the weights alone."""
     for order in orders:
         least = sizes.graph_bytes(model.config, model.vocab_size, order.variant) if order.budget is not None else 0
         if order.budget is not None and least > order.budget:
@@ -113,7 +114,7 @@ def check_budget(model: GPT, orders: list[Order]) -> None:
 
 
 def architecture(model: GPT) -> Architecture:
-    """What the runtime must know of the graph of `model`."""
+    """What the runtime needs to know about the graph of `model`."""
     config = model.config
     return Architecture(
         num_hidden_layers=config.num_hidden_layers,
@@ -127,7 +128,7 @@ def architecture(model: GPT) -> Architecture:
 def _up_to_date(
     out: Path, orders: list[Order], provenance: dict[str, Any], key: PrivateKey | None
 ) -> dict[str, Any] | None:
-    """The figures of a whole bundle that was made from the same, None where there is none."""
+    """The figures of the existing bundle if it is intact and was made from the same inputs, else None."""
     try:
         bundle = Bundle.open(out)
         bundle.check()
@@ -143,7 +144,7 @@ def _up_to_date(
 
 
 def _receipt(subject: _Subject, verdict: Verdict, reference: Reference) -> Receipt:
-    """The receipt as far as the graphs themselves earn it."""
+    """The receipt without speeds and other runtimes, which need a written bundle."""
     assert verdict.float32 is not None
     variants = verdict.variants
     probes = {variant.name: verdict.probes[variant] for variant in variants}
@@ -165,7 +166,7 @@ def _receipt(subject: _Subject, verdict: Verdict, reference: Reference) -> Recei
 
 
 def _tried(folder: Path, receipt: Receipt, request: Request, prompts: list[str]) -> Receipt:
-    """Every variant run as a user runs it, and in the other runtimes that were asked for."""
+    """The receipt with the speed of every variant and the results of the requested other runtimes."""
     variants = list(receipt.sizes)
     with progress("Measuring", len(variants)) as advance:
         speeds = {}
@@ -176,7 +177,7 @@ def _tried(folder: Path, receipt: Receipt, request: Request, prompts: list[str])
 
 
 def _runtimes(folder: Path, variants: list[Variant], request: Request, prompts: list[str]) -> Iterator[dict[str, Any]]:
-    """What other runtimes make of the bundle. One that fails or departs is told; the graphs have been verified."""
+    """Results of other runtimes on the bundle. Failures and differences are logged, or raised with `strict`."""
     for check, variant in product(request.check_with, variants):
         try:
             found = greedy_agreement(CHECKS[check], folder, variant, prompts)
@@ -187,11 +188,11 @@ def _runtimes(folder: Path, variants: list[Variant], request: Request, prompts: 
         if wrong and request.strict:
             raise UserError("verification", wrong, "no bundle was written; leave out --check-with, or --strict")
         if wrong:
-            logger.warning("%s; the bundle is written all the same", wrong)
+            logger.warning("%s; the bundle is written anyway", wrong)
 
 
 def _write_bundle(folder: Path, subject: _Subject, receipt: Receipt) -> None:
-    """Everything besides the graphs, the manifest last."""
+    """Write everything but the graphs, the manifest last."""
     variants = list(receipt.sizes)
     subject.tokenizer.save(folder)
     write_interop(folder, subject.config, subject.shape.vocab_size, subject.ids.json(), variants)
@@ -214,7 +215,7 @@ def _write_bundle(folder: Path, subject: _Subject, receipt: Receipt) -> None:
 
 
 def _provenance(checkpoint: Path, texts: Texts, request: Request, signed_by: str | None) -> dict[str, Any]:
-    """Where the weights come from and what was asked for: hashes and versions, no paths."""
+    """Origin of the weights and options of the export: hashes and versions, no paths."""
     state = read_state(checkpoint)
     loss = request.max_bpb_loss
     losses = dict(loss) if isinstance(loss, Mapping) else loss

@@ -1,4 +1,4 @@
-"""The receipt: what was measured of a bundle, as JSON, and as the table and plots of its model card."""
+"""The receipt: measurements of a bundle, as JSON and as the tables and plot of its model card."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PLOT = "receipt.png"
 
 @dataclass(frozen=True)
 class Receipt:
-    """parameters: trained weights. sizes: bytes of each variant's graph. qualities: of the quantised ones.
+    """Measurements of a bundle. parameters: number of trained weights. sizes: bytes of each variant's graph.
 
-    eight_bit_matrices: those of int4 that keep 8 bits. finer: how often a variant that cost too much was made again.
-    left_out: variants that cost too much, and what. speeds: on
-    `machine`. runtimes: greedy tokens in others. probe: token ids of held-out text; what each variant made of them
-    here, `kiara-run verify --deep` compares.
+    qualities: of the variants other than fp32. eight_bit_matrices: matrices of int4 that keep 8 bits. finer: how often
+    each remade variant was remade. left_out: variants that failed a limit, with the reason. speeds: on `machine`.
+    runtimes: greedy tokens in other runtimes compared. probe: token ids of held-out text and what each variant computes
+    from them here, for `kiara-run verify --deep` to compare.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Receipt:
             "provenance": self.provenance,
         }
         (folder / "receipt.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-        from kiara_export.receipt_plot import plot_receipt  # once the model is gone: matplotlib takes 25 MB
+        from kiara_export.receipt_plot import plot_receipt  # after the model has been freed: matplotlib takes 25 MB
 
         plot_receipt(self.figures(), self.name, folder / PLOT)
         (folder / "README.md").write_text("\n".join(self._card()), "utf-8")
@@ -111,7 +111,7 @@ class Receipt:
                 for name, f in self.figures().items()
             ),
             "",
-            *(f"Made finer than usual, since it lost too much: {name}, {_times(n)}." for name, n in self.finer.items()),
+            *(f"Remade with finer rounding: {name}, {_times(n)}." for name, n in self.finer.items()),
             *(f"Left out: {name}, which {why}." for name, why in self.left_out.items()),
             f"float32 itself: {self.float32.bits_per_byte:.4f} bits per byte, perplexity "
             f"{self.float32.perplexity:.2f}, next-token accuracy {self.float32.accuracy:.1%}.",
@@ -149,7 +149,7 @@ class Receipt:
         lines = [
             "## The float32 graph against PyTorch",
             "",
-            "| path | largest difference of a logit | largest logit | tokens |",
+            "| path | largest logit difference | largest logit | tokens |",
             "|---|---|---|---|",
             *(f"| {a.path} | {a.max_difference:.2g} | {a.scale:.3g} | {a.tokens:,} |" for a in self.agreements),
             "",
@@ -158,12 +158,12 @@ class Receipt:
             return lines
         return [
             *lines,
-            "## The quantised graphs with themselves",
+            "## Paths of each quantised graph against its own prefill",
             "",
-            "Likeliest tokens as in its own prefill, and whether a batch, or a cut of the prompt, changes any "
-            "bit of a logit:",
+            "How often the likeliest token is the same, and whether batching, or computing the prompt in chunks, "
+            "changes any bit of a logit:",
             "",
-            "| variant | single steps | chunks | padded batch | context's end | a batch changes | a cut changes |",
+            "| variant | single steps | chunks | padded batch | end of context | batching changes | chunking changes |",
             "|---|---|---|---|---|---|---|",
             *(
                 f"| {name} | {p.single_steps:.1%} | {p.chunked_prefill:.1%} | {p.padded_batch:.1%} | "
@@ -180,7 +180,7 @@ class Receipt:
         return [
             "## The same folder in other runtimes: greedy tokens against Kiara's",
             "",
-            f"| runtime | variant | prompts | the same for 64 tokens | for {tokens} | first difference at token |",
+            f"| runtime | variant | prompts | identical for 64 tokens | for {tokens} | first difference at token |",
             "|---|---|---|---|---|---|",
             *(
                 f"| {r['runtime']} {r['version']} | {r['variant']} | {r['prompts']} | "

@@ -1,4 +1,4 @@
-"""The receipt as a picture: what each variant weighs, loses and does a second."""
+"""The receipt as a plot: size, losses and speed of each variant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BAR, SECOND = "#3a6ea5", "#9dbfdd"
 
 
 def plot_receipt(figures: Figures, title: str, path: Path) -> None:
-    """Write a PNG of four panels, a bar a variant."""
+    """Write a PNG of four panels, with a bar for each variant."""
     figure = Figure(figsize=(10, 1.9 + 0.75 * len(figures)), dpi=120, layout="constrained")
     axes = figure.subplots(2, 2)
     names = list(figures)[::-1]
@@ -41,7 +41,7 @@ def _bars(axis: Axes, names: list[str], values: list[float], label: str, text: C
 
 
 def _divergence(axis: Axes, names: list[str], shown: list[dict[str, Any]]) -> None:
-    """From the median over the 90th to the 99th percentile, the mean as a dot: a mean alone hides the tail."""
+    """Draw a bar from the median to the 99th percentile and a dot for the mean: a mean alone hides the tail."""
     axis.set_title("KL from fp32, nats a token: median to 99 %, mean", fontsize="medium")
     axis.set_yticks(range(len(names)), names)
     for row, f in enumerate(shown):

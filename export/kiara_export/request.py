@@ -1,4 +1,4 @@
-"""What an export is asked for, checked before any work."""
+"""The options of an export, checked before any work."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from kiara_runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """variants: by their names. text, calibration: sources of held-out text, and of text to calibrate and to choose on,
-    by default the validation and the training split of the run. budget: bytes of the graph whose matrices may be mixed.
-    max_bpb_loss: relative loss of bits per byte, by variant; a number is for all of them, but loosens one only where it
-    stands alone. strict: refuse where a variant costs too much, instead of making it finer or leaving it out.
-    check_with: names out of CHECKS. sign_key: a PEM file with an Ed25519 private key.
+    """The options of an export.
+
+    variants: names of the variants to make. text: source of held-out text, by default the run's validation split;
+    calibration: source of the text to calibrate and choose on, by default its training split. budget: bytes of the
+    graph of mixed widths. max_bpb_loss: allowed relative loss of bits per byte, by variant; a single number applies to
+    all lossy variants, but if there are several it can only lower their limits. strict: raise an error if a variant
+    fails its limits, instead of remaking it or leaving it out. check_with: names in CHECKS. sign_key: a PEM file with
+    an Ed25519 private key.
     """
 
     variants: tuple[str, ...] = (VARIANTS[0].name,)
@@ -31,16 +34,16 @@ class Request:
     sign_key: Path | None = None
 
     def orders(self) -> list[Order]:
-        """What the request asks of the makers; raises UserError for what makes no sense."""
+        """An order for each variant; raises UserError for unknown names and options that do not fit together."""
         known = {variant.name: variant for variant in VARIANTS}
         for name in self.variants:
             if name not in known:
-                raise UserError("--quantize", "is no variant", f"use {', '.join(known)}", value=name)
+                raise UserError("--quantize", "is not a variant", f"use one of {', '.join(known)}", value=name)
         if not self.variants:
-            raise UserError("--quantize", "no variant is asked for", f"use {', '.join(known)}")
+            raise UserError("--quantize", "no variant is given", f"use one of {', '.join(known)}")
         for name in self.check_with:
             if name not in CHECKS:
-                raise UserError("--check-with", "is no runtime", f"use {', '.join(CHECKS)}", value=name)
+                raise UserError("--check-with", "is not a known runtime", f"use one of {', '.join(CHECKS)}", value=name)
         wanted = [variant for variant in VARIANTS if variant.name in self.variants]
         self._check_options(wanted)
         losses = self._losses(wanted)
@@ -51,15 +54,15 @@ class Request:
         first = next(variant.choice for variant in VARIANTS if variant.calibrated)
         calibrated = _choices(variant for variant in VARIANTS if variant.calibrated)
         if self.budget is not None and not any(variant.mixed for variant in wanted):
-            raise UserError("--budget", f"is only for {mixed}", f"add --quantize {mixed}")
+            raise UserError("--budget", f"applies only to {mixed}", f"add --quantize {mixed}")
         if self.calibration is not None and not any(variant.calibrated for variant in wanted):
-            raise UserError("--calibration", f"is only for {calibrated}", f"add --quantize {first}")
+            raise UserError("--calibration", f"applies only to {calibrated}", f"add --quantize {first}")
 
     def _losses(self, wanted: list[Variant]) -> dict[Variant, float]:
         lossy = [variant for variant in wanted if not variant.lossless]
         if not isinstance(self.max_bpb_loss, Mapping):
             if not lossy:
-                raise UserError("--max-bpb-loss", "float32 loses nothing", "add --quantize int8 or another")
+                raise UserError("--max-bpb-loss", "does not apply to float32", "add --quantize int8 or another")
             given = self.max_bpb_loss
             if len(lossy) == 1:
                 return {lossy[0]: given}
@@ -67,7 +70,9 @@ class Request:
         named = {variant.name: variant for variant in lossy}
         for name in self.max_bpb_loss:
             if name not in named:
-                raise UserError("--max-bpb-loss", "is not among the variants", f"add --quantize {name}", value=name)
+                raise UserError(
+                    "--max-bpb-loss", "is not a lossy variant of this export", f"add --quantize {name}", value=name
+                )
         return {named[name]: loss for name, loss in self.max_bpb_loss.items()}
 
     def _order(self, variant: Variant, loss: float | None) -> Order:

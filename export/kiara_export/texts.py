@@ -1,4 +1,4 @@
-"""The texts of an export: what rounding learns from, what it chooses by, and what the receipt reports on."""
+"""The texts of an export: to calibrate on, to choose matrices on, and to report on in the receipt."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kiara_export.request import Request
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer
 
-LEAST_TOKENS = 64  # to predict, of each text
-QUARTER, CALIBRATE = 0.25, 0.6  # of held-out text that is taken to learn from; of that, what calibrates
+LEAST_TOKENS = 64  # to predict in each text
+QUARTER, CALIBRATE = 0.25, 0.6  # fraction of --text used for calibration and choice; fraction of that for calibration
 
 
 def texts_of(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: list[Order]) -> Texts:
-    """The texts of a request, of which by default none is part of another; raises UserError where one is too short."""
+    """The texts of a request, which by default do not overlap; raises UserError if one is too short."""
     texts = _found(checkpoint, tokenizer, request, orders)
     for option, split in (
         ("--text", texts.report),
@@ -25,7 +25,7 @@ def texts_of(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: l
         ("--calibration", texts.choose),
     ):
         if split is not None and split.targets < LEAST_TOKENS:
-            remedy = f"name text of {LEAST_TOKENS + 1} at least"
+            remedy = f"use text of at least {LEAST_TOKENS + 1} tokens"
             raise UserError(option, f"{split.tokens} tokens are too few", remedy)
     return texts
 
@@ -35,13 +35,13 @@ def _found(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: lis
     if not any(order.variant.calibrated for order in orders):
         return Texts(report)
     if request.calibration is not None:
-        learned = held_out_text(checkpoint, tokenizer, request.calibration)
+        tuning = held_out_text(checkpoint, tokenizer, request.calibration)
     elif read_state(checkpoint).get("dataset") is not None:
-        learned = trained_on(checkpoint, "--calibration").train
+        tuning = trained_on(checkpoint, "--calibration").train
     else:
-        learned, report = report.parted(QUARTER)
-        logger.info("Calibrated on the first quarter of --text and judged on the rest; --calibration names other text")
+        tuning, report = report.parted(QUARTER)
+        logger.info("Calibrating on the first quarter of --text, judging on the rest; --calibration sets another text")
     if not any(order.variant.mixed for order in orders):
-        return Texts(report, learned)
-    calibrate, choose = learned.parted(CALIBRATE)
+        return Texts(report, tuning)
+    calibrate, choose = tuning.parted(CALIBRATE)
     return Texts(report, calibrate, choose)

@@ -53,7 +53,7 @@ def test_text_to_bundle_from_python(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(kiara.UserError, match=r"training.max_step: there is no such key; did you mean") as told:
         kiara.train(tmp_path / "other", {"training.max_step": 2})
     assert (told.value.field, told.value.remedy) == ("training.max_step", "did you mean training.max_steps?")
-    with pytest.raises(kiara.UserError, match="is no variant"):
+    with pytest.raises(kiara.UserError, match="is not a variant"):
         kiara.export(tmp_path / "run", tmp_path / "bundle", ["int3"])
 
 

@@ -84,14 +84,14 @@ def test_a_loss_bound_promotes_only_as_many_matrices_as_it_needs(
     [
         (("--quantize", "int3"), "'int3'"),
         (("--budget", "40MB"), "add --quantize int4"),
-        (("--calibration", "x.txt"), "is only for int4 and int8-dynamic; add --quantize int4"),
+        (("--calibration", "x.txt"), "applies only to int4 and int8-dynamic; add --quantize int4"),
         (("--quantize", "int4", "--budget", "forty"), "'forty' is no size; give one such as 40MB"),
         (("--quantize", "int4", "--budget", "0MB"), "'0MB' is no size"),
         (("--max-bpb-loss", "0.5"), "'0.5' is no percentage; give one such as 0.5%"),
-        (("--quantize", "none", "--max-bpb-loss", "1%"), "float32 loses nothing; add --quantize int8"),
+        (("--quantize", "none", "--max-bpb-loss", "1%"), "does not apply to float32; add --quantize int8"),
         (("--quantize", "int4", "--budget", "20kB"), "--budget 0.02MB: the smallest graph takes"),
         (("--text", "none.txt"), "none.txt: there is no such file or folder"),
-        (("--check-with", "genai,llama"), "'llama' is no runtime; use genai, transformersjs"),
+        (("--check-with", "genai,llama"), "'llama' is not a known runtime; use one of genai, transformersjs"),
         (("--sign-key", "/none.pem"), "/none.pem: there is no such key file"),
     ],
 )

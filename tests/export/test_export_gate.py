@@ -48,20 +48,20 @@ def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
     monkeypatch.setattr(kiara_export.candidates.makers, "trace", lambda model: traced)
     monkeypatch.setattr(kiara_export.candidates.makers, "round_to", _coarse(32))
     finer = kiara("export", run, "--out", tmp_path / "finer")
-    assert finer.exit_code == 0 and finer.stderr.count("int8 loses") == finer.stderr.count("made again, finer") == 2
+    assert finer.exit_code == 0 and finer.stderr.count("int8 loses") == finer.stderr.count("finer rounding") == 2
     assert Bundle.open(tmp_path / "finer").variants == ["int8"]
     assert json.loads((tmp_path / "finer/receipt.json").read_text("utf-8"))["finer"] == {"int8": 2}
-    assert "since it lost too much: int8, twice" in (tmp_path / "finer/README.md").read_text("utf-8")
+    assert "Remade with finer rounding: int8, twice" in (tmp_path / "finer/README.md").read_text("utf-8")
     assert load(tmp_path / "finer").generate("import", max_tokens=3, temperature=0.0).tokens
 
     monkeypatch.setattr(kiara_export.candidates.makers, "round_to", _coarse(0))
     strict = kiara("export", run, "--out", tmp_path / "strict", "--strict")
     assert strict.exit_code == 1 and "int8 loses" in strict.stderr and "no bundle was written" in strict.stderr
-    assert "depart most from layer" in strict.stderr and not (tmp_path / "strict").exists()
+    assert "differ most from layer" in strict.stderr and not (tmp_path / "strict").exists()
     for options, variants in (((), ["fp32"]), (("--quantize", "int8", "--quantize", "fp16"), ["fp16"])):
         out = tmp_path / "-".join(variants)
         left = kiara("export", run, "--out", out, *options)
-        assert left.exit_code == 0 and "it is left out; more is allowed with --max-bpb-loss" in left.stderr
+        assert left.exit_code == 0 and "leaving it out; --max-bpb-loss sets a higher limit" in left.stderr
         opened = Bundle.open(out)
         opened.check()
         assert opened.variants == variants and list(opened.manifest["left_out"]) == ["int8"]
@@ -79,7 +79,7 @@ def test_too_little_text_is_refused_before_the_work(
     monkeypatch.setattr(kiara_export.pipeline, "load_model", lambda folder: pytest.fail("it began"))
     (tmp_path / "text.txt").write_text(text)
     result = kiara("export", run, "--out", tmp_path / "bundle", "--text", tmp_path / "text.txt")
-    assert result.exit_code == 1 and "are too few; name text of 65 at least" in result.stderr
+    assert result.exit_code == 1 and "are too few; use text of at least 65 tokens" in result.stderr
 
 
 def test_a_flipped_byte_in_a_checkpoint_names_its_file(run: Path, tmp_path: Path) -> None:

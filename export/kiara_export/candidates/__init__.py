@@ -1,10 +1,10 @@
 """Make, judge, keep: the one loop that every variant of a bundle goes through.
 
-orders   what is asked of a maker: a variant, which attempt it is, and what it may weigh or lose
-makers   the ways to round a model; a new one is a function here and a record in `kiara_runtime.bundle.variants`
-loop     makes the variants, has them judged, makes those that cost too much again, and leaves the rest out
+orders   input and output of a maker: the variant, the attempt, limits on size and loss; the graph that was made
+makers   the ways to quantise a model; a new one is a function here and a record in `kiara_runtime.bundle.variants`
+loop     makes and judges the variants, remakes those that fail their limits, and leaves out those that still fail
 
-How weights are rounded is `kiara_export.quantize`'s, what a graph is worth `kiara_export.proof`'s.
+The quantisation arithmetic is in `kiara_export.quantize`, the measurements are in `kiara_export.proof`.
 """
 
 from kiara_export.candidates.loop import Candidates, Verdict

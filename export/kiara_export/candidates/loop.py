@@ -1,4 +1,4 @@
-"""Variants are made and judged; those that cost too much are made finer, and at last left out, which is told."""
+"""Make and judge variants. One that fails its limits is remade with finer rounding, and left out if it still fails."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from kiara_runtime.engine import Session
 from kiara_runtime.errors import UserError
 from kiara_runtime.verify import path_agreement, probe
 
-MAPPED = {"session.disable_prepacking": "1"}  # float32 only measures the others: none of its weights is copied
+MAPPED = {"session.disable_prepacking": "1"}  # float32 is only the baseline here; prepacking would copy its weights
 
 
 @dataclass
 class Verdict:
-    """What the graphs are worth. made: those of the variants that are in. left_out: the others' names, and why.
+    """Results of an export. made: graphs of the accepted variants. left_out: names of the rejected ones, with reasons.
 
-    float32: metrics of the float32 graph; agreements: of its paths with PyTorch. qualities, probes: by variant.
-    finer: how often a variant was made again, of those that were.
+    float32: metrics of the float32 graph; agreements: its paths compared with PyTorch. qualities, probes: by variant.
+    finer: for each variant that was remade, how many times.
     """
 
     agreements: list[Agreement]
@@ -54,7 +54,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What variants are made by and judged by. shape: of their graphs. reference: what PyTorch says."""
+    """Makes and judges variants. shape: of their graphs. reference: PyTorch's outputs to compare with."""
 
     folder: Path
     workshop: Workshop
@@ -63,9 +63,9 @@ class Candidates:
     reference: Reference
 
     def accept(self, orders: list[Order], strict: bool) -> Verdict:
-        """Make, judge, keep. Where no variant is left there is float32.
+        """Make and judge the variants and keep those within their limits; fall back to float32 if none is.
 
-        Raises UserError where float32's own graph is wrong, and, if `strict`, where a variant costs too much.
+        Raises UserError if the float32 graph is wrong or, if `strict`, if a variant fails its limits.
         """
         wanted = [order.variant for order in orders]
         float32 = reference_path(self.folder, wanted)
@@ -88,17 +88,17 @@ class Candidates:
             drop(float32)
         verdict.made = {variant: made[variant] for variant in wanted if variant in made}
         if not verdict.made:
-            logger.warning("No other variant is left, so the bundle holds fp32, the model as it is")
+            logger.warning("Every requested variant was left out, so the bundle contains fp32, the unquantised model")
             verdict.made = self._make([Order(FLOAT32, FLOAT32.limits)], self.folder / FLOAT32.file)
         return verdict
 
     def _make(self, orders: list[Order], float32: Path) -> dict[Variant, Made]:
         made = self.workshop.make(orders, float32)
-        give_back_memory()  # the graphs are judged without the model
+        give_back_memory()  # judging the graphs does not need the PyTorch model
         return made
 
     def _begin(self, float32: Path) -> Verdict:
-        """Float32's graph against PyTorch, since everything else is measured against it."""
+        """Compare the float32 graph with PyTorch: it is the baseline for all other variants."""
         session = self._session(float32, MAPPED)
         agreements = verify_float32(session, self.reference)
         return Verdict(agreements, {FLOAT32: probe(session, self.reference.windows[0])})
@@ -106,7 +106,7 @@ class Candidates:
     def _judge(
         self, verdict: Verdict, float32: Path, made: dict[Variant, Made], orders: list[Order]
     ) -> dict[Variant, Shortfall]:
-        """Measure these variants beside float32; where each of those that cost too much does."""
+        """Measure these variants against float32; return the failed limit of each variant that fails one."""
         base = self._session(float32, MAPPED)
         sessions = {order.variant: self._session(made[order.variant].path) for order in orders}
         with progress("Verifying", self.judge.tokens) as advance:
@@ -122,24 +122,24 @@ class Candidates:
         return missed
 
     def _next(self, verdict: Verdict, orders: dict[Variant, Order], missed: dict[Variant, Shortfall]) -> list[Order]:
-        """The orders of those that are made again."""
+        """Orders for the variants to remake."""
         again: list[Order] = []
         for variant, why in missed.items():
             order = orders[variant].finer(why, verdict.qualities[variant].bits_per_byte_loss)
             if order is not None:
-                logger.warning("%s %s: it is made again, finer", variant.name, why.problem)
+                logger.warning("%s %s: remaking it with finer rounding", variant.name, why.problem)
                 verdict.finer[variant.name] = order.attempt
                 again.append(order)
         return again
 
     def _leave_out(self, verdict: Verdict, made: Made, variant: Variant, why: Shortfall) -> None:
-        more = "; more is allowed with --max-bpb-loss" if why.field == "bits_per_byte_loss" else ""
-        logger.warning("%s %s: it is left out%s", variant.name, why.problem, more)
+        more = "; --max-bpb-loss sets a higher limit" if why.field == "bits_per_byte_loss" else ""
+        logger.warning("%s %s: leaving it out%s", variant.name, why.problem, more)
         drop(made.path)
         del verdict.qualities[variant], verdict.probes[variant]
         verdict.finer.pop(variant.name, None)
         verdict.left_out[variant.name] = why.problem
 
     def _session(self, path: Path, settings: dict[str, str] | None = None) -> Session:
-        """One of several in a process."""
+        """Open a graph with the settings for several sessions in one process."""
         return Session(path, self.shape, settings={**MANY, **(settings or {})})

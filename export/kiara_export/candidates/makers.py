@@ -1,4 +1,4 @@
-"""The ways to round a model, each a function from one trace of it to the graph that a variant ships."""
+"""The ways to quantise a model: each is a function from its trace to the graph of a variant."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ from kiara_runtime.bundle import FLOAT32, GRAPH_FOLDER, Rounding, Variant
 
 @dataclass(frozen=True)
 class Material:
-    """model, and the trace of it. path: where the graph goes, and trial graphs before it. loss_of: of a trial graph."""
+    """Inputs of a maker. traced: the trace of `model`. path: where to write trial graphs and, last, the final one.
+    loss_of: measures the loss of a trial graph.
+    """
 
     model: GPT
     traced: ir.Model
@@ -43,21 +45,21 @@ class Material:
 
     @property
     def text(self) -> Split:
-        assert self.calibrate is not None, "a variant that is calibrated comes with text"
+        assert self.calibrate is not None, "a calibrated variant needs calibration text"
         return self.calibrate
 
 
-Maker = Callable[[Material, Order], tuple[ir.Model, tuple[str, ...]]]  # the graph, and its matrices of 8 bits
+Maker = Callable[[Material, Order], tuple[ir.Model, tuple[str, ...]]]  # -> graph, names of matrices kept at 8 bits
 
 
 class Workshop:
-    """Makes graphs below a folder. load: gives the model, which making may use up."""
+    """Makes the graphs in a folder. load: returns the model; `make` calls it each time, as makers may modify it."""
 
     def __init__(self, folder: Path, load: Callable[[], GPT], texts: Texts, loss_of: LossOf) -> None:
         self._folder, self._load, self._texts, self._loss_of = folder, load, texts, loss_of
 
     def make(self, orders: list[Order], float32: Path) -> dict[Variant, Made]:
-        """The graphs of the orders. float32: where its graph is, for comparison; written where it is not there yet."""
+        """Make the graph of each order. float32: path of the baseline graph, written if it does not exist yet."""
         (self._folder / GRAPH_FOLDER).mkdir(exist_ok=True)
         model = self._load()
         with progress("Tracing the graph", 1) as advance:
@@ -67,7 +69,8 @@ class Workshop:
             save(lower.float32(traced), float32, apart=float32 != self._folder / FLOAT32.file)
         made = {order.variant: Made(float32) for order in orders if order.variant.lossless}
         rounded = [order for order in orders if not order.variant.lossless]
-        for order in sorted(rounded, key=lambda order: order.variant.rounding == "gptq"):  # it rounds the model itself
+        # GPTQ goes last: it modifies the model's weights.
+        for order in sorted(rounded, key=lambda order: order.variant.rounding == "gptq"):
             path = self._folder / order.variant.file
             material = Material(model, traced, self._texts.calibrate, path, partial(self._loss_of, float32))
             graph, eight_bit = MAKERS[order.variant.rounding](material, order)
@@ -86,9 +89,7 @@ def _blocks(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]
 
 
 def _dynamic(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
-    """Each attempt lets the rounding of activations cost a quarter of what it did, so that more matrices are in
-    blocks.
-    """
+    """Quantise activations too; each attempt quarters the loss they may cause, so that more matrices stay in blocks."""
     factors = smoothing(material.model, material.text)
     kept = costly(material.model, material.text, factors, SHARE / 4**order.attempt)
     logger.info("%s keeps %d matrices in blocks: %s", order.variant.name, len(kept), " ".join(sorted(kept)))
@@ -141,7 +142,7 @@ def _rounded(order: Order) -> Callable[[str, NDArray[np.float32]], Blocks]:
 
 
 def check_widths(model: GPT, variants: list[Variant]) -> None:
-    """Refuse, before any work, matrices that a variant cannot hold in blocks."""
+    """Raise UserError, before any work, if a variant's block sizes do not divide the width of some matrix."""
     for blocks in {variant.blocks for variant in variants if variant.blocks}:
         for part in model.modules():
             if isinstance(part, Linear):
@@ -149,5 +150,5 @@ def check_widths(model: GPT, variants: list[Variant]) -> None:
 
 
 def reference_path(folder: Path, variants: list[Variant]) -> Path:
-    """Where float32's graph is while the others are judged: as the variant, or beside them."""
+    """Path of the float32 graph while other variants are judged: the fp32 variant's own, or a temporary one."""
     return folder / (FLOAT32.file if FLOAT32 in variants else f"{GRAPH_FOLDER}/float32.onnx")

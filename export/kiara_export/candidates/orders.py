@@ -1,4 +1,4 @@
-"""What is asked of a maker, and what it gives."""
+"""Input and output of a maker."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from kiara_runtime.bundle import Limits, Variant
 
 @dataclass(frozen=True)
 class Texts:
-    """Three texts, apart unless the user names one twice. report: judges the variants, and is what the
-    receipt tells of. calibrate: what rounding learns from. choose: which of a variant's matrices keep 8 bits. The
-    latter two are None where no variant needs them.
+    """The texts of an export, which do not overlap unless the user passes the same one twice.
+
+    report: held-out text for judging variants and for the receipt's figures. calibrate: calibration text. choose: text
+    for choosing which matrices keep 8 bits. The last two are None if no variant needs them.
     """
 
     report: Split
@@ -25,10 +26,10 @@ class Texts:
 
 @dataclass(frozen=True)
 class Order:
-    """A variant to make. attempt: from 0; each is finer than the one before. limits: what it may cost.
+    """A variant to make. attempt: from 0; each uses finer rounding than the one before. limits: on its losses.
 
-    budget: bytes of its graph file; max_loss: relative loss of bits per byte on the text to choose by. Of a variant
-    whose matrices may be mixed, as many keep 8 bits as the budget allows, or as few as the loss needs.
+    budget: bytes of its graph file; max_loss: relative loss of bits per byte on `Texts.choose`. In a variant of mixed
+    widths, as many matrices keep 8 bits as the budget allows, or as few as max_loss requires.
     """
 
     variant: Variant
@@ -42,10 +43,11 @@ class Order:
         return self.variant.mixed and (self.budget is not None or self.max_loss is not None)
 
     def finer(self, why: Shortfall, loss: float) -> Order | None:
-        """The next attempt at a variant that cost too much; None where there is none left.
+        """The next attempt at a variant that failed a limit; None if no attempt is left, or if there is a budget, which
+        the first attempt has already used up.
 
-        loss: of bits per byte, as it was judged. Where it is larger on this text than on that which the last attempt
-        chose by, the next one aims as much lower. What a budget allows has been used already.
+        loss: measured relative loss of bits per byte. A variant of mixed widths is made again with the limit as its
+        target on `Texts.choose`; if it already had a target, that is lowered in proportion to the excess.
         """
         if self.attempt + 1 >= self.variant.attempts or self.budget is not None:
             return None
@@ -60,11 +62,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Made:
-    """The graph of an order on disk. eight_bit: names of its matrices that keep 8 bits where others have fewer."""
+    """The graph of an order on disk. eight_bit: in a variant of mixed widths, names of the matrices kept at 8 bits."""
 
     path: Path
     eight_bit: tuple[str, ...] = ()
 
 
-# float32's graph, another one -> its relative loss of bits per byte on the text to choose by
+# Paths of the float32 graph and of another -> the other's relative loss of bits per byte on `Texts.choose`
 LossOf = Callable[[Path, Path], float]

@@ -1,12 +1,12 @@
-"""One traced graph, lowered to what a variant ships: every kiara::Linear becomes an operator of ONNX Runtime.
+"""Lower the traced graph for each variant: every kiara::Linear becomes an operator of ONNX Runtime.
 
 float32    MatMul
-blocks     MatMulNBits at 8 or 4 bits, and the embedding read from the very table of the LM head
-dynamic    MatMulIntegerToFloat, whose products are integers of 8 bits on both sides
-half       MatMul with every weight, activation and cached key in float16
+blocks     MatMulNBits at 8 or 4 bits; a tied embedding reads the LM head's quantised table
+dynamic    MatMulIntegerToFloat, which multiplies 8-bit activations by 8-bit weights
+half       MatMul with all weights, activations, keys and values in float16
 
-The scales of all blocks lie in one float16 tensor that is cast and split in the graph: ONNX Runtime folds that
-away when it loads the graph, and 2 bytes a block stay off the disk.
+The scales of all blocks are in one float16 tensor that is cast and split in the graph: ONNX Runtime constant-folds
+this when it loads the graph, and the file is smaller by 2 bytes a block.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from kiara_runtime.errors import UserError
 
 CONTRIB = "com.microsoft"
 TABLE, HEAD = "model.embed_tokens.weight", "model.lm_head.weight"  # of the traced module
-SMOOTH = ".smooth"  # at the end of the names of parameters that factors were put on
-INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: products in integers, the fastest on every CPU tried
+SMOOTH = ".smooth"  # suffix of the names of parameters that were multiplied by smoothing factors
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: integer products, the fastest on every CPU tried
 
 Rounded = Callable[[str, NDArray[np.float32]], Blocks]  # a matrix's name and its weights (out, in) -> its blocks
 
@@ -36,20 +36,20 @@ def _fused_head(node: ir.Node, table: ir.Value) -> list[ir.Node]:
     return [ir.node("FusedMatMul", [node.inputs[0], table], {"transB": 1}, domain=CONTRIB)]
 
 
-def _turned_head(node: ir.Node, table: ir.Value) -> list[ir.Node]:
-    """In the standard's own operators, which accelerators have in float16; loading makes a turned copy."""
-    turn = ir.node("Transpose", [table], {"perm": [1, 0]})
-    return [turn, ir.node("MatMul", [node.inputs[0], turn.outputs[0]])]
+def _transposed_head(node: ir.Node, table: ir.Value) -> list[ir.Node]:
+    """Standard ONNX operators only, which accelerators support in float16; loading makes a transposed copy."""
+    transpose = ir.node("Transpose", [table], {"perm": [1, 0]})
+    return [transpose, ir.node("MatMul", [node.inputs[0], transpose.outputs[0]])]
 
 
 def float32(traced: ir.Model, tied_head: Callable[[ir.Node, ir.Value], list[ir.Node]] = _fused_head) -> ir.Model:
-    """Plain matrix products on the weights as they are."""
+    """Plain matrix products with float32 weights."""
     model = traced.clone()
     transposed: dict[str, ir.Value] = {}
     for node in _linears(model):
         weight = node.inputs[1]
         assert weight is not None and weight.const_value is not None and weight.name is not None
-        if weight.name == TABLE:  # stored once, as the embedding reads it
+        if weight.name == TABLE:  # tied: stored once, in the embedding's layout
             _replace(model, node, tied_head(node, weight))
             continue
         if weight.name not in transposed:
@@ -58,15 +58,15 @@ def float32(traced: ir.Model, tied_head: Callable[[ir.Node, ir.Value], list[ir.N
                 dtype=ir.DataType.FLOAT,
                 shape=ir.Shape(tuple(reversed(weight.const_value.shape.numpy()))),
                 name=f"{weight.name}.transposed",
-            )  # turned when it is written, so that one copy stands in memory at a time
+            )  # transposed when it is written, so that only one copy is in memory at a time
             transposed[weight.name] = register(model, lazy)
         _replace(model, node, _product(node, transposed[weight.name]))
     return _finish(model)
 
 
 def half(traced: ir.Model) -> ir.Model:
-    """float16 throughout, for accelerators; the logits leave as float32."""
-    model = float32(traced, _turned_head)
+    """float16 throughout, for accelerators; the output logits are float32."""
+    model = float32(traced, _transposed_head)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT and not name.startswith(ROPE):
@@ -81,7 +81,7 @@ def half(traced: ir.Model) -> ir.Model:
         if not (node.name or "").startswith(ROPE):
             for value in node.outputs:
                 _make_half(value)
-        elif node.op_type == "Cast":  # at the end of what computes the rotary tables in float32
+        elif node.op_type == "Cast":  # the last node of the rotary tables, which are computed in float32
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
     for value in model.graph.inputs:
         _make_half(value)
@@ -91,7 +91,7 @@ def half(traced: ir.Model) -> ir.Model:
 
 def _make_half(value: ir.Value) -> None:
     if value.dtype == ir.DataType.FLOAT:
-        value.type = ir.TensorType(ir.DataType.FLOAT16)  # a new one: clones share their types
+        value.type = ir.TensorType(ir.DataType.FLOAT16)  # a new object: clones share their types
 
 
 def _cast_logits(model: ir.Model) -> None:
@@ -104,7 +104,7 @@ def _cast_logits(model: ir.Model) -> None:
 
 
 def blocks(traced: ir.Model, rounded: Rounded) -> ir.Model:
-    """Weights in blocks, as `rounded` gives them; a table that is embedding and head at once is stored once."""
+    """Block-quantised weights, as `rounded` returns them; a tied embedding and LM head share one table."""
     model, made = traced.clone(), _Tables(rounded)
     for node in _linears(model):
         data, scales, zeros, spec = made.of(model, node.inputs[1])
@@ -121,10 +121,10 @@ def blocks(traced: ir.Model, rounded: Rounded) -> ir.Model:
 
 
 def dynamic(traced: ir.Model, rounded: Rounded, factors: Factors, kept: Collection[str] = ()) -> ir.Model:
-    """Activations rounded to 8 bits with a step a token, weights with a step a row: fast prompts and batches.
+    """8-bit activations with one scale per token and 8-bit weights with one scale per row: fast prefill and batches.
 
-    factors, and kept, the matrices that stay in blocks: as `kiara_export.quantize.smooth` gives them. The LM head keeps
-    its blocks, too: it is small work in a prompt, and the table is stored once.
+    factors: smoothing factors; kept: matrices that stay in blocks; both from `kiara_export.quantize.smooth`. The LM
+    head stays in blocks, too: it is a small part of prefill, and the tied table is stored once.
     """
     model = traced.clone()
     _multiply(model, factors)
@@ -143,7 +143,7 @@ def dynamic(traced: ir.Model, rounded: Rounded, factors: Factors, kept: Collecti
 
 
 def _multiply(model: ir.Model, factors: Factors) -> None:
-    """Put factors on parameters, where they are used: of small ones that are equal the exporter keeps one for all."""
+    """Multiply parameters by their factors, separately at each use: the exporter merges small equal parameters."""
     left = set(factors)
     for linear in _linears(model):
         for name, node, index in _parameters(linear):
@@ -164,7 +164,7 @@ def _multiply(model: ir.Model, factors: Factors) -> None:
 
 
 def _parameters(linear: ir.Node) -> Iterator[tuple[str, ir.Node, int]]:
-    """Names of a projection's parameters and of those of the norm before it, each with its node and input."""
+    """Names of the parameters of a projection and of the norm before it, each with its node and input index."""
     rows, weight = linear.inputs[:2]
     assert rows is not None and weight is not None and weight.name is not None
     yield weight.name, linear, 1
@@ -178,19 +178,20 @@ def _parameters(linear: ir.Node) -> Iterator[tuple[str, ir.Node, int]]:
 
 
 class RowRounding:
-    """Constants and nodes of a product of rounded rows."""
+    """Builds the product of rows that are rounded to 8 bits at run time; its constants are shared by all products."""
 
     def __init__(self, model: ir.Model) -> None:
         self._last = constant(model, "rows.axis", np.array([-1]))
         self._step = constant(model, "rows.step", np.array(1 / 127, np.float32))
-        # Unsigned around 128: with signed activations ONNX Runtime has no fast kernels on x86.
+        # Unsigned, with zero point 128: ONNX Runtime has no fast x86 kernels for signed activations.
         self._middle = constant(model, "rows.middle", np.array(128, np.uint8))
 
     def product(self, rows: ir.Value | None, matrix: ir.Value, scales: ir.Value) -> list[ir.Node]:
-        """rows (B, S, in), matrix int8 (in, out) and scales (out,) -> (B, S, out), in the last node.
+        """rows (B, S, in), matrix int8 (in, out) and scales (out,) -> (B, S, out), the output of the last node.
 
-        Each row is divided by its largest, rounded to 127ths, multiplied in whole numbers, which add up exactly in any
-        order, and scaled back. Of a row of zeros the quotients mean nothing, and their product is taken times 0.
+        Each row is divided by its largest absolute value, rounded to 127ths, multiplied in integers, whose sums are
+        exact in any order, and scaled back. In a row of zeros the quotients are undefined; their product is multiplied
+        by 0.
         """
         sizes = ir.node("Abs", [rows])
         peak = ir.node("ReduceMax", [sizes.outputs[0], self._last], {"keepdims": 1})  # (B, S, 1)
@@ -202,7 +203,7 @@ class RowRounding:
 
 
 class _Tables:
-    """Blocks by the name of the matrix, each stored once however often it is used."""
+    """Quantised matrices by name, each stored once even if several nodes use it."""
 
     def __init__(self, rounded: Rounded) -> None:
         self._rounded = rounded
@@ -220,9 +221,9 @@ class _Tables:
         return self._made[name]
 
     def gather(self, model: ir.Model) -> None:
-        """The embedding's rows, out of the table of MatMulNBits.
+        """Look up the embedding's rows in the quantised table that MatMulNBits reads.
 
-        In the standard's own operators: ONNX Runtime's build for browsers has no GatherBlockQuantized of 8 bits.
+        Uses standard ONNX operators: ONNX Runtime's build for browsers has no 8-bit GatherBlockQuantized.
         """
         for node in list(model.graph):
             table = node.inputs[0] if node.op_type == "Gather" else None
@@ -244,7 +245,7 @@ class _Tables:
             _replace(model, node, nodes)
 
     def pool_scales(self, model: ir.Model) -> None:
-        """Put Cast and Split, which give every matrix its scales, before all other nodes."""
+        """Insert the Cast and Split that produce the scales of every matrix, before all other nodes."""
         made = list(self._made.values())
         pool = constant(model, "scales", np.concatenate([spec.scales.ravel() for *_, spec in made]))
         sizes = constant(model, "scales.sizes", np.array([spec.scales.size for *_, spec in made]))
@@ -258,7 +259,7 @@ def _linears(model: ir.Model) -> list[ir.Node]:
 
 
 def _product(node: ir.Node, weight: ir.Value) -> list[ir.Node]:
-    """x W, and + b where the projection has one."""
+    """x W, plus b if the projection has a bias."""
     product = ir.node("MatMul", [node.inputs[0], weight])
     if len(node.inputs) < 3:
         return [product]
@@ -268,7 +269,7 @@ def _product(node: ir.Node, weight: ir.Value) -> list[ir.Node]:
 def _to_half(array: NDArray[np.float32]) -> NDArray[np.float16]:
     largest = float(np.abs(array).max(initial=0))
     if largest > np.finfo(np.float16).max:
-        raise UserError("--quantize fp16", f"a weight is {largest:.3g}, beyond what float16 holds", "leave fp16 out")
+        raise UserError("--quantize fp16", f"a weight of {largest:.3g} is too large for float16", "leave fp16 out")
     return array.astype(np.float16)
 
 

@@ -1,7 +1,7 @@
-"""Graphs on disk, written a tensor at a time: serialising a whole one would hold the weights three times.
+"""Graphs on disk, written a tensor at a time: serialising a whole graph would hold three copies of the weights.
 
-The file is an ordinary ModelProto. All but the weights is serialised by the library; the weights follow as the
-`initializer` fields of the same GraphProto, whose length is known before any of them is in memory.
+The file is an ordinary ModelProto. The library serialises everything but the weights; these follow as `initializer`
+fields of the same GraphProto, whose length is known before any weight is loaded.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-MAX_EMBEDDED_BYTES = 1_900_000_000  # of weights inside the graph's own file: a protobuf ends at 2 GiB
+MAX_EMBEDDED_BYTES = 1_900_000_000  # of weights inside the graph's own file: a protobuf is limited to 2 GiB
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto and TensorProto
 
 
 def save(graph: ir.Model, path: Path, apart: bool = False) -> None:
-    """Write a graph with its weights inside, or, past the size of a protobuf or if told so, in a file beside it."""
+    """Write a graph with its weights embedded, or in a file beside it if `apart` or if a protobuf cannot hold them."""
     tensors = {name: value.const_value for name, value in graph.graph.initializers.items() if value.const_value}
     beside(path).unlink(missing_ok=True)
     if apart or sum(tensor.nbytes for tensor in tensors.values()) > MAX_EMBEDDED_BYTES:
@@ -41,18 +41,18 @@ def save(graph: ir.Model, path: Path, apart: bool = False) -> None:
 
 
 def beside(path: Path) -> Path:
-    """The file of the weights of a large graph, by the name that transformers.js looks for."""
+    """The external weights file of a large graph, named as transformers.js expects."""
     return path.with_name(f"{path.name}_data")
 
 
 def drop(path: Path) -> None:
-    """Delete a graph and the file of its weights."""
+    """Delete a graph and its external weights file."""
     path.unlink()
     beside(path).unlink(missing_ok=True)
 
 
 def graph_bytes(path: Path) -> int:
-    """Size of a graph, its weights included."""
+    """Size of a graph, including its weights."""
     return path.stat().st_size + (beside(path).stat().st_size if beside(path).exists() else 0)
 
 

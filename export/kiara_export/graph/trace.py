@@ -1,16 +1,16 @@
 """The ONNX graph of a model, traced from the training module itself.
 
-`kiara.model.ops` puts the fused operators of ONNX Runtime in the place of its eager bodies while the exporter
-traces, so this module only wraps the model in the names and shapes that every runtime expects:
+While the exporter traces, `kiara.model.ops` emits ONNX Runtime's fused operators instead of its eager code, so this
+module only wraps the model in the names and shapes that every runtime expects:
 
 inputs   input_ids, attention_mask (int64, `[batch_size, ...]`), past_key_values.{i}.key|value
 outputs  logits (float32), present.{i}.key|value
 
-The graph gives logits for every new token, as onnxruntime-genai demands. A 2 in the attention mask asks for those of
-the last column alone, which spares a prompt most of the LM head's work; with a 0 beside it, no sum changes.
+The graph returns logits for every new token, as onnxruntime-genai requires. A 2 in the attention mask requests only the
+last position's logits, which saves most of the LM head's work in prefill; a 0 next to the 2 keeps the mask's sum right.
 
-The cache is `[batch_size, kv_heads, past, head_size]` with static heads and head size: transformers.js
-reads them off the graph. Lengths are computed in the graph, so there are no further inputs.
+The KV cache is `[batch_size, kv_heads, past, head_size]` with static heads and head size: transformers.js reads
+them from the graph. Lengths are computed in the graph, so there are no further inputs.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from kiara.model import GPT, Lengths, frequencies
 from kiara_runtime.bundle import io_names
 
 OPSET = 21
-ROPE, FINE = "rope.", 64  # begins the names of what computes the rotary tables; positions of the fine one
+ROPE, FINE = "rope.", 64  # prefix of the names of nodes for the rotary tables; positions in the fine table
 
 
 class _Traced(nn.Module):
-    """The model with flat inputs and outputs, and the lengths read off the attention mask."""
+    """The model with flat inputs and outputs, and lengths computed from the attention mask."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
@@ -53,10 +53,10 @@ class _Traced(nn.Module):
 
 
 def trace(model: GPT) -> ir.Model:
-    """The float32 graph of `model`, its weights inside."""
+    """The float32 graph of `model`, with its weights."""
     config = model.config
     inputs, outputs = io_names(config.num_hidden_layers)
-    batch, new, past = 2, 3, 5  # any sizes above 1: the axes are named below
+    batch, new, past = 2, 3, 5  # any sizes above 1: the axes are dynamic
     cache = (batch, config.num_key_value_heads, past, config.head_dim)
     arguments = (
         torch.zeros(batch, new, dtype=torch.int64),
@@ -82,7 +82,7 @@ def trace(model: GPT) -> ir.Model:
     assert program is not None
     graph = program.model.clone()
     for value in program.model.graph.initializers.values():
-        value.const_value = None  # the exporter's optimiser holds on to the last graph it saw: not to the weights, too
+        value.const_value = None  # the exporter's optimiser keeps its last graph alive, but must not keep the weights
     _tidy(graph)
     if model.embed_positions is None:
         _compute_rope(graph, model.config)
@@ -90,11 +90,11 @@ def trace(model: GPT) -> ir.Model:
 
 
 def _compute_rope(model: ir.Model, config: ModelConfig) -> None:
-    """Put the computation of the rotary tables where the tables are: ONNX Runtime folds it when it loads the graph.
+    """Replace the rotary tables by their computation, which ONNX Runtime constant-folds when it loads the graph.
 
-    A long context's tables would be megabytes. Angles add up, so two small tables make all others in a product:
-    cos(a + b) = cos a cos b - sin a sin b, a the position's multiple of FINE and b its rest. Everything in float32,
-    which is all that ONNX Runtime's build for browsers can add and multiply.
+    The tables of a long context take megabytes. Since angles add up, products of two small tables give them:
+    cos(a + b) = cos a cos b - sin a sin b, where a is the multiple of FINE below the position and b the remainder.
+    Everything is in float32, the only type for which ONNX Runtime's build for browsers has Add, Sub and Mul.
     """
     coarse = -(-config.context_length // FINE)
     turns = frequencies(config)
@@ -128,12 +128,12 @@ def _compute_rope(model: ir.Model, config: ModelConfig) -> None:
 
 
 def constant(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """A new tensor of the graph."""
+    """Add an array to the graph as an initializer."""
     return register(model, ir.tensor(array, name=name))
 
 
 def register(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
-    """Make a tensor, which may be a lazy one, the graph's."""
+    """Add a tensor, which may be lazy, to the graph as an initializer."""
     value = ir.Value(
         name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
@@ -142,15 +142,15 @@ def register(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
 
 
 def _tidy(model: ir.Model) -> None:
-    """What the exporter cannot know of ONNX Runtime's operators, and what a bundle need not carry."""
+    """Fix what the exporter gets wrong about ONNX Runtime's operators, and remove metadata."""
     for node in model.graph:
         node.metadata_props.clear()  # stack traces, with the paths of the machine that exported
         if node.op_type == "SimplifiedLayerNormalization":
-            node.domain = ""  # an operator of ONNX Runtime's that lives in the default domain
+            node.domain = ""  # ONNX Runtime registers this operator in the default domain
         if node.op_type in ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization"):
             for output in node.outputs[1:]:
                 if not output.uses() and not output.is_graph_output():
-                    output.name = ""  # an output that is not asked for, and so not computed
+                    output.name = ""  # marks an optional output as unused, so that it is not computed
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     _name_axes(model)
@@ -160,7 +160,7 @@ def _tidy(model: ir.Model) -> None:
 
 
 def _name_axes(model: ir.Model) -> None:
-    """Give the outputs their own axes: the exporter leaves sums, and takes the logits for as many as the inputs."""
+    """Name the outputs' axes: the exporter leaves sums, and assumes as many logits as input tokens."""
     cache, logits = model.graph.inputs[2].shape, model.graph.outputs[0]
     assert cache is not None and logits.shape is not None
     for value in model.graph.outputs[1:]:
@@ -173,7 +173,7 @@ def _name_axes(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's remarks are for those who write exporters."""
+    """Silence the exporter's log and warnings, which do not help users."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

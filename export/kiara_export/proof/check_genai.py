@@ -1,4 +1,4 @@
-"""Run by `check_with`: greedy continuations by onnxruntime-genai. Arguments: a bundle. JSON in, JSON out."""
+"""Run by `--check-with`: greedy continuations by onnxruntime-genai. Argument: a bundle. JSON on stdin and stdout."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-// Run by check_with: greedy continuations by transformers.js. Arguments: a data type and a bundle. JSON in, JSON out.
+// Run by --check-with: greedy continuations by transformers.js. Arguments: a dtype and a bundle. JSON on stdin, stdout.
 const fs = require("fs");
 const path = require("path");
 const { createRequire } = require("module");

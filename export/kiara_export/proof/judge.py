@@ -1,9 +1,9 @@
-"""What rounding costs: each variant against float32, token by token, on held-out text.
+"""Quality of each variant against float32, token by token, on held-out text.
 
-A quantised graph cannot be compared bit by bit (its activations are rounded to 8 bits, which amplifies the last
-bit that differs between a step and a chunk), so it is judged by bits per byte, by the Kullback-Leibler divergence
-of its next-token distribution from float32's, and by how often both find the same token likeliest. What it can
-promise bit by bit, that a batch changes nothing, is tested as such.
+A quantised graph cannot be compared bit by bit: its activations are rounded to 8 bits, which amplifies last-bit
+differences between single steps and chunks. So it is judged by bits per byte, by the Kullback-Leibler divergence of its
+next-token distribution from float32's, and by how often both agree on the likeliest token. Bitwise equality is tested
+only where it is promised: a sequence alone and in a batch.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from kiara_runtime.engine import Session
 from kiara_runtime.tokens import Tokenizer
 from kiara_runtime.verify import PathAgreement, Scorer, cached
 
-MAX_TOKENS, MIN_TOKENS = 1 << 16, 1 << 13  # of held-out text that the variants are judged on
+MAX_TOKENS, MIN_TOKENS = 1 << 16, 1 << 13  # of held-out text that variants are judged on
 MAX_WORK = 1e12  # tokens times parameters: a dozen seconds a variant on two cores
-PASS = 128  # tokens of a pass through a window, whose logits are large
-CELLS = 1 << 19  # logits that are compared at once, so that they stay in the processor's cache
-MANY = {"session.intra_op.allow_spinning": "0"}  # several sessions: threads that wait in a loop take the others' cores
+PASS = 128  # tokens per pass: the logits of a whole window would take much memory
+CELLS = 1 << 19  # logits compared at once, few enough to stay in the CPU cache
+MANY = {"session.intra_op.allow_spinning": "0"}  # several sessions: spinning threads would take each other's cores
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-LEAST_BITS = 0.5  # a byte: on text that says less, such as a line over and over, next to nothing is a large part
-RUN, LEAST_RUNS = 64, 16  # tokens of a run in a standard error, and how many runs there are at least
+LEAST_BITS = 0.5  # per byte; on more predictable text, such as one repeated line, a tiny loss is a large fraction
+RUN, LEAST_RUNS = 64, 16  # tokens of a run for the standard error, and the minimum number of runs
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of a variant on held-out text.
+    """Quality of a variant on held-out text.
 
-    bits_per_byte_loss_error: its standard error, as this text tells it. kl: mean divergence of the next-token
-    distribution from float32's, in nats a token; kl_quantiles: at QUANTILES. top1_agreement: part of the positions
-    whose likeliest token is float32's. paths: the same of every path with the variant's own prefill; path_agreement:
-    the lower of single steps and chunks.
+    bits_per_byte_loss: relative to float32; bits_per_byte_loss_error: its standard error on this text. kl: mean
+    divergence of the next-token distribution from float32's, in nats a token; kl_quantiles: at QUANTILES.
+    top1_agreement: fraction of positions where the likeliest token is the same as float32's. paths: the same fractions
+    for each path against the variant's own prefill; path_agreement: the lower of single steps and chunks.
     """
 
     metrics: Metrics
@@ -59,9 +59,9 @@ class Quality:
 
 
 class Judge:
-    """Compares any number of variants with float32 in one reading of the text, a window at a time.
+    """Compares any number of variants with float32 in one pass over the text, a window at a time.
 
-    All of the text where that is affordable, as `kiara evaluate` and `kiara-run evaluate` read it.
+    Reads the same windows as `kiara evaluate` and `kiara-run evaluate`, but only part of a long text.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, split: Split) -> None:
@@ -80,7 +80,7 @@ class Judge:
         variants: Mapping[Variant, Session],
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> tuple[Metrics, dict[Variant, Comparison]]:
-        """Metrics of float32, and of each variant what tells its quality."""
+        """Metrics of float32, and the comparison of each variant with it."""
         scorer = Scorer(self._tokenizer)
         seen = {name: Comparison(self._tokenizer, self._text_bytes) for name in variants}
         for batch in windows(self._split, self._length, self._part, self._rows):
@@ -95,7 +95,7 @@ class Judge:
         return scorer.metrics(self._text_bytes), seen
 
     def loss_of_files(self, shape: Architecture, float32: Path, variant: Path) -> float:
-        """Relative loss of bits per byte of the second graph against the first, which is measured only once."""
+        """Relative loss of bits per byte of a variant's graph; float32 is measured only once."""
         if self._float32 is None:
             self._float32, _ = self.measure(Session(float32, shape, settings=MANY), {})
         loss = self.measure(Session(variant, shape, settings=MANY), {})[0].bits_per_byte
@@ -103,24 +103,24 @@ class Judge:
 
 
 class Comparison:
-    """A variant beside float32, as the text goes by."""
+    """Accumulates the differences between a variant and float32."""
 
     def __init__(self, tokenizer: Tokenizer, text_bytes: int | None = None) -> None:
         self._scorer, self._text_bytes, self._agreeing = Scorer(tokenizer), text_bytes, 0
         self._divergences, self._losses = list[float](), list[float]()  # of each token, in nats
 
     def add(self, found: NDArray[np.float32], expected: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
-        """Logits (S, V) of the variant and of float32, and the tokens that came (S,)."""
+        """Add logits (S, V) of the variant (`found`) and of float32 (`expected`), and the true next tokens (S,)."""
         self._scorer.add(found, targets)
         self._agreeing += int((found.argmax(-1) == expected.argmax(-1)).sum())
         rows = max(1, CELLS // found.shape[-1])
         tensors = (torch.from_numpy(array).split(rows) for array in (found, expected, targets))
         parts = zip(*tensors, strict=True)
-        for ours, theirs, came in parts:
-            ahead = ours.logsumexp(-1) - theirs.logsumexp(-1)
-            self._losses += (ahead - (ours - theirs).gather(-1, came[:, None])[:, 0]).tolist()
+        for ours, theirs, target in parts:
+            norm = ours.logsumexp(-1) - theirs.logsumexp(-1)
+            self._losses += (norm - (ours - theirs).gather(-1, target[:, None])[:, 0]).tolist()
             inner = torch.linalg.vecdot(theirs.softmax(-1), theirs - ours)
-            self._divergences += (inner + ahead).tolist()
+            self._divergences += (inner + norm).tolist()
 
     def quality(self, float32: Metrics, paths: PathAgreement) -> Quality:
         metrics, divergences = self._scorer.metrics(self._text_bytes), torch.tensor(self._divergences).clamp(min=0)
@@ -138,18 +138,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """Where a variant costs more than it may. field: of Limits. problem: the same for a person."""
+    """A limit that a variant fails. field: of Limits. problem: the message for the user."""
 
     field: str
     problem: str
 
 
 def shortfall(quality: Quality, limits: Limits) -> Shortfall | None:
-    """Where a variant costs more than it may, beyond what chance does on this much text; None where nowhere."""
+    """The first limit that a variant fails by more than chance on this much text explains; None if it fails none."""
     loss, error = quality.bits_per_byte_loss, quality.bits_per_byte_loss_error
     allowed = limits.bits_per_byte_loss * max(1.0, LEAST_BITS / max(quality.metrics.bits_per_byte, 1e-9))
-    if not loss - 2 * error <= allowed:  # also where it is not a number
-        problem = f"loses {loss:.2%} ± {error:.2%} of its bits per byte, where {allowed:.2%} is allowed"
+    if not loss - 2 * error <= allowed:  # written so that NaN fails
+        problem = f"loses {loss:.2%} ± {error:.2%} of its bits per byte; at most {allowed:.2%} is allowed"
         return Shortfall("bits_per_byte_loss", problem)
     paths = quality.paths
     for field, part, positions in (
@@ -158,18 +158,18 @@ def shortfall(quality: Quality, limits: Limits) -> Shortfall | None:
         ("other_paths", paths.lowest(), paths.prompts),
         ("end_of_context", paths.end_of_context, paths.prompts),
     ):
-        if not part >= _surely(getattr(limits, field), positions):
-            return Shortfall(field, f"has {field} {part:.2%}, where {getattr(limits, field):.2%} is needed")
+        if not part >= _with_margin(getattr(limits, field), positions):
+            return Shortfall(field, f"has {field} {part:.2%}; at least {getattr(limits, field):.2%} is required")
     return None
 
 
-def _surely(part: float, positions: int) -> float:
-    """Two standard errors below the limit: what a variant that just keeps it hardly ever falls short of."""
-    return part - 2 * math.sqrt(part * (1 - part) / max(1, positions))
+def _with_margin(limit: float, positions: int) -> float:
+    """The limit minus two standard errors, so that a variant exactly at the limit rarely fails by chance."""
+    return limit - 2 * math.sqrt(limit * (1 - limit) / max(1, positions))
 
 
 def standard_error(losses: list[float]) -> float:
-    """Of the sum of what each token loses. Neighbours go together, so the spread is taken between runs of tokens."""
+    """Standard error of the sum of the tokens' losses. Neighbours correlate, so runs of tokens are the samples."""
     size = max(1, min(RUN, len(losses) // LEAST_RUNS))
     sums = [math.fsum(losses[i : i + size]) for i in range(0, len(losses) - size + 1, size)]
     if len(sums) < 2:
@@ -178,9 +178,9 @@ def standard_error(losses: list[float]) -> float:
 
 
 def worst_layer(float32: Session, session: Session, reference: Reference) -> str:
-    """Where a variant leaves float32: the first layer whose cache departs half as far as any does."""
+    """Describe where a variant diverges: the first layer whose KV cache differs from float32's by half the maximum."""
     ids = reference.windows[0]
     expected, found = cached(float32, ids), cached(session, ids)
     errors = [float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(expected, found, strict=True)]
     layer = departing_layer(expected, found, max(errors) / 2)
-    return f"keys and values depart most from layer {layer} on, by up to {max(errors):.1%}"
+    return f"keys and values differ most from layer {layer} on, by up to {max(errors):.1%}"

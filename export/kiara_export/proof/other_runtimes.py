@@ -1,6 +1,6 @@
 """The bundle in other runtimes: greedy tokens of onnxruntime-genai and transformers.js compared with Kiara's.
 
-Each runs in a process of its own, on the bundle's own files and with its own tokenizer, from text to tokens.
+Each runs in its own process, on the bundle's own files and with its own tokenizer, from text to tokens.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from kiara_runtime.model import Model, load
 from kiara_runtime.tokens import Tokenizer
 
 PROMPTS, PROMPT_TOKENS = 20, 24
-IDENTICAL_TOKENS, MAX_TOKENS = 64, 256  # that must be identical; that are looked at for a first difference
+IDENTICAL_TOKENS, MAX_TOKENS = 64, 256  # how many must be identical; how many are searched for the first difference
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Check:
-    """Another runtime. require: raises UserError where it is not installed. command: runs it on a folder."""
+    """Another runtime. require: raises UserError if it is not installed. command: runs it; the folder is appended."""
 
     runtime: str
     require: Callable[[], None]
@@ -46,11 +46,13 @@ def _require_genai() -> None:
 
 def _require_transformers_js() -> None:
     if shutil.which("node") is None:
-        raise UserError("--check-with transformersjs", "needs Node.js (20 or newer)", "install it")
+        raise UserError("--check-with transformersjs", "Node.js is not installed", "install version 20 or newer")
     command = ["node", "-e", "require.resolve('@huggingface/transformers')"]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         raise UserError(
-            "--check-with transformersjs", "the package is not in this folder", "npm install @huggingface/transformers"
+            "--check-with transformersjs",
+            "@huggingface/transformers is not installed in this folder",
+            "npm install @huggingface/transformers",
         )
 
 
@@ -65,25 +67,25 @@ CHECKS = {
 
 
 def prompts_of(split: Split, tokenizer: Tokenizer, context_length: int) -> list[str]:
-    """Text out of `split` to begin from; raises UserError where there is none, or no room behind it to compare in."""
+    """Prompts taken from `split`; raises UserError if there are none or if the context leaves no room to continue."""
     prompts = list(_prompts(split, tokenizer, min(PROMPT_TOKENS, context_length // 2)))
     room = context_length - 2 * PROMPT_TOKENS
     if not prompts or room < 1:
         raise UserError(
             "--check-with",
-            f"{len(prompts)} prompts of held-out text and {max(0, room)} tokens of the context are left to compare",
-            "leave it out",
+            f"{len(prompts)} prompts of held-out text and {max(0, room)} tokens of context are not enough to compare",
+            "leave --check-with out",
         )
     return prompts
 
 
 def greedy_agreement(check: Check, bundle: Path, variant: Variant, prompts: list[str]) -> dict[str, Any]:
-    """How far the other runtime's greedy tokens are ours; raises UserError where the runtime fails."""
+    """Compare the other runtime's greedy tokens with ours; raises UserError if the runtime fails."""
     model = load(bundle, variant.name)
     tokens = min(MAX_TOKENS, model.context_length - 2 * PROMPT_TOKENS)
     asked = {"prompts": prompts, "max_tokens": tokens}
     with (
-        _opened_by_others(bundle, variant) as folder,
+        _pointed_at(bundle, variant) as folder,
         progress(f"{check.runtime} {variant.name}", len(prompts)) as advance,
     ):
         theirs = _run([*check.command(variant), str(folder)], json.dumps(asked), check.runtime)
@@ -106,18 +108,18 @@ def greedy_agreement(check: Check, bundle: Path, variant: Variant, prompts: list
 
 
 def departure(found: dict[str, Any]) -> str | None:
-    """Where another runtime's tokens are not ours within IDENTICAL_TOKENS, None where nowhere."""
+    """A message if another runtime's tokens differ from ours within IDENTICAL_TOKENS, else None."""
     different = found["prompts"] - found["identical_for_64_tokens"]
     if not different:
         return None
     return (
-        f"{found['runtime']} gives other greedy tokens for {found['variant']} on {different} of {found['prompts']} "
-        f"prompts, first at token {found['first_difference']}"
+        f"{found['runtime']} generates different greedy tokens for {found['variant']} on {different} of "
+        f"{found['prompts']} prompts, first at token {found['first_difference']}"
     )
 
 
 def _prompts(split: Split, tokenizer: Tokenizer, length: int) -> Iterator[str]:
-    """Beginnings of windows spread over the split, as text that encodes to about `length` tokens."""
+    """Texts of about `length` tokens, spread evenly over the split."""
     count = split.whole_windows(length)
     wanted = min(PROMPTS, count)
     for i in range(wanted):
@@ -128,7 +130,7 @@ def _prompts(split: Split, tokenizer: Tokenizer, length: int) -> Iterator[str]:
 
 
 def _first_difference(model: Model, prompt: str, other: dict[str, Any], tokens: int) -> int | None:
-    """Index of the first token that differs, -1 where already the prompt's do, None where none does."""
+    """Index of the first token that differs, -1 if the prompts are tokenised differently, None if all are equal."""
     ids = [*model.tokenizer.prompt_prefix, *model.tokenize(prompt)]
     if other["prompt"] != ids:
         return -1
@@ -137,7 +139,7 @@ def _first_difference(model: Model, prompt: str, other: dict[str, Any], tokens: 
     for i, mine in enumerate(ours):
         if i < len(theirs) and theirs[i] != mine:
             return i
-        if mine in model.eos_token_ids:  # where the others stop; some give the end's id, some do not
+        if mine in model.eos_token_ids:  # other runtimes stop here; some return the end-of-text token, some do not
             return None
         if i >= len(theirs):
             return i
@@ -145,8 +147,8 @@ def _first_difference(model: Model, prompt: str, other: dict[str, Any], tokens: 
 
 
 @contextmanager
-def _opened_by_others(bundle: Path, variant: Variant) -> Iterator[Path]:
-    """The bundle's own files, with onnxruntime-genai's configuration pointing at `variant`."""
+def _pointed_at(bundle: Path, variant: Variant) -> Iterator[Path]:
+    """A copy of the bundle, by symbolic links, whose genai_config.json points at `variant`."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "bundle")
         (folder / "onnx").mkdir(parents=True)

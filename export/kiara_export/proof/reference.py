@@ -1,4 +1,4 @@
-"""What PyTorch says, computed once while the model is in memory; the graphs are judged without it.
+"""PyTorch's outputs, computed once while the model is in memory; judging the graphs does not need the model.
 
 Shape letters as in `kiara_runtime.verify.agreement`; R held-out windows.
 """
@@ -18,17 +18,20 @@ from kiara.model import GPT, KeyValue
 from kiara_runtime.verify import END, Cached, Ids, Logits, batch_of
 
 WINDOWS = 4  # held-out windows that the paths are compared on
-MAX_LENGTH = 512  # tokens of a window; a longer one would only take longer to say the same
-LARGE_LENGTH = 128  # of the one window that PyTorch reads, of a model whose logits are large
+MAX_LENGTH = 512  # tokens of a window; longer ones take more time and show nothing new
+LARGE_LENGTH = 128  # tokens of the one window that PyTorch reads if the model's logits are large
 
 
 @dataclass(frozen=True)
 class Reference:
-    """texts: int64 (R, T), for a graph's paths against each other; windows: their beginnings, int64 (R, S), that
-    PyTorch has read. logits: of each, (R, S, V). past: keys and values (K, S, E) of the first, 2 L of them.
+    """PyTorch's outputs along the paths that a graph must reproduce.
 
-    rows: the sequences of the padded batch, and what each alone gives. end: the ids of the context's last
-    positions behind the tiled `past`, and their logits; end_rounding: how far at most these are from float64's.
+    texts: int64 (R, T), to compare a graph's paths with each other; windows: their first S tokens, int64 (R, S), which
+    PyTorch has read; logits: of these, (R, S, V). past: keys and values (K, S, E) of the first window, 2 L arrays.
+
+    rows: the sequences of the padded batch; row_logits: of each one alone. end: token ids at the last positions of the
+    context, after a KV cache filled with `past` repeatedly; end_logits: theirs; end_rounding: largest difference of
+    these from the same in float64.
     """
 
     texts: Ids
@@ -44,7 +47,7 @@ class Reference:
 
 @torch.inference_mode()
 def reference_of(model: GPT, split: Split) -> Reference:
-    """Run the model eagerly over a little held-out text, along every path that a graph must reproduce."""
+    """Run the model in PyTorch on a little held-out text, along every path that a graph must reproduce."""
     large = rows_at_once(model) < WINDOWS
     length = min(model.config.context_length, MAX_LENGTH)
     count = 1 if large else WINDOWS
@@ -72,9 +75,9 @@ def reference_of(model: GPT, split: Split) -> Reference:
 
 
 def _logits_behind(model: GPT, past: Cached, ids: Tensor, dtype: torch.dtype) -> Logits:
-    """Logits (S, V) of the context's last positions: GPT.forward, but with one layer's cache in memory at a time.
+    """Logits (S, V) at the end of the context, as GPT.forward, but with one layer's KV cache in memory at a time.
 
-    dtype: of what the layers compute. The embedding rounds nothing and the head little, so both stay float32.
+    dtype: of the layers. The embedding does no rounding and the head little, so both stay in float32.
     """
     positions = np.arange(model.config.context_length - ids.shape[1]) % past[0].shape[1]
 
@@ -87,6 +90,6 @@ def _logits_behind(model: GPT, past: Cached, ids: Tensor, dtype: torch.dtype) ->
     x = x.to(dtype)
     rope = None if rope is None else (rope[0].to(dtype), rope[1].to(dtype))
     for i, layer in enumerate(model.layers):
-        computes = layer if dtype == torch.float32 else copy.deepcopy(layer).to(dtype)
-        x, delta, _ = computes(x, delta, rope, cache(i), None)
+        converted = layer if dtype == torch.float32 else copy.deepcopy(layer).to(dtype)
+        x, delta, _ = converted(x, delta, rope, cache(i), None)
     return model.head(x.float(), None if delta is None else delta.float())[0].numpy()

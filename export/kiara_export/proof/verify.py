@@ -1,8 +1,8 @@
-"""The verifier of the float32 graph: it must say what PyTorch says, along every path.
+"""Verify the float32 graph against PyTorch along every path.
 
-Logits within tolerance and the same greedy choice at every position, in one prefill, in single steps, in
-chunks, in a padded batch and at the end of the context. A graph that departs is told with the first layer
-whose cache does.
+Logits must be within tolerance and the greedy choice the same at every position: in one prefill, in single steps, in
+chunks, in a padded batch and at the end of the context. The error for a wrong graph names the first layer whose KV
+cache differs.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from kiara_runtime.verify import (
     prompts_alone,
 )
 
-# Of the largest logit. Sums of float32 in another order differ by a part that grows with the square root of their
-# length (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 4): over USUAL positions they stay a
-# ten times below this, at the end of a context of 8,192 they have been seen at 1.3 times this.
+# Relative to the largest logit. The order of summation changes a float32 sum by an error that grows with the square
+# root of its length (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 4): over USUAL positions a
+# tenth of this was measured, at the end of a context of 8,192 tokens 1.3 times this.
 TOLERANCE, USUAL = 1e-4, 512
-# There, some positions magnify whatever was rounded before them ten times as much as others do. PyTorch's own distance
-# from float64 tells how much; a single step, which sums in yet another order, has been seen at nine times that.
-ROUNDINGS, MOST = 32, 2e-3  # of those distances, but no more of the largest logit: a wrong key moves it by a tenth
+# At the end of the context, some positions amplify earlier rounding errors ten times as much as others. PyTorch's own
+# difference from float64 measures how much; single steps, which sum in another order, were measured at nine times that.
+# ROUNDINGS times that difference is allowed, at most MOST of the largest logit; a wrong key changes it by a tenth.
+ROUNDINGS, MOST = 32, 2e-3
 ENDS = ("end of the context", "single steps to the end of the context")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of a float32 path with PyTorch. max_difference: largest |logit difference|; scale: largest |logit|."""
+    """Agreement of a float32 path with PyTorch. max_difference: largest |logit difference|; scale: largest |logit|."""
 
     path: str
     max_difference: float
@@ -49,7 +50,7 @@ class Agreement:
 
 
 def verify_float32(session: Session, reference: Reference) -> list[Agreement]:
-    """Compare every path of the graph with PyTorch; raises UserError on the first that departs."""
+    """Compare every path of the graph with PyTorch; raises UserError on the first that differs."""
     agreements: dict[str, Agreement] = {}
     for path, expected, found in _paths(session, reference):
         agreement = _compare(path, expected, found, session, reference)
@@ -64,14 +65,14 @@ def verify_float32(session: Session, reference: Reference) -> list[Agreement]:
 
 
 def _paths(session: Session, reference: Reference) -> Iterator[tuple[str, Logits, Logits]]:
-    """Name of a path, what PyTorch gives and what the graph gives, (S, V) each."""
+    """Name of a path, with PyTorch's and the graph's logits, (S, V) each."""
     length = reference.windows.shape[1]
 
     def windows(name: str, chunk: int) -> Iterator[tuple[str, Logits, Logits]]:
         for ids, logits in zip(reference.windows, reference.logits, strict=True):
             yield name, logits, in_chunks(session, ids, chunk)
 
-    # The whole context's cache is the most memory of all: first, before the heap is in pieces.
+    # The KV cache of the whole context is the largest allocation: first, before the heap is fragmented.
     for name, chunk in zip(ENDS, (len(reference.end), 1), strict=True):
         yield name, reference.end_logits, at_the_end(session, reference.past, reference.end, chunk)
     yield from windows("prefill", length)
@@ -91,35 +92,37 @@ def _compare(path: str, expected: Logits, found: Logits, session: Session, refer
     if path in ENDS:
         rounding = min(ROUNDINGS * reference.end_rounding, MOST * scale)
         allowed = max(tolerance(session.architecture.context_length) * scale, rounding)
-    if not difference <= allowed:  # also where it is not a number
+    if not difference <= allowed:  # written so that NaN fails
         raise UserError(
             "verification",
-            f"{path} of the float32 graph differs from PyTorch by {difference:.2g} where "
-            f"{allowed:.2g} is allowed, {_first_departing(session, reference)}",
+            f"{path} of the float32 graph differs from PyTorch by {difference:.2g} (at most {allowed:.2g} is allowed), "
+            f"{_first_difference(session, reference)}",
             "no bundle was written",
         )
-    # Choices may differ only between tokens that PyTorch itself cannot tell apart within the tolerance.
+    # Greedy choices may differ only between tokens whose logits in PyTorch are equal within the tolerance.
     chosen = np.take_along_axis(expected, found.argmax(-1)[..., None], axis=-1)[..., 0]
     if float((expected.max(-1) - chosen).max()) > 2 * allowed:
-        raise UserError("verification", f"{path} chooses another token than PyTorch", "no bundle was written")
+        raise UserError(
+            "verification", f"{path} of the float32 graph chooses another token than PyTorch", "no bundle was written"
+        )
     return Agreement(path, difference, scale, len(expected))
 
 
 def tolerance(positions: int) -> float:
-    """What a logit may differ by, in parts of the largest one, where attention sums over so many positions."""
+    """Allowed logit difference, relative to the largest logit, when attention sums over that many positions."""
     return TOLERANCE * math.sqrt(max(1.0, positions / USUAL))
 
 
-def _first_departing(session: Session, reference: Reference) -> str:
-    """Where a prefill leaves PyTorch, told by the keys and values of each layer."""
+def _first_difference(session: Session, reference: Reference) -> str:
+    """Describe where a prefill starts to differ from PyTorch, by the keys and values of each layer."""
     layer = departing_layer(reference.past, cached(session, reference.windows[0]), TOLERANCE)
     if layer is None:
-        return "though no layer's cache does in a prefill: look at masks, positions, the last layer or the LM head"
+        return "but no layer's KV cache differs in prefill: check masks, positions, the last layer and the LM head"
     return f"first in the keys or values of layer {layer}"
 
 
 def departing_layer(expected: Cached, found: Cached, tolerance: float) -> int | None:
-    """The first layer whose keys or values differ by more than `tolerance` of their largest, None where none does."""
+    """The first layer whose keys or values differ by more than `tolerance` of their largest; None if none does."""
     for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         if not np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max():
             return i // 2

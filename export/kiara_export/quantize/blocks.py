@@ -1,8 +1,8 @@
-"""Weights in blocks: the arithmetic of weight-only quantisation, apart from any graph.
+"""Block-quantised weights: the arithmetic of weight-only quantisation, independent of the graph.
 
-A block is a run of inputs of one row that share a scale, and at 4 bits a zero point. At blocks of up to 64 (not
-at 128) ONNX Runtime's MatMulNBits computes each row of a batch by itself, so that a request's logits do not
-depend on what else is in the batch; blocks of 64 read the least beside the weights.
+A block is a run of inputs of one row that share a scale and, at 4 bits, a zero point. With blocks of up to 64 (not
+128) ONNX Runtime's MatMulNBits computes each row of a batch separately, so a request's logits do not depend on what
+else is in the batch; of these sizes, 64 has the fewest scales to read.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SLAB = 1024  # rows
 
 @dataclass(frozen=True)
 class Blocks:
-    """A matrix (out, in) as whole numbers: weight = (value - zero) * scale.
+    """A quantised matrix (out, in): weight = (value - zero) * scale.
 
     values: uint8 (out, blocks, size), below 2 ** bits. scales: float16 (out, blocks). zeros: uint8 (out, blocks),
-    or None where the zero is the middle, 2 ** (bits - 1).
+    or None if every zero point is 2 ** (bits - 1).
     """
 
     bits: int
@@ -56,23 +56,21 @@ class Blocks:
         return _packed(self.values, self.bits)
 
     def packed_zeros(self) -> NDArray[np.uint8]:
-        """(out, ceil(blocks / 2)) at 4 bits, an odd count filled up."""
+        """4-bit zero points as MatMulNBits reads them, (out, ceil(blocks / 2)); an odd count is padded."""
         assert self.zeros is not None and self.bits == 4
         return _packed(np.pad(self.zeros, ((0, 0), (0, self.zeros.shape[1] % 2))), self.bits)
 
     def weight(self) -> NDArray[np.float32]:
-        """What the graph computes with, float32 (out, in)."""
+        """The dequantised matrix, float32 (out, in)."""
         zeros = np.float32(1 << (self.bits - 1)) if self.zeros is None else self.zeros[..., None].astype(np.float32)
         return ((self.values - zeros) * self.scales.astype(np.float32)[..., None]).reshape(self.rows, self.columns)
 
 
 def block_size(columns: int, sizes: tuple[int, ...]) -> int:
-    """The largest block that divides a matrix's inputs; raises UserError where none does."""
+    """The first of `sizes` that divides a matrix's inputs; raises UserError if none does."""
     size = next((size for size in sizes if columns % size == 0), None)
     if size is None:
-        raise UserError(
-            "--quantize", f"a matrix has {columns} inputs, no multiple of 16", "export it with none or fp16"
-        )
+        raise UserError("--quantize", f"a matrix has {columns} inputs, not a multiple of 16", "use none or fp16")
     return size
 
 
@@ -87,7 +85,7 @@ def round_to(grid: Grid, weight: NDArray[np.float32]) -> Blocks:
     size = block_size(columns, grid.sizes)
     values = np.empty((rows, columns // size, size), dtype=np.uint8)
     scales = np.empty(values.shape[:2], dtype=np.float16)
-    for start in range(0, rows, SLAB):  # a large table's intermediate values would take many times its size
+    for start in range(0, rows, SLAB):  # in slabs: intermediate values take several times the size of the weights
         slab = slice(start, start + SLAB)
         steps, exact = grid.steps(torch.from_numpy(weight[slab]))
         if not torch.isfinite(exact).all():

@@ -1,8 +1,8 @@
-"""Four bits by GPTQ (Frantar et al. 2023): each column's rounding error is paid back by the columns after it.
+"""4-bit quantisation by GPTQ (Frantar et al. 2023): the columns that follow compensate each column's rounding error.
 
-The error that counts is that of a projection's outputs on real text, tr(E H E^T) with H the second moments of
-its inputs. Layers are rounded in order and each sees what the rounded ones before it produce. The grid of a block
-is searched, weighted by H's diagonal, before its columns are rounded.
+It minimises the error of a projection's outputs on calibration text, tr(E H E^T), where H is the second moments of its
+inputs. Layers are quantised in order; each one's inputs come from the quantised layers before it. The scale and zero
+point of a block are found by a search, weighted by H's diagonal, before its columns are rounded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from kiara_export.quantize.mixed import Choice
 
 CALIBRATION_TOKENS = 1 << 14
 SLOPE_TOKENS, SLOPE_LENGTH = 1 << 11, 256  # a backward pass holds the activations of one window
-MAX_LENGTH, ROWS = 512, 8  # of a window, and windows a pass
-DAMPING = 0.01  # of H's mean diagonal, added to it (the paper's)
-SHRINKS = torch.linspace(0.7, 1.0, 13)  # of a block's range: cutting its extremes off can fit the rest better
+MAX_LENGTH, ROWS = 512, 8  # tokens of a window, and windows per pass
+DAMPING = 0.01  # of H's mean diagonal, added to the diagonal (as in the paper)
+SHRINKS = torch.linspace(0.7, 1.0, 13)  # of a block's range: clipping its extremes can fit the rest better
 TOP = 15  # the largest value of 4 bits
 
 
@@ -33,8 +33,9 @@ def calibrate_int4(
 ) -> dict[str, Choice]:
     """Each matrix of the layers at 4 and at 8 bits, by its name in the traced graph.
 
-    The weights of `model` are rounded as it goes. blocks: sizes of a block, the first that fits. costs: estimate what
-    each loses, which takes a backward pass. advance: told of each finished layer.
+    Replaces the weights of `model` by the rounded ones. blocks: block sizes, of which the first that fits is used.
+    costs: whether to estimate the loss caused by each matrix, which takes a backward pass. advance: called after each
+    layer.
     """
     slopes = output_slopes(model, split) if costs else {}
     with torch.inference_mode():
@@ -72,7 +73,7 @@ def _layer_by_layer(
 
 
 def output_slopes(model: GPT, split: Split) -> dict[str, Tensor]:
-    """Mean square of the gradient of a token's loss at each output of each matrix of the layers, (out,) each."""
+    """Mean squared gradient of the loss with respect to each output of each matrix of the layers, (out,) each."""
     slopes: dict[str, Tensor] = {}
     hooks = []
     for name, part in model.named_modules():
@@ -109,8 +110,8 @@ def _adding(moments: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
 def gptq(weight: Tensor, moments: Tensor, blocks: tuple[int, ...]) -> Blocks:
     """4-bit blocks of weight (out, in) for inputs with second moments (in, in).
 
-    Columns go by falling importance, each on the grid of the block where it lies: the errors of the important
-    ones can be paid back by all the others.
+    Columns are rounded in order of falling importance, each on the grid of its own block, so that all other columns
+    can compensate the errors of the important ones.
     """
     rows, columns = weight.shape
     size = block_size(columns, blocks)
@@ -122,7 +123,7 @@ def gptq(weight: Tensor, moments: Tensor, blocks: tuple[int, ...]) -> Blocks:
     damped = (moments + torch.diag((importance == 0) * mean + DAMPING * mean))[order][:, order]
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     left, values = weight[:, order].contiguous(), torch.empty_like(weight)
-    for start in range(0, columns, size):  # the far columns are paid a run of columns at a time
+    for start in range(0, columns, size):  # later columns are updated once per run of `size` columns
         end = start + size
         run, inner = left[:, start:end], factor[start:end, start:end]
         errors = torch.empty(rows, size)
@@ -142,10 +143,10 @@ def gptq(weight: Tensor, moments: Tensor, blocks: tuple[int, ...]) -> Blocks:
 
 
 def search_grid(grouped: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales, exact in float16, and whole zero points of each block, (out, blocks) each.
+    """Scales, exact in float16, and integer zero points of each block, (out, blocks) each.
 
-    The range, of some shrunken ones, whose rounding errors weigh least. grouped: (out, blocks, size); importance:
-    (blocks, size).
+    Tries shrunken ranges and keeps the one with the least weighted rounding error. grouped: (out, blocks, size);
+    importance: (blocks, size).
     """
     low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
     best = torch.full_like(low, torch.inf)

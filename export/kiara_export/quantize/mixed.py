@@ -1,8 +1,8 @@
-"""Which matrices of the int4 variant keep 8 bits: as many as a budget allows, or as few as a loss needs.
+"""Choose the matrices of the int4 variant that keep 8 bits: as many as a budget allows, or as few as a loss requires.
 
-What a matrix costs at 4 bits is estimated once, to second order: half the error of each of its outputs,
-(E H E^T)_nn, times the mean square of the loss's gradient there (the diagonal of K-FAC's factorisation, Martens
-and Grosse 2015). The costliest a byte are promoted first.
+The loss that a matrix causes at 4 bits is estimated once, to second order: half the squared error of each of its
+outputs, (E H E^T)_nn, times the mean squared gradient of the loss there (the diagonal of K-FAC's factorisation,
+Martens and Grosse 2015). Matrices with the highest estimated loss per extra byte are promoted first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kiara_runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Choice:
-    """A matrix at both widths. cost: estimated loss of the 4-bit one, in any unit common to all."""
+    """A matrix at both widths. cost: estimated loss of the 4-bit one, in the same unit for all matrices."""
 
     four: Blocks
     eight: Blocks
@@ -31,7 +31,7 @@ class Choice:
 
 
 class Mixed:
-    """The matrices of the layers in the order of their promotion; every other matrix has 8 bits anyway."""
+    """The matrices of the layers in order of promotion to 8 bits; all other matrices have 8 bits anyway."""
 
     def __init__(self, choices: dict[str, Choice]) -> None:
         self._choices = choices
@@ -45,7 +45,7 @@ class Mixed:
         return sorted(self._order[:promoted])
 
     def rounded(self, promoted: int) -> Callable[[str, NDArray[np.float32]], Blocks]:
-        """For `lower.blocks`: the first `promoted` matrices at 8 bits."""
+        """The rounding function for `lower.blocks`, with the first `promoted` matrices at 8 bits."""
         eight = set(self.eight(promoted))
 
         def choose(name: str, weight: NDArray[np.float32]) -> Blocks:
@@ -56,7 +56,7 @@ class Mixed:
         return choose
 
     def within(self, plain_bytes: int, budget: int) -> int:
-        """How many promotions fit where the graph with none takes `plain_bytes`."""
+        """How many promotions fit the budget if the graph without any takes `plain_bytes`."""
         if plain_bytes > budget:
             raise over_budget(plain_bytes, budget)
         sizes = plain_bytes + np.cumsum([self._choices[name].extra_bytes for name in self._order])
@@ -64,19 +64,16 @@ class Mixed:
 
 
 def over_budget(least: int, budget: int) -> UserError:
-    """least: bytes of the smallest graph."""
+    """The error for a budget that is too small. least: bytes of the smallest graph."""
     return UserError(
         f"--budget {budget / 1000000.0:.2f}MB",
         f"the smallest graph takes {least / 1000000.0:.2f}MB",
-        "allow that, or take a smaller model",
+        "raise the budget, or use a smaller model",
     )
 
 
 def fewest(count: int, loss_of: Callable[[int], float], limit: float) -> int:
-    """The fewest promotions, of at most `count`, whose measured loss is within `limit`, by bisection.
-
-    Where not even all of them are enough it is all.
-    """
+    """The fewest promotions whose measured loss is within `limit`, by bisection; `count`, the most, if none is."""
     low, high = 0, count
     if loss_of(high) > limit:
         return count

@@ -1,16 +1,18 @@
-"""What int8-dynamic learns from text: factors that even out channels, and which matrices better stay in blocks.
+"""Calibration of int8-dynamic: smoothing factors for channels, and the choice of matrices that stay in blocks.
 
-The factors act on activations before they are rounded, and cancel in the weights.
+The factors scale activations before they are rounded, and cancel in the weights.
 
-A token's activations share one step, so the loudest channel sets the error of all others. Channel j can be divided by
-s_j where it is made (a norm's gain, the up projection's row) if column j of the weights that read it is multiplied by
-s_j: the idea of SmoothQuant (Xiao et al. 2023), which balances the largest values of both sides. Here the expected
-squared error of an output is balanced. With one step for a token and one for a row of weights it is, but for a factor,
+All activations of a token share one scale, so the channel with the largest values sets the error of all others. Channel
+j can be divided by s_j where it is produced (a norm's gain, the up projection's row) if column j of the weights that
+read it is multiplied by s_j. SmoothQuant (Xiao et al. 2023) does this to balance the largest values on both sides. Here
+s is chosen to lower the expected squared error of an output. With one scale per token and one per row of weights this
+error is, up to a constant factor,
 
     max_j (x_j / s_j)^2 * sum_j s_j^2 |w_j|^2  +  max_j (w_j s_j)^2 * sum_j (x_j / s_j)^2,
 
-and near its least where s_j^2 is the size of x_j by the size of w_j. As sizes the fourth mean, which lies between the
-mean square and the maximum, and the root mean square come within 5 % of what a search by gradient finds.
+and close to its minimum where s_j^2 is the size of x_j divided by the size of w_j. With the fourth-power mean (between
+the root mean square and the maximum) as the size of x_j and the root mean square as that of w_j, the error is within
+5 % of what a gradient search finds.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ from kiara.data import Split
 from kiara.evaluation import windows
 from kiara.model import GPT, Linear, projections
 
-TOKENS, LENGTH = 1 << 12, 512  # of text to calibrate on, and of a window
+TOKENS, LENGTH = 1 << 12, 512  # tokens of calibration text, and of a window
 COST_TOKENS, COST_LENGTH = 1 << 11, 256  # for costs: a backward pass holds the activations of one window
-SHARE = 0.0025  # of the loss that the roundings of tokens may cost, by estimate
-LEAST = 0.01  # of the mean size: a channel that the text hardly used may be loud elsewhere
+SHARE = 0.0025  # of the loss: the most that int8 rounding with per-token scales may add, by estimate
+LEAST = 0.01  # of the mean size: a channel that is nearly silent on this text may be large on another
 
-Factors = dict[str, list[NDArray[np.float32]]]  # a parameter of the traced graph -> what multiplies it, in turn
+Factors = dict[str, list[NDArray[np.float32]]]  # name of a parameter of the traced graph -> factors to multiply it by
 
 
 def smoothing(model: GPT, split: Split) -> Factors:
-    """What to multiply the parameters of `model` by; its logits stay as they are."""
+    """Smoothing factors for the parameters of `model`, which leave its logits unchanged."""
     sizes: dict[str, Tensor] = {}
     linears = _linears(model)
     hooks = [part.register_forward_hook(_measuring(sizes, name)) for name, part in linears.items()]
@@ -54,21 +56,21 @@ def smoothing(model: GPT, split: Split) -> Factors:
 
 
 def costly(model: GPT, split: Split, factors: Factors, share: float = SHARE) -> set[str]:
-    """The matrices, by their names in the traced graph, for which one step a token is too coarse even after `factors`.
+    """The matrices, by name in the traced graph, for which one scale per token is too coarse even after `factors`.
 
-    Of each one the loss is estimated from one pass over the text and back: in the second order, with e what rounding
-    changes in its outputs and g the gradient of the text's loss there, half the mean of (g e)^2 over the tokens. The
-    costliest are named until the rest cost no more than `share` of the text's loss.
+    The loss that a matrix causes is estimated to second order from one forward and backward pass over the text: half
+    the sum of (g e)^2 over the tokens, where e is the error of its outputs and g the gradient of the summed loss there.
+    The costliest matrices are selected until the others cost at most `share` of the text's loss.
 
-    The divergence of SmolLM2-135M from float32, in parts of its loss, with so many of its 120 matrices in blocks:
+    Divergence of SmolLM2-135M from float32, relative to its loss, by number of its 120 matrices in blocks:
 
     | in blocks                     | 0      | 2      | 4      | 6      | 8      | 12     | 16     | all    |
     |-------------------------------|--------|--------|--------|--------|--------|--------|--------|--------|
     | the costliest by estimate     | 0.34 % | 0.31 % | 0.28 % | 0.27 % | 0.26 % | 0.25 % | 0.24 % | 0.15 % |
     | by an output's relative error | 0.34 % | 0.33 % | 0.32 % | 0.30 % | 0.29 % | 0.28 % |        | 0.15 % |
 
-    In every column 0.10 % is the embedding's and the head's. The estimate is about twice what comes true. SHARE keeps
-    6, and the export loses 0.27 % of its bits per byte on 8192 tokens, where with none in blocks it lost 0.35 %.
+    Every column includes 0.10 % for the embedding and the head. The estimate is about twice the measured loss. SHARE
+    keeps 6 in blocks, and the export loses 0.27 % of its bits per byte on 8192 tokens; with none in blocks, 0.35 %.
     """
     costs: dict[str, float] = {}
     hooks, nats = [], 0.0
@@ -78,7 +80,7 @@ def costly(model: GPT, split: Split, factors: Factors, share: float = SHARE) -> 
         hooks.append(part.register_forward_hook(_costing(costs, f"model.{name}.weight", part, scale)))
     for batch in windows(split, min(model.config.context_length, COST_LENGTH), COST_TOKENS, 1):
         ids, targets = batch[:, :-1], batch[:, 1:]
-        loss = model.loss(ids, targets) * targets.numel()  # a sum, so that a token's gradient is whole
+        loss = model.loss(ids, targets) * targets.numel()  # a sum: a mean would divide the gradients
         loss.backward()
         model.zero_grad(set_to_none=True)
         nats += loss.item()
@@ -96,7 +98,7 @@ def costly(model: GPT, split: Split, factors: Factors, share: float = SHARE) -> 
 def _costing(
     costs: dict[str, float], name: str, part: Linear, scale: Tensor
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    """Sums what rounding a projection costs. scale (in,): what its inputs are divided by."""
+    """A forward hook that sums the estimated loss of rounding a projection. scale (in,): divisor of its inputs."""
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         with torch.no_grad():
@@ -111,18 +113,20 @@ def _costing(
 
 
 def _rounded(rows: Tensor) -> Tensor:
-    """Each row to 127ths of its largest, as the graph rounds activations and weights."""
+    """Round each row to 127ths of its largest value, as the graph rounds activations and weights."""
     peak = rows.abs().amax(-1, keepdim=True).clamp(min=1e-12)
     return (rows / peak * 127).round() * peak / 127
 
 
 def _linears(model: GPT) -> dict[str, Linear]:
-    """The projections of the layers: the LM head keeps its blocks."""
+    """The projections of the layers; the LM head stays in blocks."""
     return {f"layers.{name}": part for name, part in model.layers.named_modules() if isinstance(part, Linear)}
 
 
 def _measuring(sizes: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    """Sums the fourth powers of a projection's inputs, each row in units of its outputs' norm: errors are relative."""
+    """A forward hook that sums the fourth powers of a projection's inputs, divided by the norm of the outputs since
+    relative errors count.
+    """
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         rows = inputs[0] / output.norm(dim=-1, keepdim=True).clamp(min=1e-12)
@@ -132,7 +136,7 @@ def _measuring(sizes: dict[str, Tensor], name: str) -> Callable[[nn.Module, tupl
 
 
 def _scales(size: Tensor, weight: Tensor) -> Tensor:
-    """s (in,) for inputs of `size` (in,) and weight (out, in); their geometric mean is 1."""
+    """s (in,), with geometric mean 1, for inputs of `size` (in,) and weight (out, in)."""
     logs = [
         part.clamp(min=LEAST * part.mean().clamp(min=1e-12)).log() for part in (size, weight.square().mean(0).sqrt())
     ]
@@ -141,7 +145,7 @@ def _scales(size: Tensor, weight: Tensor) -> Tensor:
 
 
 def _folds(model: GPT, scales: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """A parameter's name and a factor that broadcasts over it."""
+    """Yield parameter names, each with a factor that broadcasts over the parameter."""
     wired = projections(model.config).values()
     for i, layer in enumerate(model.layers):
         at = f"layers.{i}."

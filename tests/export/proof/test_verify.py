@@ -165,7 +165,7 @@ def test_each_limit_is_enforced(
     assert shortfall(quality, INT8.limits) is None
     plain = dataclasses.replace(quality, bits_per_byte_loss_error=0.0)
     for field, value, word in (
-        ("bits_per_byte_loss", 0.0031, "0.31% ± 0.00% of its bits per byte, where 0.30% is allowed"),
+        ("bits_per_byte_loss", 0.0031, "0.31% ± 0.00% of its bits per byte; at most 0.30% is allowed"),
         ("bits_per_byte_loss", float("nan"), "bits per byte"),
         ("top1_agreement", 0.85, "85.00%"),
         ("path_agreement", 0.84, "84.00%"),
@@ -197,7 +197,7 @@ def test_the_tolerance_grows_with_the_context() -> None:
 
 def test_prompts_for_other_runtimes_are_refused_when_the_context_has_no_room(dataset: Dataset) -> None:
     assert len(prompts_of(dataset.val, dataset.tokenizer, 96)) == 20
-    with pytest.raises(UserError, match="--check-with: 20 prompts of held-out text and 0 tokens of the context"):
+    with pytest.raises(UserError, match="--check-with: 20 prompts of held-out text and 0 tokens of context"):
         prompts_of(dataset.val, dataset.tokenizer, 48)
 
 
