@@ -55,7 +55,7 @@ _MARKS: dict[str, tuple[str, Callable[[dict[str, Any]], set[str]]]] = {
 
 
 def kind_of(folder: Path) -> str | None:
-    """Kind of a folder that Kiara wrote: bundle, prepared folder, imported model, checkpoint or run; None if foreign."""
+    """Kind of a folder Kiara wrote: bundle, prepared folder, imported model, checkpoint or run; None if foreign."""
     found = next((kind for kind in _MARKS if _written(folder, kind)), None)
     return "run" if found is None and _is_run(folder) else found
 

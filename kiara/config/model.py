@@ -14,7 +14,7 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """Shape of the model. To train it, widths must be multiples of 64 and head_dim a multiple of 16, for the kernels."""
+    """Shape of the model. To train it, widths must be multiples of 64 and head_dim of 16, for the kernels."""
 
     hidden_size: int = Field(default=256, ge=2, le=1 << 16)
     """Width of the residual stream."""

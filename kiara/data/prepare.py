@@ -220,7 +220,7 @@ def _split(config: Config, files: Files) -> tuple[dict[str, Reader], dict[str, i
     train, val = int(heads.sum()), int((sizes - heads).sum())
     if train and val and abs(val / (train + val) / data.val_fraction - 1) > TOLERANCE + 1e-9:
         logger.warning(
-            "%.3g %% of the text is held out, not the %.3g %% of data.val_fraction: its documents allow no closer split.",
+            "%.3g %% of the text is held out, not the %.3g %% of data.val_fraction: documents allow no other split.",
             100 * val / (train + val), 100 * data.val_fraction,
         )  # fmt: skip
     return readers, {"train": train, "val": val}

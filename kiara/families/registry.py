@@ -94,7 +94,7 @@ def _check_window(family: Family, values: Mapping[str, Any]) -> None:
 
 
 def write_config(config: ModelConfig, vocab_size: int, token_ids: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of the model, as the first family that fits it; token_ids: its fields for BOS, EOS and padding."""
+    """The config.json of the model, as the first family that fits it; token_ids: its fields of BOS, EOS, padding."""
     name, family = _family_for(config)
     return {
         "architectures": [family.architecture],
@@ -109,7 +109,7 @@ def write_config(config: ModelConfig, vocab_size: int, token_ids: Mapping[str, A
 
 
 def tensor_names(family: Family, config: ModelConfig, name: str) -> dict[str, int | None]:
-    """The family's names for our tensor `name`, several if it is packed, each with its number of rows; None means all."""
+    """The family's names for our tensor `name`, several if packed, each with its number of rows; None means all."""
     if name == "lm_head.weight":
         return {name: None}
     for ours, theirs in family.names.items():

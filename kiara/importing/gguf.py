@@ -52,7 +52,7 @@ _BOS_BY_DEFAULT = ("llama-bpe",)  # if add_bos_token is absent, as in llama.cpp
 
 
 class GGUFFile:
-    """config: as config.json. tensors: by Hugging Face name. definition, tokenizer_config: the tokenizer's two files."""
+    """config: as config.json. tensors: by Hugging Face name. definition, tokenizer_config: the tokenizer's files."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -141,7 +141,7 @@ def _config(fields: _Fields, tensors: set[str]) -> dict[str, Any]:
 
 
 def _ends(fields: Mapping[str, Any]) -> list[int]:
-    """Tokens that end a text in llama.cpp (`llama_vocab::impl::load`): those of the keys, and control tokens by name."""
+    """Tokens that end a text in llama.cpp (`llama_vocab::impl::load`): from the keys, and control tokens by name."""
     named = (fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
     keyed = [int(i) for i in named if i is not None]
     if not keyed:

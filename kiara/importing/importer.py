@@ -216,7 +216,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Source]) -> None:
 
 
 def _token_ids(given: tuple[dict[str, Any], ...], tokenizer: Tokenizer, vocab_size: int) -> TokenIds:
-    """Token ids that begin and end a text: from generation_config.json, else config.json, else the tokenizer's names."""
+    """Token ids that begin and end a text: from generation_config.json, else config.json, else tokenizer names."""
 
     def pick(kind: str) -> Any:
         named = tokenizer.special_tokens.get(str(tokenizer.config.get(f"{kind}_token")))

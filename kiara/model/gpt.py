@@ -116,7 +116,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block. Keeps the residual stream and the last sublayer's output apart, so that add and norm can fuse."""
+    """Transformer block. Keeps the residual stream and the last sublayer's output apart, to let add and norm fuse."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

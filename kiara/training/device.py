@@ -64,7 +64,7 @@ def memory_told(field: str, remedy: str) -> Iterator[None]:
 
 
 def _ran_out(error: Exception) -> bool:
-    """Whether memory ran out. PyTorch has an exception class for GPUs; on CPUs only the allocator's name identifies it."""
+    """Whether memory ran out. PyTorch has an exception class for GPUs; on CPUs only the allocator's name tells."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 

@@ -48,7 +48,7 @@ class Run:
         if not writes:
             self.last = first_whole(reversed(list_checkpoints(folder))) or origin
             return
-        self._lock = self._locked()
+        self._lock = self._acquire_lock()
         try:
             self.last = self._newest(resume) or origin
         except BaseException:
