@@ -69,8 +69,10 @@ class Grid:
         return self.size(weight_OI.shape[1]) is not None and bool(torch.equal(self.nearest(weight_OI), weight_OI))
 
     def _factors(self) -> tuple[float, ...]:
-        """Scales to try, in parts of the first. Below 1 the largest weight is cut off, and takes all steps; at the last it
-        takes one step fewer than all. So each of them is found again, without error, in weights that it has rounded.
+        """Scales to try, relative to the first.
+
+        Below 1 the largest weight is cut off and takes all steps; at the last it takes one step fewer than all. So each
+        of them is found again, without error, in weights that it has rounded.
         """
         steps = 1 << (self.bits - 1)
         return (1.0, 0.95, 0.9, 0.85, 0.8, steps / (steps - 1))

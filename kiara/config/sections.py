@@ -47,10 +47,14 @@ class TrainingConfig(Section):
     """What several processes share out: the batch (DDP), or weights and optimizer state, too (FSDP2)."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: a third more time, for much less memory."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Optimizer of the matrices inside the blocks; all other weights have AdamW."""
     learning_rate: float = Field(default=0.008, gt=0, lt=1)
-    """Peak learning rate of Muon, for the matrices inside the blocks."""
+    """Peak learning rate of the matrices inside the blocks; AdamW wants about a third of Muon's."""
     embedding_learning_rate: float = Field(default=0.06, gt=0, lt=1)
-    """Peak learning rate of AdamW, for all other weights."""
+    """Peak learning rate of all other weights."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Decay of the learning rates to zero."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
     weight_decay: float = Field(default=0.1, ge=0, lt=1)
@@ -67,7 +71,7 @@ class TrainingConfig(Section):
     """Newest checkpoints kept; the best one is kept besides."""
     quantize: Literal["none", "int8", "int4", "int2"] = "none"
     """Bundle variant whose rounding the run learns to live with: its weights end on that grid, tables included."""
-    quantize_from: float = Field(default=0.6, ge=0, lt=1)
+    quantize_from: float = Field(default=0.8, ge=0, lt=1)
     """Part of `max_steps` that is trained in full precision before the rounding begins."""
     select_by: Literal["val_bpb", "int8", "int4", "int2"] | None = None
     """Loss that picks the best checkpoint: of the weights as trained, or rounded for a variant; null: of `quantize`."""
