@@ -66,7 +66,7 @@ def test_export_help_says_when_text_is_needed(
     kiara: Callable[..., Result],
 ) -> None:
     said = " ".join(kiara("export", "--help").stdout.split())
-    assert "Needed for an imported checkpoint, which has none of its own" in said
+    assert "Required for an imported checkpoint, which has no text of its own" in said
 
 
 def test_the_readme_activates_the_environment_before_the_first_command() -> None:

@@ -85,9 +85,9 @@ def test_a_loss_bound_promotes_only_as_many_matrices_as_it_needs(
         (("--quantize", "int3"), "'int3'"),
         (("--budget", "40MB"), "add --quantize int4"),
         (("--calibration", "x.txt"), "applies only to int4 and int8-dynamic; add --quantize int4"),
-        (("--quantize", "int4", "--budget", "forty"), "'forty' is no size; give one such as 40MB"),
-        (("--quantize", "int4", "--budget", "0MB"), "'0MB' is no size"),
-        (("--max-bpb-loss", "0.5"), "'0.5' is no percentage; give one such as 0.5%"),
+        (("--quantize", "int4", "--budget", "forty"), "'forty' is not a size; use a form such as 40MB"),
+        (("--quantize", "int4", "--budget", "0MB"), "'0MB' is not a size"),
+        (("--max-bpb-loss", "0.5"), "'0.5' is not a percentage; use a form such as 0.5%"),
         (("--quantize", "none", "--max-bpb-loss", "1%"), "does not apply to float32; add --quantize int8"),
         (("--quantize", "int4", "--budget", "20kB"), "--budget 0.02MB: the smallest graph takes"),
         (("--text", "none.txt"), "none.txt: there is no such file or folder"),
@@ -180,7 +180,7 @@ def test_export_replaces_a_bundle_but_no_other_folder(
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine", "utf-8")
     result = kiara("export", run, "--out", foreign)
-    assert result.exit_code == 1 and "exists and is no bundle" in result.stderr
+    assert result.exit_code == 1 and "exists and is not a Kiara bundle" in result.stderr
     assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
 
 

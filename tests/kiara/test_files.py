@@ -82,7 +82,7 @@ def test_folders_not_written_by_kiara_are_never_replaced(
             assert result.exit_code == 1 and f"--out {out}: " in result.stderr, (kind, out)
             assert result.stderr.count("\n") == 1
     result = kiara(*commands["run"], "--config", project / "config.yaml", "--out", project)
-    assert "exists and is no run of Kiara's" in result.stderr
+    assert "exists and is not a Kiara run" in result.stderr
     assert _state(tmp_path) == before
     assert not list(tmp_path.glob(".*"))
 
@@ -98,9 +98,9 @@ def test_no_command_overwrites_its_own_source(
     for command, place in (("import", copy), ("import", tmp_path / "mine"), ("export", tmp_path / "mine")):
         assert kiara(command, place, "--out", place).exit_code == 1
     assert (
-        "would replace what it is made from" in kiara("import", tmp_path / "alias", "--out", tmp_path / "mine").stderr
+        "would replace its own input" in kiara("import", tmp_path / "alias", "--out", tmp_path / "mine").stderr
     )
-    assert "would replace what it is made from" in kiara("prepare", text, "--out", text).stderr
+    assert "would replace its own input" in kiara("prepare", text, "--out", text).stderr
     assert _state(tmp_path) == before
 
 
@@ -163,7 +163,7 @@ def test_a_half_replaced_folder_is_restored(tmp_path: Path) -> None:
     """After a kill between the two renames only the old folder exists."""
     (tmp_path / ".out.old").mkdir()
     (tmp_path / ".out.old/kept").write_text("x")
-    with pytest.raises(UserError, match="no bundle of Kiara's"), new_folder(tmp_path / "out", "bundle"):
+    with pytest.raises(UserError, match="not a Kiara bundle"), new_folder(tmp_path / "out", "bundle"):
         pass
     assert (tmp_path / "out/kept").read_text() == "x" and len(list(tmp_path.iterdir())) == 1
     claim(tmp_path / "other", "bundle")

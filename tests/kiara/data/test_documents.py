@@ -69,17 +69,17 @@ def test_text_is_read_in_blocks_without_its_byte_order_mark(
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
-        ("a.txt", "abcé".encode() + b"\xff", "a.txt: not UTF-8 at byte 5"),
-        ("a.txt", "abcé".encode()[:-1], "a.txt: not UTF-8 at byte 3"),
-        ("a.txt", "ab é".encode() + b"\0x", "a.txt: a NUL at byte 5"),
-        ("a.txt", "ab c".encode("utf-16-le"), "a.txt: a NUL at byte 1"),
-        ("a.txt", "ab".encode("utf-16"), "a.txt: UTF-16, by its first two bytes; convert it (iconv -f UTF-16"),
-        ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "a.jsonl: UTF-16"),
-        ("a.jsonl", '{"text": "a"}'.encode("utf-16-be"), "a.jsonl:1: a NUL at byte 0"),
-        ("a.jsonl", b'\n{"text": "a\\u0000"}', "a.jsonl:2: a NUL at byte 1"),
-        ("a.jsonl", b'\n{"text": "\xff"}', "a.jsonl:2: not UTF-8 at byte 10"),
-        ("a.jsonl", b'{"body": "a", "n": 1}', "a.jsonl:1: no text in field 'text' (it has 'body'); name another"),
-        ("a.jsonl", b'["a"]', "a.jsonl:1: no text in field 'text'; name another"),
+        ("a.txt", "abcé".encode() + b"\xff", "a.txt: is not UTF-8 at byte 5"),
+        ("a.txt", "abcé".encode()[:-1], "a.txt: is not UTF-8 at byte 3"),
+        ("a.txt", "ab é".encode() + b"\0x", "a.txt: has a NUL at byte 5"),
+        ("a.txt", "ab c".encode("utf-16-le"), "a.txt: has a NUL at byte 1"),
+        ("a.txt", "ab".encode("utf-16"), "a.txt: is UTF-16, by its first two bytes; convert it (iconv -f UTF-16"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "a.jsonl: is UTF-16"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16-be"), "a.jsonl:1: has a NUL at byte 0"),
+        ("a.jsonl", b'\n{"text": "a\\u0000"}', "a.jsonl:2: has a NUL at byte 1"),
+        ("a.jsonl", b'\n{"text": "\xff"}', "a.jsonl:2: is not UTF-8 at byte 10"),
+        ("a.jsonl", b'{"body": "a", "n": 1}', "a.jsonl:1: has no text in field 'text' (it has 'body'); choose another"),
+        ("a.jsonl", b'["a"]', "a.jsonl:1: has no text in field 'text'; choose another"),
     ],
 )  # fmt: skip
 def test_invalid_text_is_refused_with_its_position(
@@ -102,7 +102,7 @@ def test_without_a_text_field_setting_the_error_suggests_renaming(tmp_path: Path
 def test_an_overlong_json_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1 << 20)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "x" * (2 << 20), "utf-8")
-    with pytest.raises(UserError, match=r"a.jsonl:2: a line of over 1 MiB"):
+    with pytest.raises(UserError, match=r"a.jsonl:2: is longer than 1 MiB"):
         list(read_documents([tmp_path / "a.jsonl"]))
 
 

@@ -98,16 +98,16 @@ def test_the_standard_library_is_found_without_its_tests() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
-        ("empty.txt", b"", "no text at all"),
-        ("blank.txt", b" \n\t\n", "no text at all"),
-        ("latin.txt", b"caf\xe9 au lait", "latin.txt: not UTF-8 at byte 3"),
-        ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2: not a line of JSON"),
-        ("field.jsonl", b'{"body": "a"}\n', "field.jsonl:1: no text in field 'text'"),
-        ("surrogate.jsonl", b'{"text": "a \\ud83d b"}\n', "surrogate.jsonl:1: half a character"),
-        ("deep.JSONL", b"[" * 100_000, "deep.JSONL:1: not a line of JSON"),
-        ("mark.txt", "\ufeff\n\ufeff".encode(), "no text at all"),
-        ("wide.txt", "some text".encode("utf-16"), "wide.txt: UTF-16, by its first two bytes; convert it (iconv"),
-        ("wide.txt", "some text".encode("utf-16-le"), "wide.txt: a NUL at byte 1"),
+        ("empty.txt", b"", "has no text, or too little"),
+        ("blank.txt", b" \n\t\n", "has no text, or too little"),
+        ("latin.txt", b"caf\xe9 au lait", "latin.txt: is not UTF-8 at byte 3"),
+        ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2: is not valid JSON"),
+        ("field.jsonl", b'{"body": "a"}\n', "field.jsonl:1: has no text in field 'text'"),
+        ("surrogate.jsonl", b'{"text": "a \\ud83d b"}\n', "surrogate.jsonl:1: has a lone surrogate"),
+        ("deep.JSONL", b"[" * 100_000, "deep.JSONL:1: is not valid JSON"),
+        ("mark.txt", "\ufeff\n\ufeff".encode(), "has no text, or too little"),
+        ("wide.txt", "some text".encode("utf-16"), "wide.txt: is UTF-16, by its first two bytes; convert it (iconv"),
+        ("wide.txt", "some text".encode("utf-16-le"), "wide.txt: has a NUL at byte 1"),
         ("one.txt", b"x", "too little to hold some out"),
         ("missing.txt", None, "there is no such file or folder"),
         ("none-*.txt", None, "no file matches"),
@@ -129,7 +129,7 @@ def test_a_folder_without_text_and_an_unrelated_out_folder_are_refused(tmp_path:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match="holds no text"):
         resolve_source(str(tmp_path))
-    with pytest.raises(UserError, match="exists and is no prepared folder"):
+    with pytest.raises(UserError, match="exists and is not a Kiara prepared folder"):
         prepare(load_config(assignments=[f"data.train={corpus}"], environ={}), tmp_path)
     assert (tmp_path / "picture.png").exists()
 
@@ -145,11 +145,11 @@ def test_dataset_of_opens_a_prepared_folder_and_prepares_other_sources(dataset: 
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("data.val=x", "brings its own validation split"),
-        ("tokenizer.vocab_size=8192", "tokenizer.vocab_size: 8192, but"),
-        ("data.val_fraction=0.3", "data.val_fraction: 0.3, but"),
-        ("data.split_seed=512", "data.split_seed: 512, but"),
-        ("data.text_field=body", "data.text_field: 'body', but"),
+        ("data.val=x", "has its own validation split"),
+        ("tokenizer.vocab_size=8192", "tokenizer.vocab_size: is 8192, but"),
+        ("data.val_fraction=0.3", "data.val_fraction: is 0.3, but"),
+        ("data.split_seed=512", "data.split_seed: is 512, but"),
+        ("data.text_field=body", "data.text_field: is 'body', but"),
         ("tokenizer.vocab_size=512", None),
         ("data.val_fraction=0.05", None),
     ],
@@ -188,12 +188,12 @@ def test_a_folder_prepared_before_settings_were_recorded_still_opens(dataset: Da
     ("settings", "expected"),
     [
         (["data.text_field=body"], "data.text_field: 'body' has no effect"),
-        (["data.val_fraction=0.3", "data.val={}"], "data.val_fraction: 0.3 has no effect beside data.val"),
-        (["data.split_seed=3", "data.val={}"], "data.split_seed: 3 has no effect beside data.val"),
+        (["data.val_fraction=0.3", "data.val={}"], "data.val_fraction: 0.3 has no effect together with data.val"),
+        (["data.split_seed=3", "data.val={}"], "data.split_seed: 3 has no effect together with data.val"),
         (["data.val=missing.txt"], "data.val: missing.txt: there is no such file"),
-        (["training.max_steps=3"], "give it to `kiara train`"),
-        (["model.norm=layer"], "give it to `kiara train`"),
-        (["data.train=x"], "SOURCE and --out say that here"),
+        (["training.max_steps=3"], "pass it to `kiara train`"),
+        (["model.norm=layer"], "pass it to `kiara train`"),
+        (["data.train=x"], "use SOURCE and --out instead"),
     ],
 )
 def test_settings_without_effect_are_refused(
@@ -219,10 +219,10 @@ def test_folders_written_by_kiara_are_not_read_as_text(
     assert "Prepared" in kiara("prepare", source, *options).stderr
     second = kiara("prepare", source, *options)
     assert "Up to date" in second.stderr
-    assert f"Passed over what Kiara wrote: {source / 'bundle'}, {source / 'prepared'}" in second.stderr
+    assert f"Skipped what Kiara wrote: {source / 'bundle'}, {source / 'prepared'}" in second.stderr
     assert resolve_source(str(source)) == resolve_source(f"{source}/**/*.*") == texts
     for ours, expected in (
-        (source / "prepared", "a prepared folder, no text"),
+        (source / "prepared", "a Kiara prepared folder, not text"),
         (source / "prepared" / "train-00000.bin", "of the prepared folder"),
         (f"{source}/prepared/*.bin", "only files that Kiara wrote match"),
         (source / "runs" / "one", "no text"),
@@ -240,7 +240,7 @@ def test_a_file_changed_while_being_read_is_an_error(tmp_path: Path, monkeypatch
         return train_tokenizer(texts, *rest)
 
     monkeypatch.setattr("kiara.data.prepare.train_tokenizer", learn)
-    with pytest.raises(UserError, match="a file was changed while it was read; run the same command again"):
+    with pytest.raises(UserError, match="a file changed while it was read; run the same command again"):
         _prepare(tmp_path, file)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
@@ -260,7 +260,7 @@ def test_another_source_does_not_replace_a_prepared_folder(tmp_path: Path, kiara
     options = ("--out", tmp_path / "data", "--set", "tokenizer.vocab_size=320")
     assert kiara("prepare", tmp_path / "a 😀.txt", *options).exit_code == 0
     result = kiara("prepare", tmp_path / "b.txt", *options)
-    assert result.exit_code == 1 and "a 😀.txt; name another" in result.stderr
+    assert result.exit_code == 1 and "a 😀.txt; choose another" in result.stderr
 
 
 def test_damaged_token_files_are_refused(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_damaged_token_files_are_refused(tmp_path: Path) -> None:
     folder = _prepare(tmp_path, source).folder
     shard = folder / "train-00000.bin"
     shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(UserError, match=r"train-00000.bin: missing or not of"):
+    with pytest.raises(UserError, match=r"train-00000.bin: is missing or does not have"):
         Dataset.open(folder)
     (folder / "dataset.json").write_text("{", "utf-8")
     with pytest.raises(UserError, match="damaged"):

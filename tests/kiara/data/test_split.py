@@ -141,7 +141,7 @@ def test_a_validation_fraction_that_cannot_be_met_is_reported(tmp_path: Path, ki
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "ab"}) + "\n" + json.dumps({"text": "cd"}), "utf-8")
     result = kiara("prepare", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--set", "tokenizer.vocab_size=320")
     assert result.exit_code == 0
-    assert "25 % of the text is held out, not data.val_fraction's 5 %" in result.stderr
+    assert "25 % of the text is held out, not the 5 % of data.val_fraction" in result.stderr
 
 
 def test_validation_documents_also_in_the_training_text_are_reported(
@@ -153,4 +153,4 @@ def test_validation_documents_also_in_the_training_text_are_reported(
     options = ("--set", f"data.val={tmp_path / 'val.jsonl'}", "--set", "tokenizer.vocab_size=320")
     result = kiara("prepare", tmp_path / "train.jsonl", "--out", tmp_path / "out", *options)
     assert result.exit_code == 0
-    assert "3 of the 13 documents of data.val stand in data.train" in result.stderr
+    assert "3 of the 13 documents of data.val are also in data.train" in result.stderr

@@ -91,7 +91,7 @@ def test_a_killed_training_process_is_reported(monkeypatch: pytest.MonkeyPatch) 
         yield "some text"
         started[0].kill()
 
-    with pytest.raises(UserError, match=r"learns it was ended from outside \(-9\)"):
+    with pytest.raises(UserError, match=r"training process was killed \(-9\)"):
         train_tokenizer(texts(), 512)
 
 

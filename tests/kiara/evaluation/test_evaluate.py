@@ -31,7 +31,7 @@ def test_a_subset_of_windows_is_spread_over_the_split() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
-        ("a.txt", b"\xef\xbb\xbf\n", "no text at all"),
+        ("a.txt", b"\xef\xbb\xbf\n", "holds no text"),
         ("a.txt", b"x" + b" " * 300_000, "a.txt: text: over 200000 white-space characters in a row"),
         (
             "a.jsonl",

@@ -91,19 +91,19 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "true for a number": (_config(num_hidden_layers=True), "num_hidden_layers True"),
     "negative": (_config(intermediate_size=-1), "intermediate_size -1"),
     "absurd": (_config(num_hidden_layers=10**9), "num_hidden_layers 1000000000"),
-    "wrong shape": (_config(intermediate_size=96), "where config.json asks for"),
+    "wrong shape": (_config(intermediate_size=96), "config.json needs"),
     "wrong heads": (_config(num_key_value_heads=3), "num_key_value_heads"),
     "wrong activation": (_config(hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
     "scaled positions": (_config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "'yarn' is not supported"),
     "scaled positions, old": (_config(rope_scaling={"type": "linear", "factor": 2}), "'linear' is not supported"),
-    "small vocabulary": (_config(vocab_size=400), "where config.json asks for"),
+    "small vocabulary": (_config(vocab_size=400), "config.json needs"),
     "pickled": (_pickled, "pickled weights, which can run code"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: there is no such file"),
-    "truncated": (_truncated, "model.safetensors: damaged or cut short"),
-    "absurd header": (_header, "model.safetensors: damaged or cut short"),
+    "truncated": (_truncated, "model.safetensors: damaged or truncated"),
+    "absurd header": (_header, "model.safetensors: damaged or truncated"),
     "link out": (_link_out, "leaves the folder"),
     "weight missing": (_tensors(lambda t: t.pop("model.norm.weight")), "model.norm.weight: the weight is missing"),
-    "weight unknown": (_tensors(lambda t: t.update(extra=torch.ones(1))), "extra: the weight has no place"),
+    "weight unknown": (_tensors(lambda t: t.update(extra=torch.ones(1))), "extra: the weight is not part of this model"),
     "weight of integers": (
         _tensors(lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int64)})),
         "not floating-point",
@@ -145,7 +145,7 @@ def test_exporting_an_imported_checkpoint_asks_for_held_out_text(
 ) -> None:
     assert kiara("import", llama, "--out", tmp_path / "ours").exit_code == 0
     result = kiara("export", tmp_path / "ours", "--out", tmp_path / "bundle")
-    assert result.exit_code == 1 and "name other text with --text" in result.stderr
+    assert result.exit_code == 1 and "give other text with --text" in result.stderr
     assert np.isfinite(
         json.loads(kiara("evaluate", tmp_path / "ours", "--text", llama / "config.json", "--json").stdout)["loss"]
     )
@@ -181,7 +181,7 @@ def test_tokenizers_agree_on_every_character_and_on_a_megabyte_of_one(style: str
     ("template", "said", "chats"),
     [
         ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHAT}], "", True),
-        ([{"name": "tool_use", "template": "x"}], "No chat template: tokenizer_config.json has one", False),
+        ([{"name": "tool_use", "template": "x"}], "No chat template: that of tokenizer_config.json is neither text", False),
         ("{% if tools %}{{ tools | no_such }}{% endif %}{{ messages[0].content }}", "cannot be used with tools", True),
         ("{{ messages | no_such }}", "cannot be used with a question", False),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}{{ strftime_now('%Y') }}", "", True),

@@ -94,10 +94,10 @@ def test_the_newest_and_the_best_checkpoints_are_kept(
 def test_runs_are_not_overwritten_or_mixed(run: Path, small_config: Config, dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="add --resume"):
         Run(run, small_config, resume=False)
-    with pytest.raises(UserError, match=rf"training.seed: 555 where the run at .* has {small_config.training.seed}"):
+    with pytest.raises(UserError, match=rf"training.seed: 555 differs from {small_config.training.seed} of the run at"):
         Run(run, _changed(small_config, seed=555), resume=True)
     (tmp_path / "notes.txt").write_text("mine", "utf-8")
-    with pytest.raises(UserError, match="exists and is no run"):
+    with pytest.raises(UserError, match="exists and is not a Kiara run"):
         Run(tmp_path, small_config, resume=False)
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     unfinished = copy / "checkpoints/.epoch-0001-step-000042-killed"

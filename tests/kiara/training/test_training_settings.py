@@ -74,7 +74,7 @@ def test_a_run_records_the_settings_of_its_data_and_resumes_with_them(
         assert kiara("train", *chosen, *more).exit_code == 0
         shutil.rmtree(tmp_path / "run" / "checkpoints")  # as if it had been interrupted before the first one
     refused = kiara("train", "--set", "tokenizer.vocab_size=1024", *more)
-    assert refused.exit_code == 1 and "tokenizer.vocab_size: 1024, but" in refused.stderr
+    assert refused.exit_code == 1 and "tokenizer.vocab_size: is 1024, but" in refused.stderr
 
 
 def test_diverging_training_says_what_to_lower(
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     result = kiara("evaluate", copy, "--text", __file__, "--json")
-    assert result.exit_code == 0 and f"{last.folder}: passed over ({weights}: damaged" in result.stderr
+    assert result.exit_code == 0 and f"{last.folder}: skipped ({weights}: damaged" in result.stderr
     direct = kiara("evaluate", last.folder)
     assert direct.exit_code == 1 and "name the run, or another of its checkpoints" in direct.stderr
     opened = Run(copy, small_config, resume=True)
@@ -178,5 +178,5 @@ def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(
     for checkpoint in list_checkpoints(copy):
         (checkpoint.folder / "trainer_state.json").write_text("{")
     broken = kiara("evaluate", copy)
-    assert broken.exit_code == 1 and "no other checkpoint of the run is whole" in broken.stderr.splitlines()[-1]
+    assert broken.exit_code == 1 and "the run has no undamaged checkpoint" in broken.stderr.splitlines()[-1]
     assert "there is no such folder" in kiara("evaluate", tmp_path / "none").stderr
