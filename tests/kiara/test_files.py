@@ -97,9 +97,7 @@ def test_no_command_overwrites_its_own_source(
     before = _state(tmp_path)
     for command, place in (("import", copy), ("import", tmp_path / "mine"), ("export", tmp_path / "mine")):
         assert kiara(command, place, "--out", place).exit_code == 1
-    assert (
-        "would replace its own input" in kiara("import", tmp_path / "alias", "--out", tmp_path / "mine").stderr
-    )
+    assert "would replace its own input" in kiara("import", tmp_path / "alias", "--out", tmp_path / "mine").stderr
     assert "would replace its own input" in kiara("prepare", text, "--out", text).stderr
     assert _state(tmp_path) == before
 

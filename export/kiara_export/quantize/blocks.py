@@ -90,7 +90,9 @@ def round_to(grid: Grid, weight: NDArray[np.float32]) -> Blocks:
         steps, exact = grid.steps(torch.from_numpy(weight[slab]))
         if not torch.isfinite(exact).all():
             largest = np.abs(weight[slab]).max()
-            raise UserError("--quantize", f"a weight of {largest:.3g} is too large for float16 scales", "use --quantize none")
+            raise UserError(
+                "--quantize", f"a weight of {largest:.3g} is too large for float16 scales", "use --quantize none"
+            )
         values[slab] = steps.numpy() + (1 << (grid.bits - 1))
         scales[slab] = exact.numpy()
     return Blocks(grid.bits, values, scales)

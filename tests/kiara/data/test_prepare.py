@@ -223,7 +223,7 @@ def test_folders_written_by_kiara_are_not_read_as_text(
     assert resolve_source(str(source)) == resolve_source(f"{source}/**/*.*") == texts
     for ours, expected in (
         (source / "prepared", "a Kiara prepared folder, not text"),
-        (source / "prepared" / "train-00000.bin", "of the prepared folder"),
+        (source / "prepared" / "train-00000.bin", "to the prepared folder"),
         (f"{source}/prepared/*.bin", "only files that Kiara wrote match"),
         (source / "runs" / "one", "no text"),
     ):

@@ -288,7 +288,9 @@ def test_non_finite_weights_are_refused_by_name(value: float, tmp_path: Path) ->
         weights = load_file(tmp_path / folder / "model.safetensors")
         weights["model.layers.1.mlp.up_proj.weight"][3, 4] = value
         save_file(weights, tmp_path / folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj.weight: 1 of its 5,120 weights are NaN or infinite"):
+    with pytest.raises(
+        UserError, match=r"model.layers.1.mlp.up_proj.weight: 1 of its 5,120 weights are NaN or infinite"
+    ):
         import_model(tmp_path / "theirs", tmp_path / "again")
     with pytest.raises(UserError, match=r"are NaN or infinite"):
         load_model(tmp_path / "ours")

@@ -103,7 +103,10 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "absurd header": (_header, "model.safetensors: damaged or truncated"),
     "link out": (_link_out, "leaves the folder"),
     "weight missing": (_tensors(lambda t: t.pop("model.norm.weight")), "model.norm.weight: the weight is missing"),
-    "weight unknown": (_tensors(lambda t: t.update(extra=torch.ones(1))), "extra: the weight is not part of this model"),
+    "weight unknown": (
+        _tensors(lambda t: t.update(extra=torch.ones(1))),
+        "extra: the weight is not part of this model",
+    ),
     "weight of integers": (
         _tensors(lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int64)})),
         "not floating-point",
@@ -181,7 +184,11 @@ def test_tokenizers_agree_on_every_character_and_on_a_megabyte_of_one(style: str
     ("template", "said", "chats"),
     [
         ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHAT}], "", True),
-        ([{"name": "tool_use", "template": "x"}], "No chat template: that of tokenizer_config.json is neither text", False),
+        (
+            [{"name": "tool_use", "template": "x"}],
+            "No chat template: that of tokenizer_config.json is neither text",
+            False,
+        ),
         ("{% if tools %}{{ tools | no_such }}{% endif %}{{ messages[0].content }}", "cannot be used with tools", True),
         ("{{ messages | no_such }}", "cannot be used with a question", False),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}{{ strftime_now('%Y') }}", "", True),
