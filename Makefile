@@ -64,6 +64,9 @@ bench-engine: install-dev ## By hand: speculation, batching, latency and reprodu
 bench-server: install-dev ## By hand: the server under load, on BUNDLE=bundles/demo (ten minutes)
 	$(BIN)/python benchmarks/server.py $(BUNDLE)
 
+bench-prepare: install-dev ## By hand: speed and memory of `kiara prepare` on 30 and 300 MB (a minute)
+	$(BIN)/python benchmarks/prepare_speed.py
+
 soak: install-dev ## By hand: twenty minutes of requests, a fifth of them aborted, on BUNDLE=bundles/demo
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --soak-seconds 1200
 

@@ -20,17 +20,22 @@ Place = str | Path
 Settings = Mapping[str, Any] | Sequence[str]  # by dotted path, or assignments as for `--set`
 
 
-def prepare(source: str, out: Place, settings: Settings = (), config: Place | None = None) -> Dataset:
+def prepare(source: str | None, out: Place, settings: Settings = (), config: Place | None = None) -> Dataset:
     """Tokenize text into the prepared folder `out` and open it; an up-to-date folder is not written again.
 
-    source: a text file, a folder, a glob, a .jsonl file, or `stdlib`. settings: such as {"tokenizer.vocab_size": 4096};
-    they override the YAML file `config`. Raises UserError if there is no text, or if `out` holds something else.
+    source: a text file, a folder, a glob, a .jsonl or .parquet file, or `stdlib`; None for those of data.mix. settings:
+    such as {"tokenizer.vocab_size": 4096}; they override the YAML file `config`. Raises UserError if there is no text,
+    or if `out` holds something else.
     """
     from kiara.config import load_config
     from kiara.data import prepare_folder
+    from kiara_runtime.errors import UserError
 
-    assignments = [*_assignments(settings), *_assignments({"data.train": source})]
-    return prepare_folder(load_config(_path(config), assignments), Path(out))
+    named = {} if source is None else {"data.train": source}
+    loaded = load_config(_path(config), [*_assignments(settings), *_assignments(named)])
+    if source is None and not loaded.data.mix:
+        raise UserError("SOURCE", "is missing", "name text, or give several sources as data.mix")
+    return prepare_folder(loaded, Path(out))
 
 
 def train(

@@ -54,20 +54,25 @@ def config(config_file: Path | None, settings: tuple[str, ...]) -> None:
 
 
 @main.command()
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @CONFIG
 @SETTINGS
-def prepare(source: str, out: Path, config_file: Path | None, settings: tuple[str, ...]) -> None:
+def prepare(source: str | None, out: Path, config_file: Path | None, settings: tuple[str, ...]) -> None:
     """Turn text into token files.
 
-    SOURCE is a text file, a folder, a quoted glob, a .jsonl file, or `stdlib`.
+    SOURCE is a text file, a folder, a quoted glob, a .jsonl or .parquet file, or `stdlib`; .gz and .zst files are read,
+    too. Several sources with weights are given as data.mix in the YAML file of --config instead.
     """
     from kiara import face
 
     for setting in settings:
         section, _, name = setting.partition("=")[0].strip().partition(".")
-        if section in ("model", "training") or (section, name) in (("data", "train"), ("data", "prepared_dir")):
+        shapes = (section, name) != ("model", "context_length")  # the text must be longer than that
+        if (section in ("model", "training") and shapes) or (section, name) in (
+            ("data", "train"),
+            ("data", "prepared_dir"),
+        ):
             remedy = "use SOURCE and --out instead" if section == "data" else "pass it to `kiara train`"
             raise click.UsageError(f"--set {setting}: has no effect on `kiara prepare`; {remedy}")
     face.prepare(source, out, settings, config_file)

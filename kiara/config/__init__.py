@@ -6,6 +6,15 @@ Imports no PyTorch, so that `kiara config` and `kiara prepare` start quickly.
 from kiara.config.explain import own_error
 from kiara.config.load import config_yaml, is_default, load_config
 from kiara.config.model import ModelConfig
-from kiara.config.sections import Config, TrainingConfig
+from kiara.config.sections import Config, DataConfig, TrainingConfig
 
-__all__ = ["Config", "ModelConfig", "TrainingConfig", "config_yaml", "is_default", "load_config", "own_error"]
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "TrainingConfig",
+    "config_yaml",
+    "is_default",
+    "load_config",
+    "own_error",
+]

@@ -28,8 +28,14 @@ class DataConfig(Section):
     """Fraction of the bytes to hold out if `val` is null."""
     split_seed: int = Field(default=0, ge=0)
     """Seed that chooses the held-out documents; not `training.seed`, so that runs can share a validation split."""
+    mix: dict[str, float] = Field(default={})
+    """Sources and weights, instead of `train`: each gives its share of the bytes, in documents chosen at random."""
     text_field: str = "text"
-    """Field of a JSON line that holds the text."""
+    """Field of a record (JSON lines, Parquet) that holds the text."""
+    bad_text: Literal["fail", "skip", "replace"] = "fail"
+    """Documents that are not UTF-8 text: stop, leave them out, or put U+FFFD in the place of what cannot be read."""
+    dedupe: Literal["none", "exact", "near"] = "none"
+    """Drop documents that repeat an earlier one: equal ones, or also those that share most of their five-word runs."""
     prepared_dir: str = "data"
     """Folder in which `kiara train` puts the data that it prepares."""
 

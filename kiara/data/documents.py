@@ -1,7 +1,8 @@
-"""Read files as documents: each text file is one, each line of a .jsonl file is one.
+"""Read files as documents: each text file is one, and each record of a JSON lines or Parquet file.
 
-Files are read in blocks, as strict UTF-8. Invalid UTF-8 raises UserError with its position; byte order marks are
-dropped. A document comes in parts of bounded size, so that memory use does not grow with its length.
+Files are read in blocks, as strict UTF-8, without byte order marks. A document comes in parts of bounded size, so that
+memory use does not grow with its length. What is wrong with a document's text is raised while its parts are read, as
+BadTextError, which leaves the other documents readable.
 """
 
 from __future__ import annotations
@@ -9,22 +10,31 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kiara.data.formats import PARQUET, has_records, opened, parquet_texts, text_suffix
 from kiara_runtime.errors import UserError
 
-JSON_LINES = (".jsonl", ".ndjson")
 MAX_LINE_BYTES = 1 << 27
 PART = 1 << 17  # characters; below the tokenizer's limit for a run of white space
 _BLOCK = 1 << 20
-_BYTE_ORDER_MARK = "\ufeff"
+_BYTE_ORDER_MARK, _REPLACEMENT = "\ufeff", "\ufffd"
+
+
+class BadTextError(UserError):
+    """A document that is not text. reason: what is wrong with it, as a data card counts it."""
+
+    def __init__(self, name: str, problem: str, remedy: str, reason: str) -> None:
+        super().__init__(name, problem, remedy)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Document:
-    """name: its file, or file:line for JSON lines. parts: its text, to be read once, before the next document."""
+    """name: its file, or file:record. parts: its text, to be read once, before the next document."""
 
     name: str
     parts: Iterator[str]
@@ -33,17 +43,121 @@ class Document:
         return "".join(self.parts)
 
 
-def is_json_lines(file: Path) -> bool:
-    return file.suffix.lower() in JSON_LINES
+@dataclass(frozen=True)
+class Reader:
+    """How files are read. text_field: field of a record; None means `text`, without a setting to change it.
+
+    replace: put U+FFFD in the place of what is not UTF-8, of NULs and of lone surrogates. replaced: how many documents
+    had some, by name.
+    """
+
+    text_field: str | None = None
+    replace: bool = False
+    replaced: set[str] = field(default_factory=set[str])
+
+    def read(self, files: Iterable[Path]) -> Iterator[Document]:
+        """All documents, file by file."""
+        for file in files:
+            if has_records(file):
+                yield from self._records(file)
+            else:
+                yield Document(str(file), in_parts(self._text(file)))
+
+    def _records(self, file: Path) -> Iterator[Document]:
+        if text_suffix(file) in PARQUET:
+            for number, text in enumerate(parquet_texts(file, self.text_field or "text"), start=1):
+                name = f"{file}:{number}"
+                yield Document(name, in_parts(self._value(name, text, {})))
+            return
+        for number, line in _lines(file):
+            if line.strip().strip(codecs.BOM_UTF8):
+                yield Document(f"{file}:{number}", in_parts(self._json_line(f"{file}:{number}", line, number == 1)))
+
+    def _text(self, file: Path) -> Iterator[str]:
+        name = str(file)
+        decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+        for data in _blocks(file):
+            state = decoder.getstate()
+            begun = read - len(state[0])
+            read += len(data)
+            if not begun:
+                _no_utf16(name, data)
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                if not self.replace:
+                    raise _not_utf8(name, begun + error.start, error.reason) from None
+                self.replaced.add(name)
+                lenient = codecs.getincrementaldecoder("utf-8")("replace")
+                lenient.setstate(state)
+                text = lenient.decode(data, final=not data)
+                decoder.setstate(lenient.getstate())
+            yield self._checked(text, name, begun)
+
+    def _json_line(self, name: str, line: bytes, first: bool) -> Iterator[str]:
+        if first:
+            _no_utf16(name.rpartition(":")[0], line)
+        if len(line) > MAX_LINE_BYTES:
+            raise BadTextError(name, f"is longer than {MAX_LINE_BYTES >> 20} MiB", "split the line", "too long a line")
+        try:
+            text = self._checked(self._decoded(name, line), name)
+            record = json.loads(text) if text.strip() else {}
+        except RecursionError:
+            raise BadTextError(name, "is not valid JSON (nested too deep)", "remove the line", "not JSON") from None
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise BadTextError(name, f"is not valid JSON ({error})", "fix or remove the line", "not JSON") from None
+        if text.strip():
+            held: dict[str, Any] = record if isinstance(record, dict) else {}
+            yield from self._value(name, held.get(self.text_field or "text"), held)
+
+    def _decoded(self, name: str, line: bytes) -> str:
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            if not self.replace:
+                raise _not_utf8(name, error.start, error.reason) from None
+            self.replaced.add(name)
+            return line.decode(errors="replace")
+
+    def _value(self, name: str, text: object, record: dict[str, Any]) -> Iterator[str]:
+        if not isinstance(text, str):
+            others = [key for key, value in record.items() if isinstance(value, str)]
+            held = f" (it has {', '.join(map(repr, others[:5]))})" if others else ""
+            remedy = "choose another with --set data.text_field=NAME"
+            if not self.text_field:
+                remedy = "rename it, or give a plain text file"
+            wanted = self.text_field or "text"
+            raise BadTextError(name, f"has no text in field {wanted!r}{held:.200}", remedy, "no text in its field")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            if not self.replace:
+                problem = f"has a lone surrogate at character {error.start}"
+                raise BadTextError(name, problem, "fix or remove the line", "lone surrogates") from None
+            self.replaced.add(name)
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield self._checked(text, name)
+
+    def _checked(self, text: str, name: str, begun: int = 0) -> str:
+        """The text without byte order marks; refuses a NUL, a sign of UTF-16 or binary data. begun: bytes before it."""
+        if self.replace and "\0" in text:
+            self.replaced.add(name)
+            text = text.replace("\0", _REPLACEMENT)
+        if (at := text.find("\0")) >= 0:
+            raise BadTextError(
+                name,
+                f"has a NUL at byte {begun + len(text[:at].encode())}, so it is binary data or UTF-16",
+                "leave it out, or convert it (iconv -f UTF-16LE -t UTF-8)",
+                "NUL characters",
+            )
+        return text.replace(_BYTE_ORDER_MARK, "")
 
 
-def read_documents(files: Iterable[Path], text_field: str | None = None) -> Iterator[Document]:
-    """All documents, file by file. text_field: field of a JSON line; None means `text`, without a way to change it."""
-    for file in files:
-        if is_json_lines(file):
-            yield from _json_lines(file, text_field)
-        else:
-            yield Document(str(file), in_parts(_text(file)))
+def read_documents(files: Iterable[Path]) -> Iterator[Document]:
+    """All documents of files whose records have their text in the field `text`."""
+    return Reader().read(files)
 
 
 def in_parts(blocks: Iterable[str], size: int = PART) -> Iterator[str]:
@@ -81,101 +195,29 @@ def _is_seam(before: str, after: str) -> bool:
     return before == "\n" and not after.isspace()
 
 
-def _text(file: Path) -> Iterator[str]:
-    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
-    for data in _blocks(file):
-        begun = read - len(decoder.getstate()[0])
-        read += len(data)
-        try:
-            text = decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(str(file), begun + error.start, error.reason) from None
-        yield _checked(text, str(file), begun)
-
-
 def _blocks(file: Path) -> Iterator[bytes]:
     """The bytes of a file in blocks, the last one empty."""
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(_BLOCK)
-            _no_utf16(file, data)
-            while data:
-                yield data
-                data = opened.read(_BLOCK)
-            yield b""
-    except OSError as error:
-        raise _unreadable(file, error) from None
-
-
-def _json_lines(file: Path, field: str | None) -> Iterator[Document]:
-    for number, line in _lines(file):
-        name = f"{file}:{number}"
-        try:
-            text = _checked(line.decode(), name)
-            value = json.loads(text) if text.strip() else None
-        except UnicodeDecodeError as error:
-            raise _not_utf8(name, error.start, error.reason) from None
-        except RecursionError:
-            raise UserError(name, "is not valid JSON (nested too deep)", "remove the line") from None
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(name, f"is not valid JSON ({error})", "fix or remove the line") from None
-        if text.strip():
-            yield Document(name, in_parts([_field(name, value, field)]))
+    with opened(file) as stream:
+        yield from iter(partial(stream.read, _BLOCK), b"")
+    yield b""
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    try:
-        with file.open("rb") as opened:
-            while line := opened.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if number == 1:
-                    _no_utf16(file, line)
-                if len(line) > MAX_LINE_BYTES:
-                    raise UserError(f"{file}:{number}", f"is longer than {MAX_LINE_BYTES >> 20} MiB", "split the line")
-                yield number, line
-    except OSError as error:
-        raise _unreadable(file, error) from None
+    """Numbered lines. One longer than MAX_LINE_BYTES is cut one byte after that, and its rest is skipped."""
+    with opened(file) as stream:
+        for number, line in enumerate(iter(partial(stream.readline, MAX_LINE_BYTES + 1), b""), start=1):
+            yield number, line
+            while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                line = stream.readline(MAX_LINE_BYTES + 1)
 
 
-def _field(name: str, value: Any, field: str | None) -> str:
-    wanted = field or "text"
-    text = value.get(wanted) if isinstance(value, dict) else None
-    if not isinstance(text, str):
-        others = [key for key, other in value.items() if isinstance(other, str)] if isinstance(value, dict) else []
-        held = f" (it has {', '.join(map(repr, others[:5]))})" if others else ""
-        remedy = "choose another with --set data.text_field=NAME" if field else "rename it, or give a plain text file"
-        raise UserError(name, f"has no text in field {wanted!r}{held:.200}", remedy)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        at = error.start
-        raise UserError(name, f"has a lone surrogate at character {at}", "fix or remove the line") from None
-    return _checked(text, name)
-
-
-def _checked(text: str, name: str, begun: int = 0) -> str:
-    """The text without byte order marks; refuses a NUL, a sign of UTF-16 or binary data. begun: bytes before `text`."""
-    if (at := text.find("\0")) >= 0:
-        place = begun + len(text[:at].encode())
-        raise UserError(
-            name,
-            f"has a NUL at byte {place}, so it is binary data or UTF-16",
-            "leave it out, or convert it (iconv -f UTF-16LE -t UTF-8)",
-        )
-    return text.replace(_BYTE_ORDER_MARK, "")
-
-
-def _no_utf16(file: Path, data: bytes) -> None:
+def _no_utf16(name: str, data: bytes) -> None:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(file, "is UTF-16, by its first two bytes", "convert it (iconv -f UTF-16 -t UTF-8)")
+        remedy = "convert it (iconv -f UTF-16 -t UTF-8)"
+        raise BadTextError(name, "is UTF-16, by its first two bytes", remedy, "UTF-16")
 
 
-def _not_utf8(name: str, at: int, reason: str) -> UserError:
-    return UserError(name, f"is not UTF-8 at byte {at} ({reason})", "convert it (iconv) or leave it out")
-
-
-def _unreadable(file: Path, error: OSError) -> UserError:
-    return UserError(file, f"cannot be read ({error.strerror})", "check its permissions, or leave it out")
+def _not_utf8(name: str, at: int, reason: str) -> BadTextError:
+    return BadTextError(
+        name, f"is not UTF-8 at byte {at} ({reason})", "convert it (iconv) or leave it out", "not UTF-8"
+    )

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from kiara.console import logger
 from kiara.data.dataset import MANIFEST
+from kiara.data.formats import text_suffix
 from kiara.files import kind_of
 from kiara_runtime.errors import UserError
 
 STDLIB = "stdlib"
 # Folders are searched for these; a file named directly or by a glob may have any suffix.
 TEXT_SUFFIXES = frozenset(
-    ".txt .md .rst .tex .html .xml .csv .json .jsonl .ndjson .yaml .yml .toml .ini .cfg .py .pyi .ipynb .c .h "
+    ".txt .md .rst .tex .html .xml .csv .json .jsonl .ndjson .parquet .yaml .yml .toml .ini .cfg .py .pyi .ipynb .c .h "
     ".cc .cpp .hpp .rs .go .java .kt .scala .swift .js .jsx .ts .tsx .css .sh .bash .sql .rb .php .pl .lua .r .jl "
     ".hs .ml .ex .exs .erl .clj .lisp .el .vim .cs .fs .dart .zig .nim .proto .cmake .make .log .po".split()
 )
@@ -52,7 +53,7 @@ def _folder_files(source: str, root: Path) -> list[Path]:
     if kind := kind_of(root):
         raise UserError(source, f"is a Kiara {kind}, not text", "name a folder of text")
     skipped: list[Path] = []
-    files = [file for file in _walk(root, skipped) if file.suffix.lower() in TEXT_SUFFIXES]
+    files = [file for file in _walk(root, skipped) if text_suffix(file) in TEXT_SUFFIXES]
     if not files:
         raise UserError(source, "the folder holds no text or source file", "name files with a glob instead")
     return _report_skipped(files, skipped)

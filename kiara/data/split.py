@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
@@ -14,7 +15,7 @@ from itertools import accumulate
 import numpy as np
 import regex
 
-from kiara.data.documents import Document
+from kiara.data.documents import BadTextError, Document
 
 TOLERANCE = 0.1  # relative to the requested amount
 _WINDOW = 1 << 16  # bytes on either side of the aim in which to look for a place to cut
@@ -22,16 +23,25 @@ _LINES, _CHARACTERS = r"\n|\r(?!\n)", r"\X"
 _WORDS = r"\s++(?![\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}])"  # what follows does not combine with the space
 
 
-def measure(documents: Iterable[Document]) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of each document, int64, 0 if it is blank; and a hash of its text, uint64."""
+def measure(documents: Iterable[Document], bad: Counter[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of each document, int64, 0 if it is blank; and a hash of its text, uint64.
+
+    bad: counts the documents that are not text, by reason, and gives them 0 bytes; None raises BadTextError instead.
+    """
     sizes, hashes = array("q"), array("Q")
     for document in documents:
         digest, size, blank = hashlib.blake2b(digest_size=8), 0, True
-        for part in document.parts:
-            data = part.encode()
-            digest.update(data)
-            size += len(data)
-            blank = blank and not part.strip()
+        try:
+            for part in document.parts:
+                data = part.encode()
+                digest.update(data)
+                size += len(data)
+                blank = blank and not part.strip()
+        except BadTextError as error:
+            if bad is None:
+                raise
+            bad[error.reason] += 1
+            blank = True
         sizes.append(0 if blank else size)
         hashes.append(int.from_bytes(digest.digest(), "little"))
     return np.array(sizes, dtype=np.int64), np.array(hashes, dtype=np.uint64)

@@ -20,7 +20,7 @@ from kiara_runtime.tokens import END_OF_TEXT, SPLIT_PATTERN, Tokenizer, byte_cha
 
 # Merges are learned from at most so many bytes of text, of distinct pieces, and of distinct long pieces; more hardly
 # changes them. The learner needs about 80 bytes of memory for each byte of the latter two.
-LEARN_BYTES, LEARN_DIFFERENT_BYTES, LEARN_LONG_BYTES = 1 << 28, 1 << 24, 1 << 22
+LEARN_BYTES, LEARN_DIFFERENT_BYTES, LEARN_LONG_BYTES = 1 << 26, 1 << 24, 1 << 22
 # Characters. Longer runs of one kind are split for learning, whose time is quadratic in their length.
 LONGEST_PIECE = 256
 _BOUNDED_PATTERN = SPLIT_PATTERN.replace("+", f"{{1,{LONGEST_PIECE}}}").replace("*", f"{{0,{LONGEST_PIECE}}}")

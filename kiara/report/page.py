@@ -123,8 +123,12 @@ def _data_card(data: dict[str, Any]) -> Iterator[list[str]]:
         documents, size, tokens = split.get("documents", 0), split.get("bytes", 0), split.get("tokens", 0)
         each = f", {size / tokens:.2f} bytes a token" if tokens else ""
         yield [name, f"{documents:,} documents, {size / 1e6:,.1f} MB, {tokens:,} tokens{each}"]
+    for used in data.get("sources", []):
+        yield [f"from {used['source']}", f"{used['documents']:,} documents, {used['bytes'] / 1e6:,.1f} MB"]
     for name, count in data.get("dropped", {}).items():
         yield [f"dropped: {name}", f"{count:,} documents"]
+    if replaced := data.get("replaced"):
+        yield ["characters replaced", f"in {replaced:,} documents"]
 
 
 def _table(rows: list[list[str]], header: bool = False, escaped: bool = False) -> str:

@@ -52,7 +52,8 @@ def test_no_block_is_worse_than_with_the_scale_of_its_largest_weight(grid: Grid,
     ).half()
     nearest = (blocks / plain.float()[..., None]).round().clamp(low, -low - 1) * plain.float()[..., None]
     error = (steps * scale[..., None] - blocks).square().sum(-1)
-    assert (error <= (nearest - blocks).square().sum(-1) * 1.001).all()
+    normal = plain.abs() > 2.0**-14  # of fewer bits, scales follow another rule
+    assert (error <= (nearest - blocks).square().sum(-1) * 1.001)[normal].all()
 
 
 @pytest.mark.parametrize("name", ["int8", "int4", "int2"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kiara.data import documents
 from kiara.data.dataset import Dataset
-from kiara.data.documents import in_parts, read_documents
+from kiara.data.documents import Reader, in_parts, read_documents
 from kiara.data.split import measure
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens.tokenizer import Tokenizer
@@ -88,14 +88,14 @@ def test_invalid_text_is_refused_with_its_position(
     monkeypatch.setattr(documents, "_BLOCK", block)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as error:
-        measure(read_documents([tmp_path / name], "text"))
+        measure(Reader("text").read([tmp_path / name]))
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
 def test_without_a_text_field_setting_the_error_suggests_renaming(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "a"}', "utf-8")
     with pytest.raises(UserError, match="rename it, or give a plain text file") as error:
-        list(read_documents([tmp_path / "a.jsonl"]))
+        measure(read_documents([tmp_path / "a.jsonl"]))
     assert "text_field" not in error.value.remedy
 
 
@@ -103,7 +103,7 @@ def test_an_overlong_json_line_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1 << 20)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "x" * (2 << 20), "utf-8")
     with pytest.raises(UserError, match=r"a.jsonl:2: is longer than 1 MiB"):
-        list(read_documents([tmp_path / "a.jsonl"]))
+        measure(read_documents([tmp_path / "a.jsonl"]))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])

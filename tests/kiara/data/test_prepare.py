@@ -26,7 +26,8 @@ TEXT = "".join(f"line {i} of a text about nothing in particular\n" for i in rang
 
 
 def _prepare(tmp_path: Path, source: Path | str, *settings: str) -> Dataset:
-    settings = (f"data.train={json.dumps(str(source))}", "tokenizer.vocab_size=320", *settings)
+    train = f"data.train={json.dumps(str(source))}"
+    settings = (train, "tokenizer.vocab_size=320", "model.context_length=16", *settings)
     out = tmp_path / "out"
     prepare(load_config(assignments=settings, environ={}), out)
     return Dataset.open(out)
@@ -225,7 +226,7 @@ def test_folders_written_by_kiara_are_not_read_as_text(
         (source / "prepared", "a Kiara prepared folder, not text"),
         (source / "prepared" / "train-00000.bin", "to the prepared folder"),
         (f"{source}/prepared/*.bin", "only files that Kiara wrote match"),
-        (source / "runs" / "one", "no text"),
+        (source / "runs" / "one", "a Kiara run, not text"),
     ):
         with pytest.raises(UserError, match=expected):
             resolve_source(str(ours))
@@ -246,7 +247,7 @@ def test_a_file_changed_while_being_read_is_an_error(tmp_path: Path, monkeypatch
 
 
 def test_a_long_document_with_long_runs_keeps_all_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kiara.data.prepare.BATCH_CHARACTERS", 1 << 17)
+    monkeypatch.setattr("kiara.data.encode.BATCH_CHARACTERS", 1 << 17)
     text = TEXT + " " * 300_000 + "=" * 300_000 + "a" * 300_000 + "\n" + TEXT
     (tmp_path / "a.txt").write_text(text, "utf-8")
     dataset = _prepare(tmp_path, tmp_path / "a.txt")

@@ -128,6 +128,7 @@ def test_prepared_folders_hold_out_the_requested_fraction(
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_bytes(text.encode())
     settings = [f"data.train={json.dumps(str(tmp_path / '*.txt'))}", "tokenizer.vocab_size=320"]
+    settings.append("model.context_length=16")
     with caplog.at_level(logging.WARNING):
         prepare(load_config(assignments=settings, environ={}), tmp_path / "out")
     splits = Dataset.open(tmp_path / "out").manifest["splits"]
@@ -138,8 +139,12 @@ def test_prepared_folders_hold_out_the_requested_fraction(
 
 
 def test_a_validation_fraction_that_cannot_be_met_is_reported(tmp_path: Path, kiara: Callable[..., Result]) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "ab"}) + "\n" + json.dumps({"text": "cd"}), "utf-8")
-    result = kiara("prepare", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--set", "tokenizer.vocab_size=320")
+    """Characters of many code points are not cut, and there are four of them."""
+    characters = ["e" + "".join(chr(0x300 + (i * j) % 97) for j in range(50)) for i in (1, 5, 11, 23)]
+    lines = [json.dumps({"text": characters[0] + characters[1]}), json.dumps({"text": characters[2] + characters[3]})]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
+    options = ("--set", "tokenizer.vocab_size=320", "--set", "model.context_length=16")
+    result = kiara("prepare", tmp_path / "a.jsonl", "--out", tmp_path / "out", *options)
     assert result.exit_code == 0
     assert "25 % of the text is held out, not the 5 % of data.val_fraction" in result.stderr
 
@@ -151,6 +156,7 @@ def test_validation_documents_also_in_the_training_text_are_reported(
         lines = [json.dumps({"text": f"the text of document {i}"}) for i in numbers]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
     options = ("--set", f"data.val={tmp_path / 'val.jsonl'}", "--set", "tokenizer.vocab_size=320")
+    options += ("--set", "model.context_length=16")
     result = kiara("prepare", tmp_path / "train.jsonl", "--out", tmp_path / "out", *options)
     assert result.exit_code == 0
     assert "3 of the 13 documents of data.val are also in data.train" in result.stderr

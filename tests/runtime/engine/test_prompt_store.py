@@ -110,7 +110,7 @@ def test_an_unwritable_folder_only_causes_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_an_impossible_folder_is_refused_at_load(bundle: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"prompt_cache: .* name a folder"):
+    with pytest.raises(UserError, match=r"prompt_cache: .*; give an existing folder"):
         load(bundle, prompt_cache=tmp_path / name)
 
 

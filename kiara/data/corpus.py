@@ -1,0 +1,176 @@
+"""The text of a configuration, measured: which documents are used, and what each split reads of them.
+
+Each document has a number of bytes; those that are dropped have none, and are skipped without being read again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kiara.config import Config, DataConfig, is_default
+from kiara.console import logger
+from kiara.data.documents import Document, Reader
+from kiara.data.duplicates import equal_copies, near_copies
+from kiara.data.formats import has_records
+from kiara.data.sources import resolve_source
+from kiara.data.split import TOLERANCE, divide, held_out, hold_out, measure, trained
+from kiara_runtime.errors import UserError
+
+Documents = Callable[[], Iterator[Document]]
+COPY, IN_VAL, BEYOND = "a copy of another", "also in data.val", "beyond the share of its source in data.mix"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a configuration. train: by source."""
+
+    train: dict[str, list[Path]]
+    val: list[Path]
+
+    @classmethod
+    def of(cls, config: Config) -> Sources:
+        """Find the files; raises UserError for settings that have no effect on them."""
+        data = config.data
+        names = list(data.mix) or [data.train]
+        if data.mix and not is_default(data, "train"):
+            raise UserError("data.train", "has no effect together with data.mix", "set only one", value=data.train)
+        if wrong := [weight for weight in data.mix.values() if not 0 < weight < float("inf")]:
+            raise UserError("data.mix", "is not a weight", "give each source a positive number", value=wrong[0])
+        found = cls({name: resolve_source(name) for name in names}, _val_files(data.val) if data.val else [])
+        found._check(data)
+        return found
+
+    @property
+    def files(self) -> list[Path]:
+        return [*chain(*self.train.values()), *self.val]
+
+    def _check(self, data: DataConfig) -> None:
+        for name in ("val_fraction", "split_seed"):
+            if data.val and not is_default(data, name):
+                problem = f"{getattr(data, name)} has no effect together with data.val"
+                raise UserError(f"data.{name}", problem, "set only one")
+        if not is_default(data, "text_field") and not any(map(has_records, self.files)):
+            problem = "has no effect, because no file has records (JSON lines, Parquet)"
+            raise UserError("data.text_field", problem, "remove it", value=data.text_field)
+
+
+def _val_files(source: str) -> list[Path]:
+    try:
+        return resolve_source(source)
+    except UserError as error:
+        raise error.inside("data.val") from None
+
+
+class Corpus:
+    """Documents measured, dropped and split.
+
+    readers and sizes: of each split, its documents and their bytes. card: the sources, what was dropped and why.
+    """
+
+    def __init__(self, config: Config, sources: Sources) -> None:
+        self._data = config.data
+        self._reader = Reader(config.data.text_field, replace=config.data.bad_text == "replace")
+        self._bad = None if config.data.bad_text == "fail" else Counter[str]()
+        self._dropped = Counter[str]()
+        measured = [measure(self._reader.read(files), self._bad) for files in sources.train.values()]
+        train = partial(self._reader.read, [*chain(*sources.train.values())])
+        self._begins = np.cumsum([0, *(len(sizes) for sizes, _ in measured)])
+        sizes, hashes = (np.concatenate(each) for each in zip(*measured, strict=True))
+        if sources.val:
+            self._split_given(train, sizes, hashes, partial(self._reader.read, sources.val))
+        else:
+            self._split_held_out(train, sizes, hashes)
+        self.card = self._card(list(sources.train), sizes)
+
+    def _card(self, names: list[str], sizes: np.ndarray) -> dict[str, Any]:
+        parts = [sizes[begin:end] for begin, end in zip(self._begins, self._begins[1:], strict=False)]
+        used = [
+            {"source": name, "documents": int(np.count_nonzero(part)), "bytes": int(part.sum())}
+            for name, part in zip(names, parts, strict=True)
+        ]
+        dropped = {**(self._bad or {}), **self._dropped}
+        return {"sources": used, "dropped": dropped, "replaced": len(self._reader.replaced)}
+
+    def _split_given(self, train: Documents, sizes: np.ndarray, hashes: np.ndarray, val: Documents) -> None:
+        val_sizes, val_hashes = measure(val(), self._bad)
+        if self._data.dedupe == "none":
+            _warn_of_shared(hashes[sizes > 0], val_hashes[val_sizes > 0])
+        else:
+            self._drop(IN_VAL, sizes, np.isin(hashes, val_hashes[val_sizes > 0]))
+        self._choose(train, sizes, hashes)
+        self.readers: dict[str, Documents] = {
+            "train": lambda: trained(train(), sizes, sizes),
+            "val": lambda: held_out(val(), val_sizes, np.zeros_like(val_sizes)),
+        }
+        self.sizes = {"train": int(sizes.sum()), "val": int(val_sizes.sum())}
+
+    def _split_held_out(self, train: Documents, sizes: np.ndarray, hashes: np.ndarray) -> None:
+        self._choose(train, sizes, hashes)
+        fraction, seed = self._data.val_fraction, self._data.split_seed
+        heads = divide(sizes, hashes, fraction, seed, lambda index: next(islice(train(), index, None)))
+        self.readers = {
+            "train": lambda: trained(train(), sizes, heads),
+            "val": lambda: held_out(train(), sizes, heads),
+        }
+        self.sizes = {"train": int(heads.sum()), "val": int((sizes - heads).sum())}
+        _warn_of_other_fraction(self.sizes, fraction)
+
+    def _choose(self, train: Documents, sizes: np.ndarray, hashes: np.ndarray) -> None:
+        """Drop repeated documents, and those beyond the share of their source."""
+        if self._data.dedupe != "none":
+            self._drop(COPY, sizes, equal_copies(sizes, hashes))
+        if self._data.dedupe == "near":
+            self._drop(COPY, sizes, near_copies(train(), sizes))
+        if self._data.mix:
+            self._mix(sizes)
+
+    def _drop(self, reason: str, sizes: np.ndarray, which: np.ndarray) -> None:
+        which = which & (sizes > 0)
+        if which.any():
+            self._dropped[reason] += int(which.sum())
+            sizes[which] = 0
+
+    def _mix(self, sizes: np.ndarray) -> None:
+        """As much text as the scarcest source allows, each source with its share of it."""
+        weights = self._data.mix
+        slices = [slice(begin, end) for begin, end in zip(self._begins, self._begins[1:], strict=False)]
+        bytes_of = {name: int(sizes[part].sum()) for name, part in zip(weights, slices, strict=True)}
+        for name, has in bytes_of.items():
+            if not has:
+                raise UserError(f"data.mix: {name}", "has no text", "leave it out")
+        unit = min(bytes_of[name] / weight for name, weight in weights.items())
+        for (name, weight), part in zip(weights.items(), slices, strict=True):
+            wanted = unit * weight / bytes_of[name]
+            if wanted < 1:
+                chosen, missing = hold_out(sizes[part], wanted, self._data.split_seed)
+                if missing:
+                    chosen |= not chosen.any()  # rather all of it than none
+                    logger.warning("data.mix: the documents of %s are too long for its exact share.", name)
+                beyond = np.zeros(len(sizes), dtype=bool)
+                beyond[part] = ~chosen
+                self._drop(BEYOND, sizes, beyond)
+
+
+def _warn_of_other_fraction(sizes: dict[str, int], fraction: float) -> None:
+    train, val = sizes["train"], sizes["val"]
+    if train and val and abs(val / (train + val) / fraction - 1) > TOLERANCE + 1e-9:
+        logger.warning(
+            "%.3g %% of the text is held out, not the %.3g %% of data.val_fraction: documents allow no other split.",
+            100 * val / (train + val), 100 * fraction,
+        )  # fmt: skip
+
+
+def _warn_of_shared(train: np.ndarray, val: np.ndarray) -> None:
+    if shared := int(np.isin(val, train).sum()):
+        logger.warning(
+            "%s of the %s documents of data.val are also in data.train, so validation partly measures memorisation.",
+            f"{shared:,}", f"{len(val):,}",
+        )  # fmt: skip

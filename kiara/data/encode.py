@@ -1,0 +1,76 @@
+"""From documents to the token files of a split, in batches that bound the memory in use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kiara.data.dataset import SHARD_TOKENS
+from kiara.data.documents import Document
+from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
+
+BATCH_CHARACTERS = 1 << 21
+
+
+def token_type(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """Type of a token in its file."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+
+def encode(
+    tokenizer: Tokenizer, documents: Iterable[Document], folder: Path, split: str, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Write the split's token files; returns its entry in the manifest. advance: receives bytes as they are encoded."""
+    shards: list[dict[str, Any]] = []
+    documents_read = tokens = text_bytes = 0
+    kind = token_type(tokenizer)
+    end = np.array([tokenizer.special_tokens[END_OF_TEXT]], kind)
+    for batch in _batches(documents):
+        rows: list[np.ndarray] = []
+        encoded = tokenizer.encode_batch([part for _, part in batch], threads=os.cpu_count() or 1)
+        for (begins, _), ids in zip(batch, encoded, strict=True):
+            if begins:
+                documents_read += 1
+                rows.append(end)
+            rows.append(np.array(ids, kind))
+            tokens += len(ids) + begins
+        _append(folder, split, shards, np.concatenate(rows))
+        read = sum(len(part.encode()) for _, part in batch)
+        text_bytes += read
+        advance(read)
+    for shard in shards:
+        with (folder / shard["file"]).open("rb") as file:
+            shard["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    ratio = round(text_bytes / tokens, 4) if tokens else None
+    counts = {"documents": documents_read, "bytes": text_bytes, "tokens": tokens, "bytes_per_token": ratio}
+    return {**counts, "shards": shards}
+
+
+def _append(folder: Path, split: str, shards: list[dict[str, Any]], tokens: np.ndarray) -> None:
+    if not shards or shards[-1]["tokens"] >= SHARD_TOKENS:
+        shards.append({"file": f"{split}-{len(shards):05}.bin", "tokens": 0})
+    with (folder / shards[-1]["file"]).open("ab") as file:
+        tokens.tofile(file)
+    shards[-1]["tokens"] += len(tokens)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:
+    """Batches of document parts, each with whether it begins a document."""
+    batch: list[tuple[bool, str]] = []
+    held = 0
+    for document in documents:
+        begins = True
+        for part in document.parts:
+            batch.append((begins, part))
+            begins = False
+            held += len(part)
+            if held >= BATCH_CHARACTERS:
+                yield batch
+                batch, held = [], 0
+    if batch:
+        yield batch
