@@ -67,6 +67,9 @@ bench-server: install-dev ## By hand: the server under load, on BUNDLE=bundles/d
 bench-prepare: install-dev ## By hand: speed and memory of `kiara prepare` on 30 and 300 MB (a minute)
 	$(BIN)/python benchmarks/prepare_speed.py
 
+check-presets: install-dev ## By hand: every preset takes two steps and is exported (half an hour, 12 GB of memory)
+	$(BIN)/python benchmarks/check_presets.py
+
 soak: install-dev ## By hand: twenty minutes of requests, a fifth of them aborted, on BUNDLE=bundles/demo
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --soak-seconds 1200
 

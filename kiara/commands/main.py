@@ -15,7 +15,12 @@ from kiara_runtime.commands.main import Commands, figures_line
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import CODES, json_text
 
-CONFIG = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings.")
+CONFIG = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="YAML file of settings, or a preset: tiny, small, medium, large, xl, xxl.",
+)
 SETTINGS = click.option(
     "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."
 )

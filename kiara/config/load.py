@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from kiara.config.explain import explained, nearest
 from kiara.config.model import Section
+from kiara.config.presets import presets
 from kiara.config.sections import Config
 from kiara_runtime.errors import UserError
 
@@ -56,14 +57,14 @@ def load_config(
 ) -> Config:
     """Merge all layers and validate the result; `model_fields_set` of a section holds the keys that any layer set.
 
-    assignments: `section.key=value`, the value read as YAML. environ: variables named `KIARA_SECTION__KEY`; by default
-    the process environment over `.env` in the working folder.
+    path: a YAML file, or the name of a preset. assignments: `section.key=value`, the value read as YAML. environ:
+    variables named `KIARA_SECTION__KEY`; by default the process environment over `.env` in the working folder.
     """
     merged: dict[str, Any] = {}
     for dotted, value in _environment(environ if environ is not None else _ambient()):
         _assign(merged, dotted, value)
     if path is not None:
-        _merge(merged, _read_yaml(path))
+        _merge(merged, _read_yaml(_found(path)))
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals:
@@ -145,9 +146,17 @@ def _nearest_variable(key: str) -> str:
     return f"did you mean {close[0]}?" if close else "remove it; `kiara config` lists every setting"
 
 
+def _found(path: Path) -> Path:
+    """The file itself, or the preset of that name."""
+    if path.is_file():
+        return path
+    known = presets()
+    if str(path) in known:
+        return known[str(path)]
+    raise UserError(f"--config {path}", "there is no such file or preset", f"name a file or one of {', '.join(known)}")
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"--config {path}", "there is no such file", "check the path")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise UserError(
             f"--config {path}", "is larger than 1 MiB, too large for settings", "name a YAML file of settings"
