@@ -6,6 +6,7 @@ Each function imports what it needs when it is called, so that `kiara prepare` d
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -44,20 +45,27 @@ def train(
     config: Place | None = None,
     resume: bool = False,
     branch: Place | None = None,
+    fit: str | None = None,
 ) -> bool:
     """Train into the run folder `out`; False where it was interrupted, with a checkpoint written.
 
     settings: over those of the YAML file `config`; training.batch_size is in sequences, training.max_steps in optimizer
     steps. resume: go on from the newest checkpoint, with the run's own settings where `config` is None. branch: another
-    run, or a checkpoint of one, where this one begins: with its weights, optimizers, step, data and settings. Raises
-    UserError for a setting that cannot be used, and where memory runs out.
+    run, or a checkpoint of one, where this one begins: with its weights, optimizers, step, data and settings. fit: a
+    budget such as "30MB, 20 ms a token", for which a shape is chosen by measurements on this machine. Raises UserError
+    for a setting that cannot be used, and where memory runs out.
     """
     from kiara.checkpoints import trained_checkpoint, trained_on
     from kiara.config import load_config
     from kiara.data import as_prepared, dataset_of
     from kiara.files import CONFIG_FILE
     from kiara.training import Run, check_settings, joined, trainer
+    from kiara_runtime.errors import UserError
 
+    if fit is not None:
+        if resume or branch is not None:
+            raise UserError("--fit", "has no effect on a run that exists", "leave it out")
+        settings = [*_fitted(fit, settings, config), *_assignments(settings)]
     origin = None if branch is None else trained_checkpoint(Path(branch))
     saved = Path(out) / CONFIG_FILE
     if origin is not None and not saved.is_file():
@@ -137,6 +145,27 @@ def export(
         sign_key=None if sign_key is None else Path(sign_key),
     )
     return run(Path(source), Path(out), request)
+
+
+def _fitted(budget: str, settings: Settings, config: Place | None) -> list[str]:
+    """Assignments of the shape that fits a budget, and of learning rates for its width unless they are given."""
+    from kiara.config import load_config
+    from kiara.data import as_prepared
+    from kiara_export.fit import SHAPE, Budget, fit, rates
+    from kiara_runtime.errors import UserError
+
+    limits, given = Budget.parse(budget), _assignments(settings)
+    for assignment in given:
+        name = assignment.partition("=")[0].strip()
+        if name.removeprefix("model.") in SHAPE:
+            raise UserError(f"--set {assignment}", "has no effect together with --fit", "leave one of them out")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--fit", "measures one process, but there are several", "run it once alone, then use its shape")
+    loaded = load_config(_path(config), given)
+    prepared = as_prepared(loaded)
+    fixed = prepared is not loaded or "vocab_size" in loaded.tokenizer.model_fields_set
+    shape = fit(limits, loaded, prepared.tokenizer.vocab_size if fixed else None)
+    return _assignments({**rates(shape.model, loaded.training), **shape.settings()})
 
 
 def _path(place: Place | None) -> Path | None:

@@ -95,6 +95,12 @@ def prepare(source: str | None, out: Path, config_file: Path | None, settings: t
     help="Begin where another run's newest checkpoint, or this checkpoint, stands: weights, optimizers, step and data. "
     "Its settings are kept but for what --set changes.",
 )
+@click.option(
+    "--fit",
+    metavar="BUDGET",
+    help="Choose the shape for a device like this one, such as '30MB, 20 ms a token' or '50 tokens/s': the largest "
+    "whose bundle (for training.quantize, else int8) keeps to it.",
+)
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -103,6 +109,7 @@ def train(
     out: Path | None,
     resume: bool,
     branch: Path | None,
+    fit: str | None,
 ) -> None:
     """Train a model.
 
@@ -112,7 +119,7 @@ def train(
 
     if resume and out is None:
         raise click.UsageError("--resume: name the run to go on with, --out RUN")
-    if not face.train(out or _new_run(config_file), settings, config_file, resume, branch):
+    if not face.train(out or _new_run(config_file), settings, config_file, resume, branch, fit):
         ctx.exit(CODES[signal.SIGINT])
 
 
