@@ -47,13 +47,13 @@ def train(
     branch: Place | None = None,
     fit: str | None = None,
 ) -> bool:
-    """Train into the run folder `out`; False where it was interrupted, with a checkpoint written.
+    """Train into the run folder `out`; False if it was interrupted, with a checkpoint written.
 
-    settings: over those of the YAML file `config`; training.batch_size is in sequences, training.max_steps in optimizer
-    steps. resume: go on from the newest checkpoint, with the run's own settings where `config` is None. branch: another
-    run, or a checkpoint of one, where this one begins: with its weights, optimizers, step, data and settings. fit: a
-    budget such as "30MB, 20 ms a token", for which a shape is chosen by measurements on this machine. Raises UserError
-    for a setting that cannot be used, and where memory runs out.
+    settings: they override the YAML file or preset `config`; training.batch_size is in sequences, training.max_steps
+    in optimizer steps. resume: continue from the newest checkpoint, with the run's own settings if `config` is None.
+    branch: another run or one of its checkpoints to start from, with its weights, optimizer state, step, data and
+    settings. fit: a budget such as "30MB, 20 ms a token"; the model's shape is chosen to keep to it, by measurements on
+    this machine. Raises UserError for an invalid setting, and if memory runs out.
     """
     from kiara.checkpoints import trained_checkpoint, trained_on
     from kiara.config import load_config
@@ -72,12 +72,12 @@ def train(
         saved = origin.folder.parent.parent / CONFIG_FILE
     with joined() as world:
         if not world.main:
-            world.wait()  # for the first process to check the settings, claim the folder and prepare the text
+            world.wait()  # until the first process has checked the settings, claimed the folder and prepared the text
         own = (resume or origin is not None) and config is None and saved.is_file()
         loaded = load_config(saved if own else _path(config), _assignments(settings))
         check_settings(loaded)
         with closing(Run(Path(out), loaded if own else as_prepared(loaded), resume, world.main, origin)) as run:
-            # A run that goes on does so with the very data it began with, whatever has become of its source.
+            # A resumed run uses the data that it began with, even if their source has changed.
             dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
             if world.main:
                 world.wait()

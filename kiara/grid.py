@@ -1,7 +1,7 @@
-"""The grids that weights are rounded to, once: training rounds to a grid in its loop, and the export writes it.
+"""The grids that weights are rounded to, by training and by export alike.
 
-A row of a matrix is cut into blocks that share a float16 scale; a weight is a whole number of steps of it. Every grid
-is idempotent: rounding weights that lie on it changes no bit. A model trained on a grid is therefore exported exactly.
+A row of a matrix is divided into blocks; each has a float16 scale, and its weights are integer multiples of it. Every
+grid is idempotent: rounding weights that are on it changes no bit. So a model trained on a grid is exported exactly.
 
 Shape letters: O outputs (rows), I inputs, N blocks of a row, K inputs of a block, I = N K.
 """
@@ -20,12 +20,12 @@ SMALLEST_SCALE = 2.0**-24  # of float16
 
 @dataclass(frozen=True)
 class Grid:
-    """Symmetric whole numbers of `bits` bits. sizes: inputs of a block; the first that divides a row is used.
+    """Symmetric integers of `bits` bits. sizes: inputs per block; the first that divides a row is used.
 
-    At 8 bits the largest weight of a block takes 127 steps. At fewer it takes all 2 ** (bits - 1), whatever its sign:
-    the scale then has the opposite sign, as -8 exists and 8 does not. ONNX Runtime's quantiser and llama.cpp's Q4_0
-    have the same 4-bit grid. Of several scales near that one, a block gets the one with the smallest squared error: a
-    tenth less of it than that of the first at 4 bits, a seventh at 2.
+    At 8 bits the largest weight of a block becomes 127 or -127. At fewer bits it becomes -2 ** (bits - 1), with a scale
+    of the opposite sign, because at 4 bits -8 exists and 8 does not. ONNX Runtime's quantiser and llama.cpp's Q4_0 have
+    the same 4-bit grid. Of several scales near that one, a block gets the one with the smallest squared error, which
+    reduces the error by a tenth at 4 bits and a seventh at 2.
     """
 
     bits: int
@@ -38,15 +38,15 @@ class Grid:
 
     @property
     def bytes_per_weight(self) -> float:
-        """On disk, with the share of a block's scale."""
+        """Bytes on disk, including a share of the block's scale."""
         return self.bits / 8 + 2 / self.sizes[0]
 
     def size(self, inputs: int) -> int | None:
-        """Inputs of a block of a row of `inputs`; None where no size divides it."""
+        """Inputs per block for rows of `inputs`; None if no size divides it."""
         return next((size for size in self.sizes if inputs % size == 0), None)
 
     def steps(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole steps (O, N, K) and scales (O, N), both float32; a scale beyond float16 is infinite."""
+        """Integers (O, N, K) and scales (O, N), both float32; a scale too large for float16 is infinite."""
         size = self.size(weight_OI.shape[1])
         assert size is not None
         weight_ONK = weight_OI.unflatten(1, (-1, size))
@@ -65,14 +65,14 @@ class Grid:
         return steps_ONK.mul_(scale_ON[..., None]).flatten(1)
 
     def holds(self, weight_OI: Tensor) -> bool:
-        """Whether every weight lies on the grid already."""
+        """Whether every weight is on the grid already."""
         return self.size(weight_OI.shape[1]) is not None and bool(torch.equal(self.nearest(weight_OI), weight_OI))
 
     def _factors(self) -> tuple[float, ...]:
         """Scales to try, relative to the first.
 
-        Below 1 the largest weight is cut off and takes all steps; at the last it takes one step fewer than all. So each
-        of them is found again, without error, in weights that it has rounded.
+        Below 1 the largest weight is clipped to the last integer; with the last factor it becomes the one before that.
+        Either way the same scale is found again, with no error, in the rounded weights.
         """
         steps = 1 << (self.bits - 1)
         return (1.0, 0.95, 0.9, 0.85, 0.8, steps / (steps - 1))
@@ -86,21 +86,21 @@ class Grid:
         return self._rounded(weight_ONK, scale_ON).mul_(scale_ON[..., None]).sub_(weight_ONK).square_().sum(-1)
 
     def _largest_to_last_step(self, weight_ONK: Tensor) -> Tensor:
-        """The scale at which the largest weight of a block takes the last step."""
+        """The scale at which the largest weight of a block becomes the last integer."""
         low_ON, high_ON = weight_ONK.amin(-1), weight_ONK.amax(-1)
         if self.bits == 8:
             return torch.maximum(high_ON, -low_ON) / 127
         return torch.where(high_ON > -low_ON, high_ON, low_ON) / -(1 << (self.bits - 1))
 
     def _half(self, exact_ON: Tensor) -> Tensor:
-        """The nearest float16, which is what is stored: so rounding the scales costs nothing."""
+        """The nearest float16 value, because that is what is stored."""
         scale_ON = exact_ON.half().float()
-        # A scale of too few bits, deep in float16's subnormal numbers, would be another one when it is rounded again.
+        # Among float16's smallest numbers, a scale has too few bits to be found again in the rounded weights.
         short_ON = exact_ON.abs() < 2.0 ** (self.bits - 25)
         return torch.where(short_ON, self._short(exact_ON), scale_ON)
 
     def _short(self, exact_ON: Tensor) -> Tensor:
-        """At 8 bits the next power of two; at fewer the smallest scale, at which weights below 1e-5 are cut off."""
+        """At 8 bits the next power of two; at fewer the smallest scale: it clips weights that are below 1e-5."""
         if self.bits < 8:
             return torch.full_like(exact_ON, SMALLEST_SCALE)
         fraction, exponent = torch.frexp(exact_ON.clamp(min=SMALLEST_SCALE))

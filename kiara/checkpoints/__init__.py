@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors and JSON, written whole or not at all, checked before use."""
+"""Checkpoints on disk: safetensors and JSON, written completely or not at all, hashes checked before use."""
 
 from kiara.checkpoints.checkpoint import (
     OPTIMIZER_FILE,

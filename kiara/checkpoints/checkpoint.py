@@ -50,11 +50,11 @@ class Checkpoint:
         return read_state(self.folder)
 
     def selection_loss(self) -> float:
-        """Validation loss in nats a token of what will ship; infinite where there is none."""
+        """Validation loss that picks the best checkpoint, in nats per token; infinite if there is none."""
         try:
             state = self.state()
             loss = state.get("selection_loss", state.get("val_loss"))
-        except UserError:  # of a damaged one
+        except UserError:  # damaged
             return math.inf
         return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
 
@@ -88,7 +88,7 @@ def list_checkpoints(run: Path) -> list[Checkpoint]:
 
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
-    """The one with the lowest loss of what will ship, the latest of equals."""
+    """The checkpoint with the lowest selection loss, the latest one of a tie."""
     return min(reversed(checkpoints), key=Checkpoint.selection_loss)
 
 
@@ -122,13 +122,13 @@ def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
 
 
 def trained_checkpoint(path: Path) -> Checkpoint:
-    """The newest whole checkpoint of the run at `path`, or `path` itself, with all that training needs to go on."""
+    """The newest undamaged checkpoint of the run at `path`, or `path` itself, with the state needed to continue."""
     found = first_whole(reversed(list_checkpoints(path)))
     if found is None and (path / OPTIMIZER_FILE).is_file():
         state = read_state(path)
         found = Checkpoint(path.resolve(), int(state.get("epoch", 0)) + 1, int(state["step"]))
     if found is None:
-        raise UserError(path, "holds no checkpoint of a training", "name a run or one of its checkpoints")
+        raise UserError(path, "has no checkpoint that training can continue", "name a run or one of its checkpoints")
     return found
 
 

@@ -11,10 +11,10 @@ from kiara_runtime.system import read_bounded_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object out of a checkpoint or a folder to import."""
+    """Read a JSON object of a checkpoint or of a folder to import."""
     return read_bounded_json(path, MAX_JSON_BYTES)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object as people like to read it."""
+    """Write an object as indented JSON."""
     path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""What begins and ends a text, as generation_config.json has it."""
+"""Token ids that begin and end a text, as in generation_config.json."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
 
 @dataclass(frozen=True)
 class TokenIds:
-    """What begins and ends a text, as generation_config.json has it."""
+    """Token ids that begin and end a text, as in generation_config.json."""
 
     bos: int
     eos: frozenset[int]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> TokenIds:
-        """Those of a tokenizer of our own."""
+        """For a tokenizer that Kiara trained: the end-of-text token is both."""
         end = tokenizer.special_tokens[END_OF_TEXT]
         return cls(end, frozenset({end}))
 
@@ -30,7 +30,7 @@ class TokenIds:
         eos: Any = values.get("eos_token_id")
         ends: list[Any] = eos if isinstance(eos, list) else [eos]
         given: Any = values.get("bos_token_id")
-        bos: Any = ends[0] if given is None and ends else given  # a model without one begins with what ends a text
+        bos: Any = ends[0] if given is None and ends else given  # without a BOS token, an EOS token begins a text
         if not ends or not all(type(i) is int and i >= 0 for i in (*ends, bos)):
             raise UserError(
                 f"{folder}/generation_config.json",
@@ -40,6 +40,6 @@ class TokenIds:
         return cls(bos, frozenset(ends))
 
     def json(self) -> dict[str, Any]:
-        """As generation_config.json and config.json spell it."""
+        """The fields of generation_config.json and config.json."""
         ends = sorted(self.eos)
         return {"bos_token_id": self.bos, "eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": ends[0]}

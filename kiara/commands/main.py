@@ -86,14 +86,14 @@ def prepare(source: str | None, out: Path, config_file: Path | None, settings: t
 @main.command()
 @CONFIG
 @SETTINGS
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default a new one below runs/.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --out, if it has one.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: a new one in runs/.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint of --out, if there is one.")
 @click.option(
     "--branch",
     metavar="RUN_OR_CHECKPOINT",
     type=click.Path(path_type=Path),
-    help="Begin where another run's newest checkpoint, or this checkpoint, stands: weights, optimizers, step and data. "
-    "Its settings are kept but for what --set changes.",
+    help="Start from this checkpoint, or the newest one of this run: its weights, optimizer state, step and data. "
+    "Its settings are kept, except those that --set changes.",
 )
 @click.option(
     "--fit",
@@ -113,23 +113,25 @@ def train(
 ) -> None:
     """Train a model.
 
-    With no options: the default one, on the Python standard library. On several GPUs: torchrun -m kiara train ...
+    Without options: the default model, on the Python standard library. On several GPUs: torchrun -m kiara train ...
     """
     from kiara import face
 
     if resume and out is None:
-        raise click.UsageError("--resume: name the run to go on with, --out RUN")
+        raise click.UsageError("--resume: name the run to continue with --out RUN")
     if not face.train(out or _new_run(config_file), settings, config_file, resume, branch, fit):
         ctx.exit(CODES[signal.SIGINT])
 
 
 @main.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Page to write; of one run, RUN/report.html by default.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Page to write. Default for a single run: RUN/report.html."
+)
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write a page about runs: curves over each other, samples, settings, data.
+    """Write a page that compares runs: curves, samples, settings, data.
 
-    One HTML file that needs nothing else.
+    The page is a single HTML file.
     """
     from kiara.report import write_page
 

@@ -46,13 +46,13 @@ class TrainingConfig(Section):
     max_steps: int = Field(default=800, ge=1)
     """Total optimizer steps."""
     batch_size: int = Field(default=8, ge=1, le=1 << 16)
-    """Sequences of one pass of one process; a step takes as many passes as it needs."""
+    """Sequences per pass of one process. A step takes as many passes as global_batch needs."""
     global_batch: int | None = Field(default=None, ge=1, le=1 << 20)
-    """Sequences a step, over all passes and processes; null: batch_size."""
+    """Sequences per step, over all passes and processes; null means batch_size."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """What several processes share out: the batch (DDP), or weights and optimizer state, too (FSDP2)."""
+    """ddp: each process holds the whole model; fsdp: weights, gradients and optimizer state are sharded (FSDP2)."""
     activation_checkpointing: bool = False
-    """Compute activations again in the backward pass: a third more time, for much less memory."""
+    """Recompute activations in the backward pass: a third more time, much less memory."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimizer of the matrices inside the blocks; all other weights have AdamW."""
     learning_rate: float = Field(default=0.008, gt=0, lt=1)
@@ -74,17 +74,17 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints."""
     keep_last: int = Field(default=2, ge=1)
-    """Newest checkpoints kept; the best one is kept besides."""
+    """Newest checkpoints to keep, in addition to the best one."""
     quantize: Literal["none", "int8", "int4", "int2"] = "none"
-    """Bundle variant whose rounding the run learns to live with: its weights end on that grid, tables included."""
+    """Variant to train for: the last part of the run rounds all weights to its grid, so that export changes nothing."""
     quantize_from: float = Field(default=0.8, ge=0, lt=1)
-    """Part of `max_steps` that is trained in full precision before the rounding begins."""
+    """Fraction of `max_steps` trained in full precision before rounding begins."""
     select_by: Literal["val_bpb", "int8", "int4", "int2"] | None = None
-    """Loss that picks the best checkpoint: of the weights as trained, or rounded for a variant; null: of `quantize`."""
+    """Loss that picks the best checkpoint: of the weights as trained, or rounded for a variant; null: as `quantize`."""
     patience: int | None = Field(default=None, ge=1)
-    """Validations without a better loss after which the run ends early; null: never."""
+    """End the run after so many validations without a better loss; null: never."""
     track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[])
-    """Trackers that get the figures besides metrics.jsonl; each is an extra."""
+    """Trackers to log to, in addition to metrics.jsonl; each is an extra."""
     sample_prompt: str = "def "
     """Prompt of the sample that each validation generates."""
     sample_tokens: int = Field(default=64, ge=0)
@@ -100,7 +100,7 @@ class TrainingConfig(Section):
 
     @property
     def sequences(self) -> int:
-        """Of a step."""
+        """Sequences per step."""
         return self.global_batch or self.batch_size
 
 

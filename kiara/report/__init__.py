@@ -1,6 +1,6 @@
-"""What people see of runs: the records that training keeps, charts of them, and a page that compares several.
+"""Reports on runs: the records that training keeps, charts of them, and a page that compares several.
 
-Reads a run's files and writes none of them; what the curves mean while training goes on is `kiara.training.advice`'s.
+Reads a run's files and changes none. Warnings during training are in `kiara.training.advice`.
 """
 
 from kiara.report.charts import plot_run

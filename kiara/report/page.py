@@ -1,4 +1,4 @@
-"""One self-contained page about one run or several: curves over each other, samples, settings, data."""
+"""A single HTML page that compares runs: curves, samples, settings, data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kiara.report.records import RunRecords, read_run
 from kiara_runtime.errors import UserError
 
 MARK = "<!doctype html><!-- kiara report -->\n"
-SAMPLES = 8  # of a run, spread over its validations
+SAMPLES = 8  # per run, spread over its validations
 # name in the records, axis, noisy, logarithmic
 CHARTS = (
     ("val_bits_per_byte", "validation, bits per byte", False, False),
@@ -41,10 +41,10 @@ summary { cursor: pointer; color: var(--soft); }
 
 
 def write_page(folders: Sequence[Path], out: Path) -> None:
-    """Write the page about these runs to the file `out`; raises UserError where that is not such a page already."""
+    """Write the page to the file `out`; raises UserError if another kind of file is there."""
     runs = [read_run(folder) for folder in folders]
     if out.exists() and not _is_page(out):
-        raise UserError(f"--out {out}", "exists and is no report", "name another file")
+        raise UserError(f"--out {out}", "exists and is not a report", "choose another file")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, MARK + "\n".join(_page(runs)) + "\n")
 
@@ -104,7 +104,7 @@ def _charts(runs: list[RunRecords]) -> Iterator[str]:
 
 
 def _settings(runs: list[RunRecords]) -> Iterator[str]:
-    """Every setting, and of several runs first those in which they differ."""
+    """All settings, preceded by those that differ between runs."""
     flat = [{f"{part}.{key}": value for part, keys in run.settings.items() for key, value in keys.items()}
             for run in runs]  # fmt: skip
     names = list(dict.fromkeys(name for settings in flat for name in settings))

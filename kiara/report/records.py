@@ -1,4 +1,4 @@
-"""The records of a run, read back: metrics, samples, settings, and what its data were."""
+"""Read the records of a run: metrics, samples, settings and the data card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What a run left. metrics: lines of metrics.jsonl. samples: steps and texts. data: dataset.json, if any."""
+    """The records of a run. metrics: lines of metrics.jsonl. samples: steps and texts. data: dataset.json, if any."""
 
     name: str
     metrics: list[Record]
@@ -40,14 +40,16 @@ class RunRecords:
 
     @property
     def resumed(self) -> list[int]:
-        """Steps after which it went on from a checkpoint."""
+        """Steps from which the run was resumed."""
         return [record["step"] for record in self.metrics if record.get("resumed")]
 
 
 def read_run(folder: Path) -> RunRecords:
-    """Raises UserError where the folder is no run."""
+    """Read the records of a run folder; raises UserError if it is not one."""
     if not (folder / METRICS_FILE).is_file():
-        raise UserError(folder, "no run, as it has no metrics.jsonl", "name a folder that `kiara train` wrote")
+        raise UserError(
+            folder, "is not a run, because it has no metrics.jsonl", "name a folder that `kiara train` wrote"
+        )
     settings: Any = yaml.safe_load((folder / CONFIG_FILE).read_text("utf-8")) if (folder / CONFIG_FILE).exists() else {}
     return RunRecords(
         name=folder.resolve().name,
@@ -59,7 +61,7 @@ def read_run(folder: Path) -> RunRecords:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records so far; a last line that a killed process left unfinished is passed over."""
+    """The records so far, without a last line that a killed process left incomplete."""
     lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 

@@ -1,4 +1,4 @@
-"""The loop over steps, its optimizers, its machine, and the files of a run."""
+"""Training: the loop, optimizers, processes and devices, and the files of a run."""
 
 from kiara.training import trainer
 from kiara.training.device import give_back_memory

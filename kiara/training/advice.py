@@ -1,16 +1,16 @@
-"""What the curves of a run say, in words: it stands still, or it begins to learn its text by heart."""
+"""Warnings from the curves of a run: a plateau, or overfitting."""
 
 from __future__ import annotations
 
 import statistics
 from typing import Any
 
-STALLED = 4  # validations without a new best before anything is said
-PLATEAU = 0.001  # of the loss: less of a gain than this is none
+STALLED = 4  # validations without an improvement before a warning
+PLATEAU = 0.001  # relative to the loss; a smaller gain is not an improvement
 
 
 def stalled(records: list[dict[str, Any]]) -> int:
-    """Validations since the last that was better than all before it by more than PLATEAU."""
+    """Number of validations since the last one that improved on the best loss by more than PLATEAU."""
     best, since = float("inf"), 0
     for record in records:
         if "val_loss" in record:
@@ -21,7 +21,7 @@ def stalled(records: list[dict[str, Any]]) -> int:
 
 
 def advice(records: list[dict[str, Any]]) -> str | None:
-    """A sentence where the last validations deserve one: at every STALLED-th without a gain."""
+    """A warning, or None; given at every STALLED-th validation without an improvement."""
     since = stalled(records)
     if not since or since % STALLED:
         return None
@@ -35,7 +35,7 @@ def advice(records: list[dict[str, Any]]) -> str | None:
 
 
 def _training_loss(records: list[dict[str, Any]], step: int) -> float | None:
-    """Mean over the steps since the validation before `step`."""
+    """Mean training loss over the steps since the validation before `step`."""
     before = max((record["step"] for record in records if "val_loss" in record and record["step"] < step), default=0)
     losses = [record["loss"] for record in records if "loss" in record and before < record["step"] <= step]
     return statistics.fmean(losses) if losses else None

@@ -60,7 +60,7 @@ def memory_told(field: str, remedy: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _ran_out(error):
             raise
-        raise UserError(field, "too large for the memory of this machine", remedy) from None
+        raise UserError(field, "is too large for the memory of this machine", remedy) from None
 
 
 def _ran_out(error: Exception) -> bool:
@@ -84,7 +84,7 @@ def repeatable(device: str) -> Iterator[None]:
 
 
 def memory_mib(device: str) -> int:
-    """Of the device where the model is: of a GPU the most that was held so far, else the process's resident memory."""
+    """Peak memory on a GPU, or the resident memory of the process on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() >> 20
     try:

@@ -1,4 +1,4 @@
-"""The gradient of a step: this process's rows of the batch, a few at a time, averaged over all processes."""
+"""The gradient of a step, accumulated over passes and averaged over processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kiara.training.parallel import World, distribute
 
 
 class Gradient:
-    """Forward and backward passes. Rows depend on seed, step and place in the batch, not on who computes them."""
+    """Forward and backward passes. The rows depend only on seed, step and position in the batch, not on the process."""
 
     def __init__(
         self, model: GPT, split: Split, config: TrainingConfig, world: World, autocast: Callable[[], torch.autocast]
@@ -31,8 +31,9 @@ class Gradient:
         self._call = torch.compile(self._objective, dynamic=False)  # pyright: ignore[reportAttributeAccessIssue]
 
     def add(self, step: int) -> float:
-        """Add the gradient of a step's mean loss to the weights'; returns that loss, of this process's rows, as a sum
-        whose parts add up over the processes.
+        """Accumulate the gradient of a step's mean loss; returns this process's part of that loss.
+
+        The parts of all processes add up to the mean loss.
         """
         rows, length = self._config.sequences, self._model.config.context_length
         share = self._world.share(rows)
@@ -51,7 +52,7 @@ class Gradient:
         return loss
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients go to the other processes with the last pass of a step."""
+        """Average the gradients over the processes only in the last pass of a step."""
         if isinstance(self._model, FSDPModule):
             self._model.set_requires_gradient_sync(last)
         if isinstance(self._objective, DistributedDataParallel) and not last:

@@ -1,7 +1,7 @@
-"""The processes of a run, as `torchrun` starts them: which one this is, what it computes, how they agree.
+"""The processes of a run that `torchrun` starts: rank, share of the batch, collectives.
 
-A step's rows are shared out among the processes; gradients are averaged by PyTorch's own DDP, or weights, gradients and
-optimizer state are sharded by its FSDP2. Without torchrun there is one process and nothing of this.
+Each process computes its share of a step's rows. PyTorch's DDP averages gradients, or its FSDP2 shards weights,
+gradients and optimizer state. Without torchrun there is one process, and none of this is used.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from kiara.model import GPT
 from kiara_runtime.errors import UserError
 
 Parallel = Literal["ddp", "fsdp"]
-PATIENCE = timedelta(hours=6)  # of a collective: the first waits for text to be prepared
-GRACE = 5.0  # seconds; torchrun looks after its processes ten times a second
+PATIENCE = timedelta(hours=6)  # timeout of a collective; the first one waits while text is prepared
+GRACE = 5.0  # seconds; torchrun polls its processes every 0.1 s
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class World:
         return self.rank == 0
 
     def share(self, rows: int) -> range:
-        """The rows of a step that this process computes; as equal as they can be."""
+        """The rows of a step that this process computes; shares differ by one row at most."""
         return range(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Sums over all processes, the same bits in each."""
+        """Sums over all processes, identical in each."""
         if self.size == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64)
@@ -58,15 +58,15 @@ class World:
         return summed.tolist()
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait for all processes."""
         self.total([0.0])
 
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The world that torchrun's environment describes, for as long as the block runs.
+    """Join the processes that torchrun's environment describes, until the block ends.
 
-    Raises UserError where another process of it ends early.
+    Raises UserError if another process ends early.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -75,7 +75,7 @@ def joined() -> Iterator[World]:
     world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
-    if not world.main:  # torchrun ends the others when the first has ended, which has said why
+    if not world.main:  # torchrun ends the others once the first, which prints the reason, has ended
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         say_errors_only()
     dist.init_process_group(timeout=PATIENCE)  # gloo for tensors on the CPU, NCCL for those on GPUs
@@ -83,13 +83,13 @@ def joined() -> Iterator[World]:
         yield world
     except UserError:
         if not world.main:
-            time.sleep(GRACE)  # most likely the first process says the same
+            time.sleep(GRACE)  # the first process most likely reports the same error
         raise
     except RuntimeError as error:  # gloo has no class of its own for a connection that broke
         logger.debug("process %d", world.rank, exc_info=True)
         first = str(error).splitlines()[0]
-        remedy = "see its own message, then start all of them again with --resume"
-        raise UserError(f"process {world.rank} of {size}", f"another one has ended ({first})", remedy) from None
+        remedy = "see its message, then start all processes again with --resume"
+        raise UserError(f"process {world.rank} of {size}", f"another process has ended ({first})", remedy) from None
     finally:
         dist.destroy_process_group()
 
@@ -106,7 +106,7 @@ class Objective(nn.Module):
 
 
 def distribute(model: GPT, world: World, parallel: Parallel) -> nn.Module:
-    """The objective of `model` (its mean loss) over all processes; FSDP2 shards the weights of `model` in place."""
+    """A module that returns the mean loss, distributed over all processes; FSDP2 shards `model` in place."""
     if world.size > 1 and parallel == "fsdp":
         mesh = init_device_mesh(model.embed_tokens.weight.device.type, (world.size,))
         for layer in model.layers:
@@ -118,17 +118,17 @@ def distribute(model: GPT, world: World, parallel: Parallel) -> nn.Module:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, of which FSDP2 keeps a shard here. Every process must call it."""
+    """The whole tensor if FSDP2 has sharded it. Every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's rows of a tensor; they share its memory."""
+    """This process's shard of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor on the device of a parameter of its shape, sharded as it is."""
+    """Move a whole tensor to the device of `parameter`, and shard it the same way."""
     tensor = tensor.to(parameter.device)
     if isinstance(parameter, DTensor) and not isinstance(tensor, DTensor) and tensor.shape == parameter.shape:
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
@@ -136,7 +136,7 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def check_batch(rows: int, world: World) -> None:
-    """Raises UserError where a step has no row for some process."""
+    """Raise UserError if a step has fewer rows than there are processes."""
     if rows < world.size:
         raise UserError(
             "training.global_batch", f"{rows} sequences for {world.size} processes", "give each at least one"

@@ -1,4 +1,4 @@
-"""Before the first step: settings and text that cannot be trained with are refused, and what will ship is told."""
+"""Checks before the first step: refuse invalid settings and text, and report what will be trained and shipped."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from kiara_runtime.bundle import VARIANTS, find_variant
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import SPLIT_PATTERN, check_text
 
-SHOWN = [variant for variant in VARIANTS if variant.name in ("int8", "int4")]  # whose size is told
+SHOWN = [variant for variant in VARIANTS if variant.name in ("int8", "int4")]  # whose sizes are logged
 
 
 def check_settings(config: Config) -> None:
-    """Raises UserError for what cannot be, as far as it shows before there are data."""
+    """Raise UserError for invalid settings, as far as they can be checked without the data."""
     training, length = config.training, config.model.context_length
     check_device(training.device, training.compile)
     try:
         check_text(training.sample_prompt).encode()
-    except ValueError as error:  # half a character, too
-        raise UserError("training.sample_prompt", f"cannot be encoded ({error})", "give another") from None
+    except ValueError as error:  # includes lone surrogates
+        raise UserError("training.sample_prompt", f"cannot be encoded ({error})", "choose another") from None
     least = sum(1 for _ in regex.finditer(SPLIT_PATTERN, training.sample_prompt))
     if training.sample_tokens and least >= length:
-        raise UserError("training.sample_prompt", f"as long as model.context_length ({length})", "shorten it")
+        raise UserError("training.sample_prompt", f"leaves no room in model.context_length ({length})", "shorten it")
 
 
 def check_text_fits(config: Config, dataset: Dataset) -> None:
-    """Raises UserError for text too short for the context, and for a sample's prompt as long as that."""
+    """Raise UserError if the text is too short for the context, or the sample's prompt fills it."""
     training, length = config.training, config.model.context_length
     dataset.train.windows(length)
     if not dataset.val.targets:
-        raise UserError("data.val", "the validation split holds no token to predict", "hold out more text")
+        raise UserError("data.val", "the validation split has no token to predict", "hold out more text")
     prompt = dataset.tokenizer.encode(training.sample_prompt) if training.sample_tokens else []
     if len(prompt) >= length:
-        raise UserError("training.sample_prompt", f"as long as model.context_length ({length})", "shorten it")
+        raise UserError("training.sample_prompt", f"leaves no room in model.context_length ({length})", "shorten it")
 
 
 def announce(config: Config, dataset: Dataset, machine: str) -> None:
-    """Say what will ship, what it is made from, and where it is computed."""
+    """Log the sizes of the model and its bundle, the data and the device."""
     model, vocab, training = config.model, dataset.tokenizer.vocab_size, config.training
     trained_for = find_variant(training.quantize)
     shown = SHOWN if trained_for is None else [trained_for]
     bundles = (f"{sizes.graph_bytes(model, vocab, v, trained_for is not None) / 1e6:.1f} MB at {v.name}" for v in shown)
     logger.info(
-        "Model: %.2fM parameters; bundle %s; KV cache %.1f KB a token; context %d.",
+        "Model: %.2fM parameters; bundle %s; KV cache %.1f KB per token; context %d.",
         sizes.parameters(model, vocab) / 1e6,
         ", ".join(bundles),
         sizes.cache_bytes_per_token(model) / 1e3,

@@ -40,8 +40,8 @@ class Run:
     def __init__(
         self, folder: Path, config: Config, resume: bool, writes: bool = True, origin: Checkpoint | None = None
     ) -> None:
-        """writes: false in all processes of a run but the first: they read checkpoints and nothing else. origin: of
-        another run, where a run without checkpoints of its own begins.
+        """writes: false in all processes except the first; they only read checkpoints. origin: checkpoint of another
+        run to start from if this one has none.
         """
         self.folder, self.config, self._writes = folder, config, writes
         self._trackers: Trackers | None = None
@@ -56,18 +56,18 @@ class Run:
             raise
 
     def close(self) -> None:
-        """Let others write the folder."""
+        """Release the lock on the folder."""
         if self._trackers:
             self._trackers.close()
         if self._writes:
             self._lock.close()
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint at the moment."""
+        """The newest checkpoint."""
         return next(reversed(list_checkpoints(self.folder)), None)
 
     def logged(self) -> AbstractContextManager[None]:
-        """Log to a file of the folder for as long as the block runs."""
+        """Log to a file in the folder until the block ends."""
         return log_to_file(self.folder / LOG_FILE) if self._writes else nullcontext()
 
     def _acquire_lock(self) -> FolderLock:
@@ -93,7 +93,7 @@ class Run:
         return first_whole(reversed(found))
 
     def begin(self) -> None:
-        """Write the configuration, and forget what will be run again; nothing was touched before."""
+        """Write the configuration and remove records of steps that will be repeated. Nothing is changed before this."""
         if not self._writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ class Run:
             if checkpoint.step > step:  # newer than `last`, so damaged; its name may be needed
                 checkpoint.folder.rename(checkpoint.folder.with_name(f"damaged-{checkpoint.folder.name}"))
         before = self.metrics()
-        if not before and self.last:  # it begins where another run stands
+        if not before and self.last:  # it starts from another run
             before = read_metrics(self.last.folder.parent.parent / METRICS_FILE)
         kept = [record for record in before if record["step"] <= step]
         if step:

@@ -1,4 +1,4 @@
-"""All that a run needs to go on as if it had not stopped: weights, optimizer state, exact weights, progress."""
+"""What a run needs to resume exactly: weights, optimizer state, exact weights, progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Optimizers = dict[str, optim.Optimizer]
 
 
 def whole_model(model: GPT) -> GPT:
-    """The model on one device; FSDP2's shards are gathered in a copy on the CPU. Every process must call it."""
+    """The model on one device; shards of FSDP2 are gathered in a copy on the CPU. Every process must call this."""
     if not isinstance(model, FSDPModule):
         return model
     gathered = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
@@ -37,7 +37,7 @@ def save_snapshot(
     run: Run, dataset: Dataset, model: GPT, optimizers: Optimizers, rounding: Rounding | None, world: World,
     progress: dict[str, Any],
 ) -> Checkpoint | None:  # fmt: skip
-    """Write a checkpoint, from the first process. progress: JSON values, `step` and `epoch` (from 0) among them."""
+    """Write a checkpoint from the first process. progress: JSON values, including `step` and `epoch` (from 0)."""
     copy = whole_model(model)
     tensors = optimizer_tensors(model, optimizers) | exact_tensors(rounding)
     if not world.main:
@@ -54,13 +54,13 @@ def save_snapshot(
 
 
 def load_snapshot(saved: Checkpoint, model: GPT, optimizers: Optimizers) -> None:
-    """Give a model, whose weights are the checkpoint's already, and fresh optimizers all else that was saved."""
+    """Restore optimizer state and exact weights; the model has the weights of the checkpoint already."""
     tensors = read_tensors(saved.folder / OPTIMIZER_FILE)
     load_exact(model, tensors)
     load_optimizers(model, optimizers, tensors)
 
 
 def check_data(state: dict[str, Any], dataset: Dataset) -> None:
-    """Raises UserError where the data are not those that a checkpoint was trained on."""
+    """Raise UserError if the checkpoint was trained on other data."""
     if state["data_sha256"] != dataset.sha256:
-        raise UserError(dataset.folder, "other text than the run began with", "restore it or begin a new run")
+        raise UserError(dataset.folder, "differs from the data of the run", "restore it or start a new run")

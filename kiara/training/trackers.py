@@ -1,6 +1,6 @@
-"""A run's figures to the trackers that people use: TensorBoard, Weights & Biases, MLflow, each an extra.
+"""Log metrics to TensorBoard, Weights & Biases or MLflow; each is an extra.
 
-A tracker that fails is told once and left out; it never stops a run.
+A tracker that fails is reported once and disabled; it never stops a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kiara_runtime.errors import UserError
 
 
 class Tracker(Protocol):
-    """Where figures go."""
+    """A destination for metrics."""
 
     def log(self, step: int, figures: dict[str, float]) -> None: ...
 
@@ -79,10 +79,10 @@ TRACKERS: dict[str, Callable[[Path, Config], Tracker]] = {
 
 
 class Trackers:
-    """Those of a run, in training.track."""
+    """The trackers of a run, from training.track."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        """Raises UserError where one's package is missing: before a step is trained, so that nobody misses its page."""
+        """Raises UserError if a tracker's package is missing, before the first step."""
         self._open: dict[str, Tracker] = {}
         for name in config.training.track:
             try:
@@ -95,12 +95,12 @@ class Trackers:
                 self._left_out(name, error)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Pass on the figures among these values."""
+        """Log the numbers among these values."""
         figures = {name: float(value) for name, value in values.items() if type(value) in (int, float)}
         self._each(lambda tracker: tracker.log(step, figures))
 
     def close(self) -> None:
-        """End them all."""
+        """Close all trackers."""
         self._each(lambda tracker: tracker.close())
         self._open.clear()
 
@@ -108,12 +108,12 @@ class Trackers:
         for name, tracker in list(self._open.items()):
             try:
                 act(tracker)
-            except Exception as error:  # other people's code, in the middle of a run
+            except Exception as error:  # a tracker may raise anything
                 self._left_out(name, error)
 
     def _left_out(self, name: str, error: Exception) -> None:
         self._open.pop(name, None)
-        logger.warning("training.track: %s failed (%s) and is left out; the run goes on.", name, error)
+        logger.warning("training.track: %s failed (%s) and is disabled; the run continues.", name, error)
 
 
 def _flat(config: Config) -> dict[str, Any]:

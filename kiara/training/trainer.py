@@ -46,7 +46,7 @@ LOG_SECONDS = 20.0  # between progress lines where there is no terminal to draw 
 
 
 def train(run: Run, dataset: Dataset, world: World = ALONE) -> bool:
-    """Train into the run folder, then give back its lock; False if it was interrupted, with a checkpoint written."""
+    """Train into the run folder, then release its lock; False if it was interrupted, with a checkpoint written."""
     with closing(run):
         return _train(run, dataset, world)
 
@@ -55,7 +55,9 @@ def _train(run: Run, dataset: Dataset, world: World) -> bool:
     most = run.config.training.max_steps
     judged = any("final_val_loss" in record and record["step"] >= most for record in run.metrics())
     if run.last and run.last.step >= most and judged:
-        logger.info("%s is finished at step %d; a higher training.max_steps goes on.", run.folder, run.last.step)
+        logger.info(
+            "%s is finished at step %d; set a higher training.max_steps to continue.", run.folder, run.last.step
+        )
         return True
     with memory_told("model", "make hidden_size or num_hidden_layers smaller"):
         trainer = Trainer(run, dataset, world)
@@ -109,18 +111,18 @@ class Trainer:
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         model, _ = load_model(self.run.last.folder)
         if model.config != self.run.config.model:
-            raise UserError("model", f"another shape than that of {self.run.last.folder}", "leave its settings away")
+            raise UserError("model", f"has another shape than {self.run.last.folder}", "remove its settings")
         return model
 
     def announce(self) -> None:
-        """Say what will ship, and what it is made from."""
+        """Log sizes, data and device."""
         arithmetic = "bfloat16 autocast" if self.bfloat16 else "float32"
         processes = f", {self.world.size} processes ({self.config.parallel})" if self.world.size > 1 else ""
         compiling = ", compiling the model" if self.compiled else ""
         announce(self.run.config, self.dataset, f"{self.device}{processes}, {arithmetic}{compiling}")
 
     def loop(self, stopping: Callable[[], bool]) -> bool:
-        """Step until the end, or until `stopping` in any process; True at the end."""
+        """Train until the last step, or until `stopping` in any process; returns whether the last step was reached."""
         config, shown = self.config, time.monotonic()
         pace = Pace(config.max_steps, self.step)
         with progress("Training", config.max_steps, self.step) as advance:
@@ -139,13 +141,13 @@ class Trainer:
                 started = time.perf_counter()
                 self._milestones()
                 pace.paused(time.perf_counter() - started)
-        if self.saved != self.step:  # interrupted between two checkpoints
+        if self.saved != self.step:  # interrupted between checkpoints
             with self._as_shipped():
                 self._save(self._validate())
         return self._done()
 
     def _done(self) -> bool:
-        """Whether the run is at its end, or better ends early."""
+        """Whether the run has reached its last step, or its patience."""
         if self.step < self.config.max_steps and self.config.patience is not None and self.step == self.validated:
             return self.world.total([stalled(self.run.metrics()) >= self.config.patience]) > [0.0]
         return self.step >= self.config.max_steps
@@ -163,12 +165,15 @@ class Trainer:
         )
 
     def finish(self, finished: bool) -> None:
-        """Draw the run, and judge a finished one on the whole validation split."""
+        """Plot the run, and evaluate a finished one on the whole validation split."""
         self.run.plot()
         if not finished:
             saved = "saved" if self.step else "nothing to save yet"
             logger.warning(
-                "Interrupted at step %d, %s. To go on: kiara train --resume --out %s", self.step, saved, self.run.folder
+                "Interrupted at step %d, %s. To continue: kiara train --resume --out %s",
+                self.step,
+                saved,
+                self.run.folder,
             )
             return
         with self._as_shipped():
@@ -182,11 +187,11 @@ class Trainer:
         )  # fmt: skip
 
     def _agreed(self, stop: bool) -> bool:
-        """Whether any process is to stop: then all do, after the same step."""
+        """Whether any process was asked to stop; all stop after the same step."""
         return self.world.total([float(stop)]) > [0.0]
 
     def _step(self) -> float:
-        """One optimizer step; the mean loss over its batch before it."""
+        """Take one optimizer step; returns the mean loss of its batch."""
         set_learning_rates(self.optimizers, self.config, self.step)
         with self._as_shipped():
             mine = self.gradient.add(self.step)
@@ -208,7 +213,7 @@ class Trainer:
         raise UserError(
             "training.learning_rate",
             f"{self.config.learning_rate} made the {name} {value} at step {self.step + 1}",
-            f"lower it and go on from {kept.folder} with --resume" if kept else "lower it and start anew",
+            f"lower it and continue from {kept.folder} with --resume" if kept else "lower it and start again",
         )
 
     def _milestones(self) -> None:
@@ -222,7 +227,7 @@ class Trainer:
 
     def _validate(self) -> Metrics:
         metrics = self.validation(self.config.eval_tokens)
-        self._must_be_finite("validation loss", metrics.loss)  # such weights are not worth keeping
+        self._must_be_finite("validation loss", metrics.loss)  # before such weights are saved
         self.run.record(step=self.step, **metrics.named("val_"))
         self.validated = self.step
         logger.info(
@@ -241,12 +246,12 @@ class Trainer:
         return metrics
 
     def _as_shipped(self) -> AbstractContextManager[None]:
-        """Weights on the grid that will ship, once the part of the run in full precision is over."""
+        """Round the weights, once the full-precision part of the run is over."""
         start = round(self.config.quantize_from * self.config.max_steps)
         return self.rounding() if self.rounding and self.step >= start else nullcontext()
 
     def _selection_loss(self, metrics: Metrics) -> float:
-        """What picks the best checkpoint: the loss of the weights as they are now, or rounded for a variant."""
+        """The loss that picks the best checkpoint: of the weights as they are, or rounded for a variant."""
         rounded_for = self.rounding.variant if self.rounding and self.rounding.exact else None
         if self.selection is None or self.selection.variant == rounded_for:
             return metrics.loss

@@ -1,4 +1,4 @@
-"""What a run has learned so far: loss on held-out text, as trained and as it will ship, and a sample of its writing."""
+"""Validation: loss on held-out text, and a generated sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kiara_runtime.verify import Metrics, Scorer
 
 
 class Validation:
-    """Loss on the validation split, whose windows the processes share out."""
+    """Loss on the validation split, computed by all processes together."""
 
     def __init__(self, model: GPT, dataset: Dataset, world: World, predict: Callable[[Tensor], Tensor]) -> None:
         """predict: token ids (B, S) to logits (B, S, V), on any device."""
@@ -25,7 +25,7 @@ class Validation:
 
     @torch.inference_mode()
     def __call__(self, tokens: int | None) -> Metrics:
-        """On about as many tokens, spread over the split; on all of it without a number. The same in every process."""
+        """Evaluate about so many tokens, spread over the split, or all of it if None. Identical in every process."""
         length, rows = window_length(self._model), rows_at_once(self._model)
         scorer = Scorer(self._dataset.tokenizer)
         self._model.eval()
@@ -38,8 +38,8 @@ class Validation:
         return scorer.metrics()
 
     def _share(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-        """This process's batches. Sharded weights are gathered by all processes at once, so one that has no batch left
-        computes another's, which does not count.
+        """This process's batches. All processes gather sharded weights in each pass, so one that has no batch left
+        repeats another, which is not counted.
         """
         while group := list(islice(batches, self._world.size)):
             counts = self._world.rank < len(group)
@@ -47,6 +47,6 @@ class Validation:
 
 
 def sample(model: GPT, dataset: Dataset, prompt: str, tokens: int) -> str:
-    """The likeliest continuation of the prompt, with it."""
+    """The prompt and its greedy continuation."""
     written = reference_model(model, dataset.tokenizer, TokenIds.of(dataset.tokenizer))
     return prompt + written.generate(prompt, max_tokens=tokens, temperature=0.0).text

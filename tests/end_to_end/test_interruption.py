@@ -52,7 +52,7 @@ def test_interrupted_training_saves_and_says_how_to_resume(dataset: Dataset, tmp
     command = [BIN / "kiara", "train", "--set", f"data.train={dataset.folder}", *settings, "--out", "run"]
     code, output, _ = _interrupt([*command, "--set", "training.eval_every=5"], "step 5/", tmp_path)
     assert code == 130
-    assert "Traceback" not in output and "To go on: kiara train --resume --out run" in output
+    assert "Traceback" not in output and "To continue: kiara train --resume --out run" in output
     (saved,) = list_checkpoints(tmp_path / "run")
     assert saved.step >= 5
     assert not list((tmp_path / "run/checkpoints").glob(".*"))

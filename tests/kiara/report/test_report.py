@@ -46,7 +46,7 @@ def test_what_is_no_report_is_not_replaced(run: Path, tmp_path: Path, kiara: Cal
     mine = tmp_path / "mine.html"
     mine.write_text("<p>mine</p>", "utf-8")
     result = kiara("report", run, "--out", mine)
-    assert result.exit_code == 1 and "exists and is no report" in result.stderr
+    assert result.exit_code == 1 and "exists and is not a report" in result.stderr
     assert mine.read_text("utf-8") == "<p>mine</p>"
     with pytest.raises(UserError, match="no run"):
         read_run(tmp_path)

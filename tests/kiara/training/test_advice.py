@@ -117,5 +117,5 @@ def test_a_branch_begins_where_the_other_run_stands(run: Path, tmp_path: Path) -
     assert first[:20] == second[:20] and first[20:] != second[20:]
     with pytest.raises(UserError, match="model: another shape than that of"):
         train_run(tmp_path / "shape", {"model.num_hidden_layers": 1}, branch=half)
-    with pytest.raises(UserError, match="holds no checkpoint of a training"):
+    with pytest.raises(UserError, match="has no checkpoint that training can continue"):
         train_run(tmp_path / "none", branch=tmp_path)

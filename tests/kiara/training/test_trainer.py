@@ -106,7 +106,7 @@ def test_runs_are_not_overwritten_or_mixed(run: Path, small_config: Config, data
     assert list_checkpoints(copy)[-1].step == 42 and not unfinished.exists()
     state = list_checkpoints(copy)[-1].folder / "trainer_state.json"
     state.write_text(state.read_text("utf-8").replace(dataset.sha256, "0" * 64), "utf-8")
-    with pytest.raises(UserError, match="other text than the run began with"):
+    with pytest.raises(UserError, match="differs from the data of the run"):
         train(Run(copy, _changed(small_config, max_steps=43), resume=True), dataset)
 
 
@@ -117,7 +117,7 @@ def test_a_refused_resume_changes_nothing_and_a_truncated_line_is_skipped(
     with (copy / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 40, "lo')
     before = {path: path.read_bytes() for path in copy.glob("*.*")}
-    with pytest.raises(UserError, match=r"training.sample_prompt: as long as model.context_length"):
+    with pytest.raises(UserError, match=r"training.sample_prompt: leaves no room in model.context_length"):
         train(Run(copy, _changed(small_config, max_steps=50, sample_prompt="x " * 200), resume=True), dataset)
     assert {path: path.read_bytes() for path in copy.glob("*.*")} == before
     assert train(Run(copy, _changed(small_config, max_steps=41), resume=True), dataset)

@@ -30,7 +30,7 @@ from kiara_runtime.verify.scoring import Scorer
     [
         ("training.device=cuda", "training.device: no CUDA"),
         ("training.compile=always", "training.compile: always needs a C++ compiler"),
-        (f"training.sample_prompt={'x ' * 600}", "training.sample_prompt: as long as model.context_length"),
+        (f"training.sample_prompt={'x ' * 600}", "training.sample_prompt: leaves no room in model.context_length"),
         (r'training.sample_prompt="\ud800"', "training.sample_prompt: cannot be encoded"),
     ],
 )
@@ -86,9 +86,9 @@ def test_diverging_training_says_what_to_lower(
     with pytest.raises(UserError, match=r"training.learning_rate: 0.01 made the loss nan at step 4; lower it") as told:
         train(Run(tmp_path / "r", config, resume=False), dataset)
     kept = list_checkpoints(tmp_path / "r")[-1]
-    assert kept.step == 2 and f"go on from {kept.folder} with --resume" in told.value.remedy
+    assert kept.step == 2 and f"continue from {kept.folder} with --resume" in told.value.remedy
     monkeypatch.setattr(Gradient, "add", lambda self, step: float("inf"))
-    with pytest.raises(UserError, match=r"made the loss inf at step 1; lower it and start anew"):
+    with pytest.raises(UserError, match=r"made the loss inf at step 1; lower it and start again"):
         train(Run(tmp_path / "other", config, resume=False), dataset)
 
 
