@@ -1,11 +1,13 @@
-"""`kiara-run serve`: the engine behind the two endpoints of OpenAI's that generate text, and what belongs to them.
+"""`kiara-run serve`: an HTTP server with OpenAI's completions and chat endpoints, and a web page.
 
-api         what requests may hold, answers what goes back: checks, answers and the OpenAPI document are made of them
-wording     a running request's pieces as OpenAI's choices
-work        a request's sequences in the engine, with its deadline and its client's leaving
-guard       who may ask, and how every refusal looks
-app         the routes
-serving     sockets, threads, signals
+http        sockets, connections with time limits
+lifecycle   start, signals, draining
+guard       keys, hosts and origins; errors as HTTP responses
+routes      the routes, each a few lines over `service`
+service     the model behind the routes: loading, ready or draining
+jobs        the sequences of a request in the engine, with its deadline and its client
+openai/     requests, responses and choices in OpenAI's formats
+records     metrics and log lines
 
 Nothing here computes or samples. Needs the extra `server`; the rest of the runtime never imports it.
 """

@@ -18,7 +18,7 @@ from kiara_runtime.errors import BusyError, ClosedError, ContextError, UserError
 from kiara_runtime.server.openai.responses import Error, ErrorDetail
 
 MAX_MESSAGE, MAX_PARAM = 400, 100  # characters: an answer stays below 4 KB however they are escaped
-OPEN = "/health"  # what answers without a key
+OPEN = "/health"  # paths that need no key
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -31,7 +31,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-# Where a request has what the runtime calls by another name.
+# Names of request fields that differ from those of the runtime.
 _PLACES = {
     "json_schema": "response_format.json_schema.schema",
     "regex": "response_format.regex",
@@ -56,7 +56,7 @@ class ApiError(Exception):
 
     @property
     def reason(self) -> str:
-        """For the log, without a word of the client's."""
+        """The reason for the log, without any text of the client."""
         return self.code or HTTPStatus(self.status).phrase.lower().replace(" ", "_")
 
     @property
@@ -78,7 +78,7 @@ def busy(message: str, code: str) -> ApiError:
 
 
 def as_api_error(error: Exception) -> ApiError | None:
-    """The response for an exception; None where it is a defect."""
+    """The response for an exception; None if it is a bug of the server."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ClosedError):
@@ -105,7 +105,7 @@ def as_api_error(error: Exception) -> ApiError | None:
 
 
 def _no_route(error: NotFound | MethodNotAllowed) -> ApiError:
-    """Names what was asked for, and what there is."""
+    """Name the path that was requested, and those that exist."""
     request, rules = flask.request, flask.current_app.url_map.iter_rules()
     ways = {rule.rule: sorted((rule.methods or set[str]()) - {"HEAD", "OPTIONS"}) for rule in rules}
     if isinstance(error, MethodNotAllowed):
@@ -119,28 +119,28 @@ def _no_route(error: NotFound | MethodNotAllowed) -> ApiError:
 def _refused_field(error: pydantic.ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
     whole = [part for part in first["loc"] if not (isinstance(part, str) and re.search(r"[\[\]()]", part))]
-    # The name of a form stands in the path behind the name of its field.
+    # Pydantic puts the name of a variant into the path, after the name of its field.
     path = [
         part for part, before in zip(whole, [None, *whole], strict=False) if part != before or isinstance(part, int)
     ]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "body"
     name = str(path[0]) if path else "body"
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{where}: this server does not know it; leave it out", name, "unknown_parameter")
+        return ApiError(400, f"{where}: is unknown to this server; remove it", name, "unknown_parameter")
     if first["type"] == "unsupported":
-        return ApiError(400, f"{where}: this server cannot do that; leave it out", name, "unsupported_parameter")
+        return ApiError(400, f"{where}: is not supported by this server; remove it", name, "unsupported_parameter")
     if first["type"] == "missing":
-        return ApiError(400, f"{where}: missing, but required; give it", name, "missing_parameter")
+        return ApiError(400, f"{where}: is required but missing; add it", name, "missing_parameter")
     if first["type"] == "json_invalid":
         return ApiError(400, f"body: {first['msg']}", code="invalid_json")
     shown = " ".join(repr(first["input"]).split())
-    return ApiError(400, f"{where}: {shown:.80} cannot be used; {first['msg']}", name, "invalid_value")
+    return ApiError(400, f"{where}: {shown:.80} is invalid; {first['msg']}", name, "invalid_value")
 
 
 @dataclass(frozen=True)
 class Guard:
-    """keys: of which a client must show one, where there are any. hosts: names that the Host header may bear, beside
-    addresses and localhost, which no foreign page can take for its own. origins: that scripts may come from."""
+    """keys: if there are any, a client must send one. hosts: names allowed in the Host header, in addition to addresses
+    and localhost, which a foreign page cannot resolve to this server. origins: whose pages may call the API."""
 
     keys: frozenset[str] = frozenset()
     hosts: frozenset[str] = frozenset()
@@ -151,17 +151,17 @@ class Guard:
         self._digests.extend(_digest(key) for key in self.keys)
 
     def check(self, request: flask.Request) -> flask.Response | None:
-        """The answer to a browser that asks whether a page of a listed origin may; None to others that may pass.
+        """Check a request. Returns the answer to an allowed preflight request, None for other allowed requests.
 
-        Raises ApiError to those that may not.
+        Raises ApiError if the request is not allowed.
         """
         name = request.environ.get("HTTP_HOST")
-        if name is not None and not self._is_own(name):  # every browser gives one
+        if name is not None and not self._is_own(name):  # every browser sends one
             raise ApiError(403, f"Host: {name:.80} is not a name of this server; --allow-host adds one", code="host")
         if request.method == "OPTIONS" and request.headers.get("Origin") in self.origins:
             return _preflight(request)
         if self._digests and request.path != OPEN and not self._knows(request):
-            # A browser asks its user for what Basic demands, so the page alone demands it.
+            # A browser opens a password dialog for Basic, so only the page asks for it.
             shown = 'Basic realm="kiara", charset="UTF-8"' if request.path == "/" else 'Bearer realm="kiara"'
             said = "Authorization: give a key of this server as a bearer token"
             raise ApiError(401, said, None, "invalid_api_key", {"WWW-Authenticate": shown})
@@ -170,7 +170,7 @@ class Guard:
         return None
 
     def headers(self, origin: str | None) -> dict[str, str]:
-        """Of every answer to a request from a page of `origin`."""
+        """Headers of every response to a page of `origin`."""
         if origin is None or origin not in self.origins:
             return HEADERS
         return {
@@ -192,7 +192,9 @@ class Guard:
         elif kind.lower() != "bearer":
             key = ""
         found = _digest(key.strip())
-        return sum(hmac.compare_digest(found, digest) for digest in self._digests) > 0  # all of them, in equal time
+        return (
+            sum(hmac.compare_digest(found, digest) for digest in self._digests) > 0
+        )  # compares with all keys, in constant time
 
 
 def _preflight(request: flask.Request) -> flask.Response:
@@ -205,7 +207,7 @@ def _preflight(request: flask.Request) -> flask.Response:
 
 
 def _check_kind(request: flask.Request) -> None:
-    """A foreign page could send any type but JSON without asking first."""
+    """Require JSON: a foreign page could send other types without a preflight request."""
     if request.mimetype != "application/json":
         raise ApiError(415, f"Content-Type: {request.mimetype!r:.60} cannot be used; send application/json")
     coding = request.headers.get("Content-Encoding", "identity")
@@ -226,10 +228,10 @@ def _is_address(name: str) -> bool:
 
 
 def read_keys(lines: Iterable[str]) -> frozenset[str]:
-    """One a line; empty lines and those after # are none. Raises UserError for one that no client could show."""
+    """Read keys, one per line; empty lines and comments (#) are skipped. Raises UserError for an invalid key."""
     keys = {line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")}
     if any(len(key) < 8 for key in keys):
-        raise UserError("api key", "one has less than 8 characters", "take a longer one")
+        raise UserError("api key", "has less than 8 characters", "use a longer one")
     if not all(re.fullmatch(r"[!-~]+", key) for key in keys):
-        raise UserError("api key", "one holds a space or a character beyond ASCII", "take another")
+        raise UserError("api key", "has a space or a non-ASCII character", "use another")
     return frozenset(keys)

@@ -1,11 +1,10 @@
 """waitress's connections, with time limits on slow clients and every refusal in one format.
 
-waitress, because it is the one production WSGI server that tells an application whether its client is still there
-(with a request looked ahead), needs nothing but Python on every system, and reads requests in one thread apart from
-those that answer, so that slow senders take none of them.
+waitress is used because it tells an application whether its client is still connected (by reading ahead), runs on
+every system in pure Python, and reads requests in a separate thread, so that slow senders block no worker.
 """
 
-# What types are known of waitress lack its asynchronous half, the base of its channels.
+# The type stubs of waitress lack the base class of its channels.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportAttributeAccessIssue=false, reportUntypedBaseClass=false
 
@@ -32,19 +31,19 @@ from kiara_runtime.server.records import GONE, Record
 from kiara_runtime.server.routes import create_app, routes
 from kiara_runtime.server.service import Service
 
-SPARE = 8  # threads beside those that generation may take, so that /health and refusals always find one
+SPARE = 8  # threads in addition to those that generation can occupy, so that /health and refusals always have one
 CONNECTIONS, OTHER_FILES = 1000, 100
-FILES = 3  # a connection's descriptors: its own, and of a large body and a large answer one each
-PIPELINED = 16  # requests of a connection that are read ahead
+FILES = 3  # descriptors per connection: its socket, and one each for a large body and a large response
+PIPELINED = 16  # requests per connection that are read ahead
 MAX_HEADER_BYTES = 32 << 10
-RECEIVE_SECONDS, IDLE_SECONDS = 30, 60  # for a request to arrive whole; for a connection to do anything
-CLEANUP_SECONDS = 5  # between looks at what is late
-MAX_THROWN_AWAY = 256 << 20  # bytes of a refused request that are read to let its refusal arrive
+RECEIVE_SECONDS, IDLE_SECONDS = 30, 60  # for a request to arrive completely; for a connection without activity
+CLEANUP_SECONDS = 5  # between checks of time limits
+MAX_THROWN_AWAY = 256 << 20  # bytes of a refused request that are read so that its response can arrive
 TLS_HANDSHAKE = b"\x16"
 
 
 class _Request(HTTPRequestParser):
-    path = ""  # of what is no request
+    path = ""  # of invalid requests
     begun = False  # being answered
 
     def received(self, data: bytes) -> int:
@@ -57,17 +56,17 @@ class _Request(HTTPRequestParser):
         rest = self.body_rcv
         if isinstance(rest, ChunkedReceiver) and len(rest.control_line) + len(rest.trailer) > MAX_HEADER_BYTES:
             self.error, self.completed = BadRequest("a chunk's head or the trailer is too long"), True
-        return len(data) if self.error else consumed  # what stands behind a refused one is the rest of it
+        return len(data) if self.error else consumed  # bytes after a refused request belong to it
 
     def parse_header(self, header_plus: bytes) -> None:
-        """RFC 9112: 3.2 demands one Host, and 6.1 lets one refuse a body with two lengths."""
+        """Check what waitress does not: exactly one Host (RFC 9112, 3.2), and not two lengths of a body (6.1)."""
         try:
             super().parse_header(header_plus)
-        except ValueError:  # an address or a length that is none, which waitress does not expect
-            raise ParsingError("the address or the Content-Length is none") from None
+        except ValueError:  # an invalid address or length, which waitress does not expect
+            raise ParsingError("the address or the Content-Length is invalid") from None
         hosts = self.headers.get("HOST", "" if self.version == "1.0" else None)
         if hosts is None or "," in hosts:
-            raise ParsingError("one Host is needed")
+            raise ParsingError("exactly one Host header is required")
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             raise ParsingError("Content-Length and Transfer-Encoding exclude each other")
 
@@ -79,7 +78,7 @@ class _Answer(WSGITask):
 
 
 class _Refusal(ErrorTask):
-    """What waitress itself refuses, such as a request that is no HTTP, in the format of every other refusal."""
+    """A request that waitress itself refuses, such as invalid HTTP, answered in the format of other errors."""
 
     def execute(self) -> None:
         channel, request, fault = self.channel, self.request, self.request.error
@@ -99,27 +98,29 @@ class _Refusal(ErrorTask):
 
 
 class _Channel(HTTPChannel):
-    """A connection whose requests must arrive in time: waitress alone would let one come a byte a minute.
+    """A connection with a time limit for requests to arrive; waitress itself has none.
 
-    One that is refused before it is whole is read to its end, or for as long as it had to arrive. Closed under a client
-    that still sends, the connection would be reset, and the refusal lost with it (RFC 9112, section 9.6).
+    A request that is refused before it has arrived completely is still read to its end, within its time limit. Closing
+    the connection while the client sends would reset it, and lose the response (RFC 9112, section 9.6).
     """
 
     parser_class, task_class, error_task_class = _Request, _Answer, _Refusal
-    began: float | None = None  # when the request that is being received did, or the reading of what is refused
-    refused = False  # or its refusal is on its way
-    ending = False  # all is said; what still comes is thrown away
+    began: float | None = None  # when the current request, or the rest of a refused one, began to arrive
+    refused = False  # a refusal is being sent
+    ending = False  # the response is sent; further input is discarded
     thrown_away = 0  # bytes
-    waiting: tuple[_Request, ...] = ()  # requests that have come, until they are begun
+    waiting: tuple[_Request, ...] = ()  # requests that have arrived but are not being answered yet
 
     def readable(self) -> bool:
-        return self.socket is not None and super().readable()  # closed in this very round, its number may be another's
+        return (
+            self.socket is not None and super().readable()
+        )  # closed in this iteration, so its descriptor may be reused
 
     def writable(self) -> bool:
         return self.socket is not None and super().writable()
 
     def handle_expt(self) -> None:
-        self.handle_close()  # of urgent data, which nobody would read and poll tell of for ever
+        self.handle_close()  # urgent data is never read, so poll would report it forever
 
     def handle_close(self) -> None:
         if not self._ends_gently():
@@ -131,7 +132,7 @@ class _Channel(HTTPChannel):
         self.ending, self.will_close, self.began = True, False, time.monotonic()
         try:
             self.socket.shutdown(socket.SHUT_WR)
-        except OSError:  # the client is gone
+        except OSError:  # the client has disconnected
             return False
         return True
 
@@ -144,7 +145,7 @@ class _Channel(HTTPChannel):
         went_on = super().received(data)
         known = dict.fromkeys((*self.waiting, *self.requests))
         self.waiting = tuple(request for request in known if not request.begun)
-        # The time of one that comes behind another counts from when it is its turn.
+        # The time limit of a pipelined request starts when the one before it is answered.
         self.began = None if self.request is None or self.requests else self.began or now
         if self.is_late(now):
             self.will_close = True
@@ -154,7 +155,7 @@ class _Channel(HTTPChannel):
         return self.began is not None and now - self.began > RECEIVE_SECONDS
 
     def send_continue(self) -> None:
-        """Only where more is wanted: waitress would take a request that is whole, or refused, for one that is not."""
+        """Send it only if more is expected; waitress would also send it for a request that is complete or refused."""
         if self.request.completed:
             self.request.expect_continue = False
         else:
@@ -171,7 +172,7 @@ class _Channel(HTTPChannel):
 
 
 class _Connections(TcpWSGIServer):
-    """waitress's server, which by itself would wait for ever for a client that does not read its answer."""
+    """waitress's server, with a time limit for clients that do not read their response; waitress itself has none."""
 
     channel_class = _Channel
 
@@ -185,10 +186,10 @@ class _Connections(TcpWSGIServer):
         for channel in list(self.active_channels.values()):
             unread = channel.total_outbufs_len > 0 and channel.last_activity < now - IDLE_SECONDS
             if unread or (isinstance(channel, _Channel) and channel.is_late(time.monotonic())):
-                channel.handle_close()  # at once, which wakes a thread that is writing to it
+                channel.handle_close()  # closing wakes a thread that is writing to it
 
     def note(self, request: _Request, status: int, **details: str) -> dict[str, str]:
-        """Count and log what no route has seen; the headers of its answer."""
+        """Count and log a request that reached no route; returns the headers of its response."""
         told: str = getattr(request, "command", "") if request.headers_finished else ""
         path = request.path if told and request.path in self._routes else "unknown"
         record = Record(uuid.uuid4().hex, told or "unknown", path, status, dict(details))
@@ -197,16 +198,19 @@ class _Connections(TcpWSGIServer):
 
 
 def connections(service: Service, listener: socket.socket) -> TcpWSGIServer:
-    """A server whose `run` answers what comes to `listener`."""
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of what the admission bounds already
+    """A server that answers connections to `listener` while its `run` is executed."""
+    logging.getLogger("waitress.queue").setLevel(
+        logging.ERROR
+    )  # its warnings are about queue length, which admission bounds already
     adjustments = Adjustments(
         sockets=[listener],
-        channel_request_lookahead=PIPELINED,  # sees a client leave while its request is being answered
+        channel_request_lookahead=PIPELINED,  # detects a disconnect while the request is being answered
         connection_limit=_connection_limit(),
         channel_timeout=IDLE_SECONDS,
         cleanup_interval=CLEANUP_SECONDS,
         max_request_header_size=MAX_HEADER_BYTES,
-        max_request_body_size=service.settings.max_body + MAX_HEADER_BYTES,  # a little above what Flask refuses
+        max_request_body_size=service.settings.max_body
+        + MAX_HEADER_BYTES,  # slightly above the limit that Flask enforces
         asyncore_use_poll=hasattr(select, "poll"),
         log_socket_errors=False,
         ident=None,
@@ -220,8 +224,8 @@ def connections(service: Service, listener: socket.socket) -> TcpWSGIServer:
 
 
 def _connection_limit() -> int:
-    """As many connections as there are descriptors for."""
-    if not hasattr(select, "poll"):  # select() has room for 512
+    """The number of connections that the file descriptors allow."""
+    if not hasattr(select, "poll"):  # select() is limited to 512
         return 400
     import resource
 

@@ -1,6 +1,6 @@
-"""One HTTP request's sequences in the engine: how many at once, until when, and for whom.
+"""The sequences of one HTTP request in the engine: how many at once, deadline, disconnects.
 
-Nothing here knows how an answer looks (`wording`) or who asked (`guard`).
+Response formats are in `openai`, access control in `guard`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from kiara_runtime.server.guard import ApiError, busy
 from kiara_runtime.server.records import Metrics
 from kiara_runtime.stream import Stream
 
-TICK = 0.25  # seconds: how soon a client's leaving and the deadline are seen while nothing comes
+TICK = 0.25  # seconds between checks for a disconnect or the deadline while no piece arrives
 
 
 class Admission:
-    """Counts the requests that are being served, and refuses those above the limit before any work is done.
-
-    `with` one: enter and leave.
-    """
+    """Count running requests, and refuse those above the limit before any work is done. A context manager."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -32,7 +29,7 @@ class Admission:
         self._changed = threading.Condition()
 
     def enter(self) -> None:
-        """Raises ApiError where all places are taken, or the server is stopping."""
+        """Raises ApiError if the limit is reached or the server is stopping."""
         with self._changed:
             if self._closed:
                 raise busy("the server is stopping", "shutting_down")
@@ -52,7 +49,7 @@ class Admission:
         self.leave()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Refuse all further requests."""
         with self._changed:
             self._closed = True
 
@@ -63,36 +60,38 @@ class Admission:
 
 @dataclass
 class Patience:
-    """end: by time.monotonic. gone: whether the client has left."""
+    """Deadline and disconnect check of a request. end: in time.monotonic. gone: whether the client has disconnected."""
 
     end: float
     gone: Callable[[], bool]
 
     def check(self) -> None:
-        """Raises what ends the request."""
+        """Raise the error that ends the request, if any."""
         if self.gone():
             raise ClientGoneError
         if time.monotonic() > self.end:
             said = "timeout: the request took longer than the server's --timeout allows"
-            raise ApiError(504, said, code="timeout", headers={"X-Should-Retry": "false"})  # as OpenAI's clients would
+            raise ApiError(
+                504, said, code="timeout", headers={"X-Should-Retry": "false"}
+            )  # OpenAI's clients retry by default
 
 
 class ClientGoneError(Exception):
-    """Nobody waits for the answer."""
+    """The client has disconnected."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """heal: it was given as a text, whose end may be inside a token."""
+    """heal: the prompt was given as text, so its end may be inside a token."""
 
     ids: list[int]
     heal: bool = False
 
 
 class Work:
-    """`n` continuations of each prompt, at most `window` of them in the engine at once, so that others get slots too.
+    """`n` continuations of each prompt, at most `window` of them in the engine at once, so that others get slots.
 
-    streams: of the choices, in their order, as far as they have begun: those of the first prompt come first.
+    streams: of the choices that have been started, in order; those of the first prompt come first.
     """
 
     def __init__(
@@ -110,17 +109,17 @@ class Work:
         self._planned = [(prompt, choice) for prompt in prompts for choice in range(n)]
         self.streams: list[Stream] = []
         self._running: dict[int, Stream] = {}
-        self._came: dict[int, float] = {}  # when a choice's last token came
+        self._came: dict[int, float] = {}  # time of a choice's last token
         try:
-            self._fill()  # here, so that what cannot be run is refused before an answer begins
+            self._fill()  # here, so that invalid requests are refused before a response begins
         except BaseException:
             self.close()
             raise
 
     def events(self) -> Iterator[tuple[int, Piece] | None]:
-        """A choice's number and its next piece, as they come; None now and then while none does.
+        """Yield a choice's number and its next piece; None regularly while there is none.
 
-        Raises ClientGoneError, ApiError at the deadline, and whatever a sequence ends with.
+        Raises ClientGoneError, ApiError at the deadline, and the error of a sequence.
         """
         while self._running:
             self._patience.check()
@@ -136,7 +135,7 @@ class Work:
                 yield None
 
     def close(self) -> None:
-        """End what still runs."""
+        """End the sequences that are still running."""
         for index, stream in self._running.items():
             if index not in self._came:
                 self._metrics.queue.observe(stream.sequence.queue_seconds)
@@ -145,7 +144,7 @@ class Work:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of each prompt that was begun, once, as its continuations share it."""
+        """Tokens of the prompts that were started; each counts once, because its continuations share it."""
         return sum(stream.sequence.prompt_tokens for stream in self._firsts())
 
     @property
@@ -162,7 +161,7 @@ class Work:
 
     def _fill(self) -> None:
         while len(self._running) < self._window and len(self.streams) < len(self._planned):
-            self._patience.check()  # a grammar may take seconds to begin
+            self._patience.check()  # compiling a grammar can take seconds
             prompt, choice = self._planned[len(self.streams)]
             stream = self._model.start(prompt.ids, self._params, choice, prompt.heal)
             self._running[len(self.streams)] = stream
@@ -179,7 +178,7 @@ class Work:
     def _measure(self, index: int, piece: Piece) -> None:
         sequence, now = self.streams[index].sequence, time.perf_counter()
         if index not in self._came:
-            if piece.tokens or piece.finish_reason == "stop":  # none where only the prompt is scored
+            if piece.tokens or piece.finish_reason == "stop":  # no sequence if only the prompt is scored
                 self._metrics.first_token.observe(now - sequence.times[0])
             self._metrics.queue.observe(sequence.queue_seconds)
         elif piece.tokens:

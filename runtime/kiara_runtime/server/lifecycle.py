@@ -34,9 +34,9 @@ def serve(
     load: Callable[[Bundle], Model],
     say: Callable[[str], None],
 ) -> None:
-    """Serve a bundle until a signal ends it. The model is loaded while the server already answers.
+    """Serve a bundle until a signal. The server answers while the model is still loading.
 
-    say: receives lines for a person. Raises UserError where the bundle, the address or the settings cannot be used.
+    say: prints a message. Raises UserError if the bundle, the address or a setting is invalid.
     """
     check_integer("slots", settings.slots, 1, 1024)
     check_integer("queue", settings.queue, 0, 4096)
@@ -69,17 +69,17 @@ def serve(
         _drain(service, say)
     _flush(server)
     if loading.is_alive():
-        os._exit(0)  # ONNX Runtime would abort the process at an orderly end
+        os._exit(0)  # ONNX Runtime would abort the process in a normal exit
     service.close()
     if failed:
         raise failed[0]
 
 
 class _Stop:
-    """Set by SIGTERM or SIGINT; a second one ends the process on the spot."""
+    """Set by SIGTERM or SIGINT; a second signal ends the process at once."""
 
     def __init__(self) -> None:
-        self._set = False  # no Event: its lock may be held by the very thread that a signal interrupts
+        self._set = False  # not an Event: the thread that a signal interrupts may hold its lock
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
 
@@ -107,7 +107,7 @@ def _drain(service: Service, say: Callable[[str], None]) -> None:
 
 
 def _flush(server: TcpWSGIServer) -> None:
-    """Let what was answered reach its client."""
+    """Wait until responses have been sent."""
     end = time.monotonic() + FLUSH_SECONDS
     channels = server.active_channels
     while time.monotonic() < end and any(c.requests or c.total_outbufs_len for c in list(channels.values())):
@@ -123,7 +123,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise UserError(f"--host {host}", str(error.strerror), "give an address of this machine") from None
     except UnicodeError:
-        raise UserError(f"--host {host}", "no name of a machine", "give an address of this one") from None
+        raise UserError(f"--host {host}", "is not a valid host name", "give an address of this machine") from None
     except (OSError, OverflowError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         remedy = "another program listens there; give another --port" if taken else "give another --host or --port"

@@ -1,4 +1,4 @@
-"""The OpenAPI document, out of the models that check the requests."""
+"""The OpenAPI document, generated from the pydantic models of requests and responses."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ EVENT = {
 
 
 def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
-    """For a server of this model: its id, its vocabulary's bounds, and chat only where it has a template.
+    """The document for a model: its id, the bounds of its vocabulary, and chat only if it has a template.
 
-    keyed: whether clients must show a key.
+    keyed: whether clients must send a key.
     """
     paths: dict[str, Any] = {
         "/v1/completions": {"post": _post("Continue prompts.", api.CompletionRequest, answers.Completion, events=True)},
@@ -72,7 +72,7 @@ def _schemas(card: answers.Model) -> dict[str, Any]:
 
 
 def _narrow(schema: Any, card: answers.Model) -> None:
-    """Write this model's id and vocabulary into what requests may hold."""
+    """Restrict request fields to this model's id and vocabulary."""
     parts: list[Any] = []
     if isinstance(schema, list):
         parts = cast("list[Any]", schema)
@@ -92,7 +92,7 @@ def _narrow(schema: Any, card: answers.Model) -> None:
 
 
 def _numbers(largest: int) -> str:
-    """A pattern of the decimal numbers from 0 to `largest`: of fewer digits, or by the first digit that is less."""
+    """A regular expression for the decimal numbers from 0 to `largest`."""
     digits = str(largest)
     fewer = [f"[1-9][0-9]{{{rest}}}" for rest in range(len(digits) - 1)]
     less = [

@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-GONE = 499  # in logs and metrics: the client left before its answer was whole
+GONE = 499  # status in logs and metrics: the client disconnected before its response was complete
 
 
 class Metrics:
-    """load: how many sequences run and how many wait, asked whenever somebody reads."""
+    """load: returns the numbers of running and waiting sequences, called at each scrape."""
 
     def __init__(self, load: Callable[[], tuple[int, int]]) -> None:
         self.registry = CollectorRegistry()
@@ -43,7 +43,7 @@ class Metrics:
 
 @dataclass
 class Record:
-    """One request, from arrival to end. Ends once, however often it is told to."""
+    """One request, from arrival to end; only the first call of `end` counts."""
 
     id: str
     method: str
@@ -72,7 +72,7 @@ class Record:
 
 
 class Log:
-    """JSON lines on standard error. What clients wrote is in them only where `prompts` is true."""
+    """JSON lines on standard error. They contain text of clients only if `prompts` is true."""
 
     def __init__(self, prompts: bool = False) -> None:
         self.prompts = prompts
@@ -81,5 +81,5 @@ class Log:
     def write(self, entry: dict[str, Any]) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
         line = json.dumps({"time": f"{stamp}Z", **entry})
-        with self._lock, contextlib.suppress(OSError):  # whoever read it may be gone, which no client must notice
+        with self._lock, contextlib.suppress(OSError):  # a closed log must not affect clients
             print(line, file=sys.stderr, flush=True)  # noqa: T201

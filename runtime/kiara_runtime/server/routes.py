@@ -1,4 +1,4 @@
-"""The routes, each a few lines over `service`. Errors, headers, log and metrics are handled once for all."""
+"""The routes, each a few lines over `service`. Errors, headers, log and metrics are handled in one place."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def create_app(service: Service) -> flask.Flask:
 
 
 def routes(app: flask.Flask) -> frozenset[str]:
-    """Paths that name a route by themselves."""
+    """Paths of routes without parameters."""
     return frozenset(rule.rule for rule in app.url_map.iter_rules() if "<" not in rule.rule)
 
 
@@ -80,7 +80,7 @@ def _add_hooks(app: flask.Flask, service: Service) -> None:
 
 def _add_generation(app: flask.Flask, service: Service) -> None:
     def answer(kind: type[Asked], begin: Begin[Asked]) -> flask.Response:
-        """Admit, parse, start and answer a request, at once or as a stream."""
+        """Admit, parse, start and answer a request, as a whole or as a stream."""
         record: Record = flask.g.record
         patience = Patience(time.monotonic() + service.settings.timeout, _gone(flask.request))
         service.admission.enter()
@@ -92,7 +92,7 @@ def _add_generation(app: flask.Flask, service: Service) -> None:
             work, voice = begin(asked, record.id, patience)
             if asked.stream:
                 usage = bool(asked.stream_options and asked.stream_options.include_usage)
-                record.status = GONE  # unless it comes to its end
+                record.status = GONE  # unless it is completed
                 response = flask.Response(_events(service, record, work, voice, usage), mimetype="text/event-stream")
                 response.call_on_close(lambda: _end(service, record, work))
                 return response
@@ -124,7 +124,7 @@ def _whole(work: Work, voice: Voice) -> answers.Answer:
 
 
 def _events(service: Service, record: Record, work: Work, voice: Voice, usage: bool) -> Iterator[bytes]:
-    """Server-sent events; a comment where nothing comes, so that both sides see whether the other is there."""
+    """Server-sent events; a comment when no token arrives, so that both sides notice a lost connection."""
     last = time.monotonic()
     try:
         for chunk in voice.opening():
@@ -154,14 +154,14 @@ def _events(service: Service, record: Record, work: Work, voice: Voice, usage: b
 
 
 def _event(chunk: answers.Answer, usage: bool) -> bytes:
-    """OpenAI's chunks have a usage, null in all but the last, exactly where it was asked for."""
+    """If usage was requested, OpenAI's chunks have it as null in all but the last."""
     return b"data: %s\n\n" % chunk.model_dump_json(exclude=None if usage else {"usage"}).encode()
 
 
 def _defect(service: Service, record: Record) -> ApiError:
-    """Write the exception that is being handled into the log, and tell the client where to look."""
+    """Log the current exception, and give the client the id of its log line."""
     service.log.write({"id": record.id, "error": traceback.format_exc().splitlines()[-20:]})
-    return ApiError(500, f"the server failed at this request; its log tells more of {record.id}")
+    return ApiError(500, f"internal error; see the entry {record.id} of the server's log")
 
 
 def _end(service: Service, record: Record, work: Work | None) -> None:
@@ -253,7 +253,7 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
     def bundle_file(name: str) -> flask.Response:
         _ = service.model
         if name not in service.files:
-            raise ApiError(404, f"bundle: there is no {name:.80} to show; it has {', '.join(service.files)}")
+            raise ApiError(404, f"bundle: has no {name:.80}; it has {', '.join(service.files)}")
         return flask.Response(service.files[name], content_type=SHOWN[name])
 
 
@@ -267,7 +267,7 @@ def _add_page(app: flask.Flask) -> None:
 
     @app.get("/favicon.ico")
     def no_icon() -> flask.Response:
-        return flask.Response(status=204)  # browsers ask for it unasked
+        return flask.Response(status=204)  # browsers request it automatically
 
     for name in PAGE:
         path = "" if name == "index.html" else name

@@ -23,13 +23,13 @@ from kiara_runtime.server.records import Log, Metrics
 from kiara_runtime.tokens import can_chat
 
 SHOWN = {"README.md": "text/markdown; charset=utf-8", "receipt.json": "application/json", "receipt.png": "image/png"}
-BESIDE = 6  # requests that may tokenise at once, on threads that generation does not take
-READING = 2  # bodies that are understood at once: one of thousands of mistakes takes a hundred MiB
-CHOICES = 256  # of a request, n times its prompts
-TOLD = 1 << 20  # log-probabilities of a request's prompts, the likeliest ones included
+BESIDE = 6  # requests that may tokenise at once, on threads not used by generation
+READING = 2  # bodies validated at once: one with thousands of errors takes a hundred MiB
+CHOICES = 256  # per request: n times the number of prompts
+TOLD = 1 << 20  # log-probabilities of a request's prompts, including top alternatives
 SEEDS = 1 << 63  # OpenAI's go down to -2^63, those of SamplingParams to 0
-DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
-# Fields of a request that are sampling parameters by the same name.
+DEFAULT_TOKENS = 16  # of a completion, OpenAI's default
+# Request fields that are sampling parameters of the same name.
 _SAMPLING = (
     "max_tokens temperature top_p seed stop presence_penalty frequency_penalty logit_bias top_k min_p typical_p "
     "repetition_penalty banned_tokens stop_token_ids ignore_eos speculate token_healing"
@@ -38,8 +38,10 @@ _SAMPLING = (
 
 @dataclass
 class Settings:
-    """slots: sequences that run at once. queue: requests that may wait beside as many that run. timeout: seconds a
-    request may take. drain: seconds that running ones get when the server stops. max_body: bytes."""
+    """slots: sequences that run at once. queue: requests that may wait, besides as many running ones as there are slots.
+
+    timeout: seconds per request. drain: seconds for running requests at shutdown. max_body: bytes.
+    """
 
     slots: int = 8
     queue: int = 32
@@ -71,13 +73,13 @@ class Service:
 
     @property
     def model(self) -> Model:
-        """Raises ApiError until it is loaded."""
+        """The model; raises ApiError until it is loaded."""
         if self._model is None:
             raise busy("the model is being loaded; try again in a moment", "model_loading")
         return self._model
 
     def begin(self, model: Model) -> None:
-        """Take requests from now on."""
+        """Start to accept requests."""
         names = [name for name in SHOWN if name in self._bundle.manifest["files"]]
         self._bundle.check(names)
         self.files = {name: Path(self._bundle.folder, name).read_bytes() for name in names}
@@ -86,7 +88,7 @@ class Service:
         self._model = model
 
     def stop(self) -> None:
-        """Take none any more; those that run go on."""
+        """Stop accepting requests; running ones continue."""
         self.draining = True
         self.admission.close()
 
@@ -96,7 +98,7 @@ class Service:
 
     @property
     def has_chat(self) -> bool:
-        """Whether it has a chat template, and one that can run."""
+        """Whether the model has a chat template that can be rendered."""
         return bool(self.model) and self._chats
 
     def card(self) -> answers.Model:
@@ -113,7 +115,7 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.name:
-            raise ApiError(404, f"model: there is no {name:.80}; it is {self.name}", "model", "model_not_found")
+            raise ApiError(404, f"model: {name:.80} does not exist; use {self.name}", "model", "model_not_found")
 
     def complete(self, asked: api.CompletionRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
         self.check_model(asked.model)
@@ -133,10 +135,10 @@ class Service:
     def chat(self, asked: api.ChatRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
         self.check_model(asked.model)
         if asked.top_logprobs is not None and not asked.logprobs:
-            raise ApiError(400, "top_logprobs: needs logprobs: true beside it", "top_logprobs")
+            raise ApiError(400, "top_logprobs: needs logprobs: true", "top_logprobs")
         given = [n for n in (asked.max_tokens, asked.max_completion_tokens) if n is not None]
         sampling = _sampling(asked, self.model.context_length)
-        sampling |= {"max_tokens": min(given)} if given else {}  # two names of one limit
+        sampling |= {"max_tokens": min(given)} if given else {}  # two names of the same limit
         sampling["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
         with named("messages"):
             prompt = self.model.chat_prompt([_message(message) for message in asked.messages])
@@ -167,7 +169,7 @@ class Service:
 
 @contextmanager
 def named(name: str) -> Generator[None]:
-    """What is wrong with a text is wrong with the request's field of this name."""
+    """Report errors about a text under the request's name of the field."""
     try:
         yield
     except UserError as error:
@@ -189,7 +191,7 @@ def _message(message: api.ChatMessage) -> dict[str, Any]:
 
 
 def _sampling(asked: api.Generation, max_tokens: int) -> dict[str, Any]:
-    """Fields of SamplingParams as far as they are given; OpenAI's defaults for the rest."""
+    """Fields of SamplingParams that the request sets, with OpenAI's defaults for the others."""
     given = {name: value for name in _SAMPLING if (value := getattr(asked, name, None)) is not None}
     if asked.seed is not None:
         given["seed"] = asked.seed % SEEDS

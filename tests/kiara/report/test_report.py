@@ -48,7 +48,7 @@ def test_what_is_no_report_is_not_replaced(run: Path, tmp_path: Path, kiara: Cal
     result = kiara("report", run, "--out", mine)
     assert result.exit_code == 1 and "exists and is not a report" in result.stderr
     assert mine.read_text("utf-8") == "<p>mine</p>"
-    with pytest.raises(UserError, match="no run"):
+    with pytest.raises(UserError, match="is not a run"):
         read_run(tmp_path)
 
 

@@ -178,7 +178,7 @@ def test_invalid_requests_are_refused_by_field(client: FlaskClient, body: Any, p
 
 def test_only_the_first_mistake_is_reported(client: FlaskClient) -> None:
     error = _refused(client, COMPLETIONS, {"prompt": [-1] * 1000})
-    assert error["message"] == "prompt[0]: -1 cannot be used; Input should be greater than or equal to 0"
+    assert error["message"] == "prompt[0]: -1 is invalid; Input should be greater than or equal to 0"
     error = _refused(client, COMPLETIONS, {"prompt": "x", "stop": ["a"] * 17})
     assert "at most 16 items" in error["message"]
     named = {"type": "json_schema", "json_schema": {"schema": {}}}

@@ -1,1 +1,1 @@
-"""OpenAI's formats: what requests may hold, what responses are, and a sequence's pieces as choices."""
+"""OpenAI's formats: requests, responses, and the pieces of a sequence as choices."""

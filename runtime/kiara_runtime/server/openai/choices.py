@@ -1,8 +1,8 @@
-"""A request's pieces as OpenAI's choices: of a whole response, or of a stream's chunks, made by the same functions.
+"""The pieces of a request as OpenAI's choices, in whole responses and in streams, made by the same functions.
 
-So a stream's chunks, joined, are the whole response. Token texts that are no UTF-8 by themselves are written as OpenAI
-writes them, `bytes:\\xe2\\x80`. Log-probabilities name every token that was generated, those of a stop text included,
-and in completions the end of text, whose text is its name though the answer's text does not hold it.
+The chunks of a stream, joined, equal the whole response. Tokens that are not valid UTF-8 alone are written as OpenAI
+writes them, `bytes:\\xe2\\x80`. Log-probabilities cover every generated token, including those of a stop sequence and,
+in completions, the end-of-text token, which is listed by name although it is not part of the text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TokenTexts:
         self._special = {i: name for name, i in tokenizer.special_tokens.items()}
 
     def bytes(self, token: int) -> bytes:
-        """What it adds to a text; ids of a padded table and special tokens add nothing."""
+        """Bytes that a token adds to a text; none for special tokens and padding ids."""
         return self._bytes[token] if token < len(self._bytes) else b""
 
     def text(self, token: int) -> str:
@@ -41,33 +41,33 @@ class TokenTexts:
 
 
 def apart(piece: Piece) -> list[Piece]:
-    """A piece as it is streamed: text that was held back comes before the chunk that tells why the text ends."""
+    """The chunks of a piece: text that was held back comes before the finish reason."""
     if not (piece.text and piece.finish_reason):
         return [piece]
     return [Piece(piece.text, []), replace(piece, text="")]
 
 
 class Voice(ABC):
-    """How one endpoint answers. head: the fields that all its answers share."""
+    """The response format of an endpoint. head: fields that all its responses share."""
 
     def __init__(self, head: dict[str, Any], work: Work) -> None:
         self._head, self._work = head, work
 
     def opening(self) -> Iterable[answers.Answer]:
-        """Chunks before any token."""
+        """Chunks before the first token."""
         return ()
 
     @abstractmethod
     def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
-        """The piece of a choice as it is streamed; None where there is nothing to tell yet."""
+        """The chunk of a piece; None if it has nothing to send yet."""
 
     @abstractmethod
     def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
-        """All pieces of each choice as one answer."""
+        """The whole response, from all pieces of each choice."""
 
     @abstractmethod
     def closing(self) -> answers.Answer:
-        """The chunk that tells the usage and nothing else."""
+        """The last chunk, which has only the usage."""
 
     def usage(self) -> answers.Usage:
         prompt, completion = self._work.prompt_tokens, self._work.completion_tokens
@@ -83,7 +83,7 @@ class CompletionVoice(Voice):
     def __init__(
         self, head: dict[str, Any], work: Work, texts: TokenTexts, echoed: Sequence[str] | None, n: int, logprobs: bool
     ) -> None:
-        """echoed: the prompts' texts, where answers begin with them."""
+        """echoed: the texts of the prompts, if responses begin with them."""
         super().__init__(head, work)
         self._texts, self._echoed, self._n, self._logprobs = texts, echoed, n, logprobs
         self._places: dict[int, _Places] = {}
@@ -124,7 +124,7 @@ class CompletionVoice(Voice):
         first = sequence.tokens[0]
         into.tokens.append(self._texts.text(first))
         into.text_offset.append(self._places[index].place(first))
-        into.token_logprobs.append(None)  # nothing stands before it
+        into.token_logprobs.append(None)  # nothing precedes it
         into.top_logprobs.append(None)
         for one in sequence.prompt_logprobs:
             self._append(index, into, one)
@@ -189,15 +189,15 @@ class ChatVoice(Voice):
 
 
 class _Places:
-    """Where each token begins in the text, in characters."""
+    """Character offset of each token in the text."""
 
     def __init__(self, texts: TokenTexts, healed: bytes = b"") -> None:
-        """healed: what the first token repeats of the prompt, before the text."""
+        """healed: the end of the prompt that the first token repeats."""
         self._texts, self._seen = texts, -len(healed.decode("utf-8", "replace"))
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def place(self, token: int) -> int:
-        """Of the next token. One that goes on with a character begins where that does."""
+        """Offset of the next token. A token that continues a character has the offset of that character."""
         added, begun = self._texts.bytes(token), self._utf8.getstate()[0]
         place = self._seen + (len(begun.decode("utf-8", "replace")) if _breaks(begun, added) else 0)
         self._seen += len(self._utf8.decode(added))
@@ -205,7 +205,7 @@ class _Places:
 
 
 def _breaks(begun: bytes, added: bytes) -> bool:
-    """Whether the character that is begun will never be one."""
+    """Whether an incomplete character can no longer become valid UTF-8."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(begun + added[:1])
     except UnicodeDecodeError:

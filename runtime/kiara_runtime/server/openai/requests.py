@@ -1,8 +1,8 @@
 """The requests as pydantic models; the names and meanings are those of OpenAI's API reference.
 
-What stands here is accepted and obeyed; what does not is refused by name, never ignored. Of what OpenAI has and this
-server has not, the values that ask for nothing are accepted, as some packages send every field there is. Fields that
-OpenAI does not have bear the names of `kiara_runtime.SamplingParams`. Values are strict: "1" is no number.
+Fields listed here take effect; all others are refused by name, never ignored. For fields of OpenAI that this server
+does not support, values that request nothing are accepted, because some clients send every field. Fields that OpenAI
+does not have are named as in `kiara_runtime.SamplingParams`. Types are strict: "1" is not a number.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ LARGEST = (1 << 31) - 1
 
 
 def _whole(value: object) -> object:
-    """JSON knows one kind of number: 1.0 is an integer to it."""
+    """Accept 1.0 as an integer, because JSON has only one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-WHOLE = BeforeValidator(_whole)  # behind the bounds, or pydantic writes those into the schema by wrong names
+WHOLE = BeforeValidator(_whole)  # after the bounds; otherwise pydantic writes them into the schema under wrong names
 Finite = Field(allow_inf_nan=False)
 TokenId = Annotated[int, Field(ge=0, le=LARGEST, json_schema_extra={"x-token": True}), WHOLE]
-TOKEN_NAME = r"^(0|[1-9][0-9]{0,8})$"  # a token id as the name of a member
+TOKEN_NAME = r"^(0|[1-9][0-9]{0,8})$"  # a token id as an object key
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -45,9 +45,9 @@ Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 def _form(value: object) -> str:
-    """Which of several forms a value has, by its first element: else each would be tried, and its errors told.
+    """The form of a value, from its first element; otherwise pydantic would report the errors of every form.
 
-    In brackets, as they stand in the errors' paths, where `guard` leaves them out.
+    In brackets, because they appear in the paths of errors, from which `guard` removes them.
     """
     if not isinstance(value, list):
         return "[one]"
@@ -65,7 +65,7 @@ Prompt = Annotated[Annotated[str, One] | Texts | Annotated[TokenIds, Ids] | IdLi
 
 
 class Nothing(GroupedMetadata):
-    """A field that this server does not have: null, or a value that asks for what it does anyway."""
+    """A field that is not supported: only null, or a value that requests the default behaviour."""
 
     def __init__(self, *values: object) -> None:
         self._known = [None, *values]
@@ -76,7 +76,7 @@ class Nothing(GroupedMetadata):
 
     def _check(self, given: object) -> None:
         if not any(given == known and isinstance(given, bool) == isinstance(known, bool) for known in self._known):
-            raise PydanticCustomError("unsupported", "this server cannot do that")
+            raise PydanticCustomError("unsupported", "is not supported by this server")
 
 
 class Request(BaseModel):
@@ -84,7 +84,9 @@ class Request(BaseModel):
 
 
 class StreamOptions(Request):
-    include_usage: bool | None = Field(None, description="Tell the usage in a last chunk; whole answers always do.")
+    include_usage: bool | None = Field(
+        None, description="Send the usage in a last chunk; whole responses always include it."
+    )
     include_obfuscation: Annotated[None, Nothing(False)] = None
 
 
@@ -98,8 +100,8 @@ class JsonObject(Request):
 
 class NamedSchema(Request):
     name: str = Field(max_length=64, description="For the client's own use.")
-    schema_: dict[str, Any] = Field(alias="schema", description="A JSON Schema, as far as llguidance knows it.")
-    strict: bool | None = Field(None, description="The text always follows the schema, strict or not.")
+    schema_: dict[str, Any] = Field(alias="schema", description="A JSON Schema; llguidance supports a large subset.")
+    strict: bool | None = Field(None, description="Accepted; the text always follows the schema.")
     description: str | None = Field(None, description="For the client's own use.")
 
 
@@ -126,18 +128,20 @@ ResponseFormat = Annotated[TextFormat | JsonObject | JsonSchema | Regex | Gramma
 
 
 class Generation(Request):
-    """What both endpoints take."""
+    """Fields of both endpoints."""
 
     model: str | None = Field(None, description="The id that /v1/models gives; the server has one model.")
-    max_tokens: Count | None = Field(None, description="Tokens to generate at most; the context may end it sooner.")
+    max_tokens: Count | None = Field(
+        None, description="Maximum number of tokens to generate; the context may end earlier."
+    )
     temperature: Annotated[float, Field(ge=0, le=2), Finite] | None = Field(None, description="0 is greedy; default 1.")
     top_p: Annotated[float, Field(gt=0, le=1), Finite] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = Field(None, description="Continuations of each prompt.")
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63), WHOLE] | None = Field(
-        None, description="The same seed, the same text."
+        None, description="The same seed gives the same text."
     )
-    stop: Stop | None = Field(None, description="The text ends before the first of these.")
-    stream: bool | None = Field(None, description="Server-sent events, a token or so each; ended by [DONE].")
+    stop: Stop | None = Field(None, description="The text ends before the first of these sequences.")
+    stream: bool | None = Field(None, description="Stream server-sent events, about one token each, ended by [DONE].")
     stream_options: StreamOptions | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -148,12 +152,12 @@ class Generation(Request):
         ]
         | None
     ) = Field(None, description="Added to the logits of these token ids.")
-    response_format: ResponseFormat | None = Field(None, description="The form that the text must have.")
+    response_format: ResponseFormat | None = Field(None, description="The format that the text must follow.")
     user: str | None = Field(None, max_length=256, description="Written into the server's log line.")
-    prompt_cache_key: str | None = Field(None, description="Changes nothing: known prompts are found by themselves.")
-    prompt_cache_retention: str | None = Field(None, description="Changes nothing.")
-    safety_identifier: str | None = Field(None, description="Changes nothing.")
-    metadata: dict[str, Any] | None = Field(None, description="Changes nothing: answers are not stored.")
+    prompt_cache_key: str | None = Field(None, description="No effect: known prompts are found automatically.")
+    prompt_cache_retention: str | None = Field(None, description="No effect.")
+    safety_identifier: str | None = Field(None, description="No effect.")
+    metadata: dict[str, Any] | None = Field(None, description="No effect: responses are not stored.")
     store: Annotated[None, Nothing(False)] = None
     service_tier: Annotated[None, Nothing("auto", "default")] = None
     top_k: Annotated[int, Field(ge=-1, le=LARGEST), WHOLE] | None = Field(None, description="-1 and 0 keep all.")
@@ -163,17 +167,17 @@ class Generation(Request):
     banned_tokens: Annotated[list[TokenId], Field(max_length=MAX_BIASES, fail_fast=True)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_BIASES, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
-    speculate: bool | None = Field(None, description="Guess tokens ahead from repeats in the text.")
+    speculate: bool | None = Field(None, description="Speculative decoding: draft tokens from repeats in the text.")
 
 
 class CompletionRequest(Generation):
     prompt: Prompt = Field(description="Text or token ids, or a list of either. Names of special tokens stay text.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
-        None, description="Log-probabilities of the tokens and of so many of the likeliest; of echoed prompts, too."
+        None, description="Log-probabilities of the tokens and of this many top alternatives, also of echoed prompts."
     )
     token_healing: bool | None = Field(
-        None, description="Where a text ends inside a token, choose that token anew; on by default."
+        None, description="Token healing: if the prompt ends inside a token, choose that token again. On by default."
     )
     best_of: Annotated[None, Nothing(1)] = None
     suffix: Annotated[None, Nothing("")] = None
@@ -191,19 +195,19 @@ Content = Annotated[Annotated[str, One] | Parts, ByForm]
 class ChatMessage(Request):
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is the same as system.")
     content: Content
-    name: Text | None = Field(None, max_length=64, description="Given to the template, of which many do not show it.")
-    # What OpenAI's client packages put beside an answer's content, so that it can be sent back as it came.
+    name: Text | None = Field(None, max_length=64, description="Passed to the chat template; many ignore it.")
+    # Fields that OpenAI's clients add to a response's message, so that it can be sent back unchanged.
     refusal: None = None
     annotations: None = None
     audio: None = None
     function_call: None = None
     tool_calls: None = None
-    parsed: Any = Field(None, description="The content as the client's package read it; the content counts.")
+    parsed: Any = Field(None, description="The content as parsed by the client; ignored.")
 
 
 class ChatRequest(Generation):
     model_config = ConfigDict(
-        json_schema_extra={  # as `service` demands it
+        json_schema_extra={  # checked by `service`
             "if": {"properties": {"top_logprobs": {"type": "integer"}}, "required": ["top_logprobs"]},
             "then": {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
         }
@@ -212,7 +216,7 @@ class ChatRequest(Generation):
     max_completion_tokens: Count | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
-        None, description="And so many of the likeliest in each place; needs logprobs."
+        None, description="Number of top alternatives at each position; needs logprobs."
     )
     tools: Annotated[None, Nothing([])] = None
     tool_choice: Annotated[None, Nothing("none", "auto")] = None
@@ -230,7 +234,9 @@ class ChatRequest(Generation):
 class TokenizeRequest(Request):
     prompt: str
     model: str | None = None
-    add_special_tokens: bool | None = Field(None, description="What the model puts before a prompt; by default, yes.")
+    add_special_tokens: bool | None = Field(
+        None, description="Add the tokens that the model expects before a prompt; on by default."
+    )
     return_token_strs: bool | None = None
 
 

@@ -1,4 +1,4 @@
-"""The answers as pydantic models, in OpenAI's names; what is sent is made of them, and so is the OpenAPI document."""
+"""Responses as pydantic models, with OpenAI's names; the OpenAPI document is made from them, too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Usage(Response):
 
 
 class Logprobs(Response):
-    """Four lists of one length: each token's text, log-probability, likeliest rivals, and place in the text."""
+    """Four lists of equal length: text, log-probability, top alternatives and character offset of each token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -136,7 +136,7 @@ class Detokenized(Response):
 
 
 class TokenizerInfo(BaseModel):
-    """tokenizer_config.json as the bundle has it, and what the runtime makes of it."""
+    """tokenizer_config.json of the bundle, and what the runtime supports of it."""
 
     engine: str
     vocab_size: int
