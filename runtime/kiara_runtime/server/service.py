@@ -38,7 +38,7 @@ _SAMPLING = (
 
 @dataclass
 class Settings:
-    """slots: sequences that run at once. queue: requests that may wait, besides as many running ones as there are slots.
+    """slots: sequences that run at once. queue: requests that may wait, besides as many running ones as slots.
 
     timeout: seconds per request. drain: seconds for running requests at shutdown. max_body: bytes.
     """

@@ -183,7 +183,7 @@ def test_only_the_first_mistake_is_reported(client: FlaskClient) -> None:
     assert "at most 16 items" in error["message"]
     named = {"type": "json_schema", "json_schema": {"schema": {}}}
     error = _refused(client, COMPLETIONS, {"prompt": "x", "response_format": named})
-    assert error["message"] == "response_format.json_schema.name: missing, but required; give it"
+    assert error["message"] == "response_format.json_schema.name: is required but missing; add it"
 
 
 def test_too_many_logprobs_are_refused(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
