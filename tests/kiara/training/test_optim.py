@@ -1,0 +1,87 @@
+"""Optimizers and schedules: against their definitions, and through a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import _changed, _losses
+
+from kiara.config.sections import Config
+from kiara.data.dataset import Dataset
+from kiara.model.gpt import GPT
+from kiara.training.optim import make_optimizers, schedule, set_learning_rates
+from kiara.training.run import Run
+from kiara.training.trainer import train
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_rates_rise_over_the_warmup_and_fall_to_nearly_zero(kind: str, small_config: Config) -> None:
+    config = _changed(small_config, schedule=kind, max_steps=200, warmup_steps=10).training
+    rates = [schedule(config, step) for step in range(200)]
+    top = rates.index(max(rates))
+    assert 5 <= top <= 10 and max(rates) == pytest.approx(1.0, abs=0.01)
+    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 0.01
+    middle = (200 - 10) / 2 + 10
+    assert schedule(config, round(middle)) == pytest.approx(0.5, abs=0.01)
+    quarter = {"linear": 0.75, "cosine": (1 + math.cos(math.pi / 4)) / 2}[kind]
+    assert schedule(config, 10 + round(190 / 4)) == pytest.approx(quarter, abs=0.01)
+
+
+def test_each_weight_has_its_optimizer_rate_and_decay(small_config: Config) -> None:
+    rates = {"learning_rate": 0.01, "embedding_learning_rate": 0.02, "weight_decay": 0.3}
+    model = GPT(small_config.model, 512)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for kind in ("muon", "adamw"):
+        config = _changed(small_config, optimizer=kind, warmup_steps=0, **rates).training
+        optimizers = make_optimizers(model, config)
+        assert set(optimizers) == {"adamw", kind}
+        set_learning_rates(optimizers, config, 0)
+        found = {
+            names[id(parameter)]: (type(optimizer).__name__, group["lr"], group["weight_decay"])
+            for optimizer in optimizers.values()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        assert set(found) == set(names.values())
+        inner = {"muon": "Muon", "adamw": "AdamW"}[kind]
+        assert found["layers.0.mlp.up_proj.weight"] == (inner, 0.01, 0.3)
+        assert found["embed_tokens.weight"] == found["layers.0.input_layernorm.weight"] == ("AdamW", 0.02, 0.0)
+
+
+def test_adamw_alone_follows_pytorchs_adamw(small_config: Config) -> None:
+    config = _changed(small_config, optimizer="adamw", weight_decay=0.2, learning_rate=0.01, warmup_steps=0).training
+    ours, plain = GPT(small_config.model, 512), GPT(small_config.model, 512)
+    for model in (ours, plain):
+        model.initialise(0)
+    name, weight = "layers.0.mlp.up_proj.weight", plain.get_parameter("layers.0.mlp.up_proj.weight")
+    reference = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.95), weight_decay=0.2)
+    optimizers = make_optimizers(ours, config)
+    for step in range(3):
+        gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
+        weight.grad, ours.get_parameter(name).grad = gradient.clone(), gradient.clone()
+        set_learning_rates(optimizers, config, step)
+        reference.param_groups[0]["lr"] = 0.01 * schedule(config, step)
+        reference.step()
+        optimizers["adamw"].step()
+    torch.testing.assert_close(ours.get_parameter(name), weight, rtol=1e-5, atol=1e-7)
+
+
+def test_a_run_with_adamw_and_cosine_decay_resumes_exactly(
+    small_config: Config, dataset: Dataset, tmp_path: Path
+) -> None:
+    config = _changed(small_config, optimizer="adamw", schedule="cosine", learning_rate=0.003, max_steps=12)
+    config = _changed(config, checkpoint_every=6, eval_every=6, sample_tokens=0)
+    assert train(Run(tmp_path / "whole", config, resume=False), dataset)
+    losses = [record["loss"] for record in _losses(tmp_path / "whole") if "loss" in record]
+    assert losses[-1] < losses[0]
+    (tmp_path / "part" / "checkpoints").mkdir(parents=True)
+    first = sorted((tmp_path / "whole" / "checkpoints").iterdir())[0]
+    first.rename(tmp_path / "part" / "checkpoints" / first.name)
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / "part" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    assert train(Run(tmp_path / "part", config, resume=True), dataset)
+    assert [record["loss"] for record in _losses(tmp_path / "part") if "loss" in record] == losses
