@@ -135,7 +135,7 @@ def gaps(stream: Any, count: int) -> list[float]:
 
 
 def same_bytes(bundle: Path, turns: int = 63) -> None:
-    """Alone, among seven others, streamed, with a known prefix, with a restored one."""
+    """SequentialRunner, among seven others, streamed, with a known prefix, with a restored one."""
     model, compared, differing = load(bundle), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         stored = [load(bundle, prompt_cache=folder) for _ in range(2)]

@@ -17,7 +17,7 @@ from typing import Any
 from kiara_runtime.bundle import MANIFEST as BUNDLE_FILE
 from kiara_runtime.bundle import SIGNATURE
 from kiara_runtime.errors import UserError
-from kiara_runtime.system import FolderLock, on_sudden_end, read_bounded_json
+from kiara_runtime.system import FolderLock, on_forced_exit, read_bounded_json
 
 DATASET_FILE, STATE_FILE, CONFIG_FILE = "dataset.json", "trainer_state.json", "config.yaml"
 RUN_MARK = "# Written by `kiara train`: the settings of this run.\n"
@@ -106,7 +106,7 @@ def new_folder(out: Path, kind: str, inputs: Iterable[Path] = ()) -> Iterator[Pa
         claim(out, kind, inputs)  # again, now that the lock keeps other processes out
         folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", suffix=".partial", dir=place.parent))
         try:
-            with on_sudden_end(lambda: shutil.rmtree(folder, ignore_errors=True)):
+            with on_forced_exit(lambda: shutil.rmtree(folder, ignore_errors=True)):
                 folder.chmod(0o755)  # mkdtemp makes it 0700, unreadable for other users
                 yield folder
                 for path in (*folder.rglob("*"), folder):

@@ -10,7 +10,7 @@ import numpy as np
 
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.engine.engine import Engine
-from kiara_runtime.engine.runner import Alone
+from kiara_runtime.engine.runner import SequentialRunner
 from kiara_runtime.engine.session import Session
 from kiara_runtime.model import Model, load
 
@@ -37,7 +37,7 @@ def _alone(bundle: Path, variant: str | None = None) -> Model:
         decoder = session.decoder()
         return lambda ids: decoder.append(np.array(ids, dtype=np.int64))
 
-    model.runner = Alone(begin)
+    model.runner = SequentialRunner(begin)
     return model
 
 

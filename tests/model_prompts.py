@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kiara_runtime.engine.runner import Alone
+from kiara_runtime.engine.runner import SequentialRunner
 from kiara_runtime.model import Model
 from kiara_runtime.tokens.tokenizer import Tokenizer
 from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT
@@ -22,4 +22,4 @@ def _scripted(ids: list[int], context_length: int = 64) -> Model:
         said = iter(ids)
         return lambda fed: np.eye(257, dtype=np.float32)[[next(said)]]
 
-    return Model(tokenizer, Alone(begin), context_length, 257, frozenset({256}), 256)
+    return Model(tokenizer, SequentialRunner(begin), context_length, 257, frozenset({256}), 256)

@@ -37,7 +37,7 @@ from kiara_runtime.bundle import (
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import hash_file, machine
 from kiara_runtime.tokens import Tokenizer, golden_ids
-from kiara_runtime.verify import measure_apart
+from kiara_runtime.verify import measure_in_subprocess
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _tried(folder: Path, receipt: Receipt, request: Request, prompts: list[str])
     with progress("Measuring", len(variants)) as advance:
         speeds = {}
         for variant in variants:
-            speeds[variant] = measure_apart(folder, variant.name)
+            speeds[variant] = measure_in_subprocess(folder, variant.name)
             advance(1, variant.name)
     return replace(receipt, speeds=speeds, runtimes=list(_runtimes(folder, variants, request, prompts)))
 

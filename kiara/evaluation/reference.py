@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from kiara.checkpoints import TokenIds
 from kiara.model import GPT, KeyValue
-from kiara_runtime.engine import Alone
+from kiara_runtime.engine import SequentialRunner
 from kiara_runtime.model import Model
 from kiara_runtime.tokens import Tokenizer
 
 
 def reference_model(model: GPT, tokenizer: Tokenizer, ids: TokenIds) -> Model:
     """A model with the interface of a loaded bundle, computed by PyTorch, each sequence separately."""
-    runner = Alone(lambda: _begin(model))
+    runner = SequentialRunner(lambda: _begin(model))
     return Model(tokenizer, runner, model.config.context_length, model.vocab_size, ids.eos, ids.bos)
 
 

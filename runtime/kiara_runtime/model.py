@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from kiara_runtime.bundle import GRAPH_FOLDER, Bundle
-from kiara_runtime.engine import QUEUE, SLOTS, Device, Engine, Facts, PromptStore, Runner, Sequence, Session
+from kiara_runtime.engine import QUEUE, SLOTS, Device, Engine, ModelFacts, PromptStore, Runner, Sequence, Session
 from kiara_runtime.errors import BusyError, ContextError, UserError
 from kiara_runtime.sampling import Sampling, SamplingParams, check_integer, sampling_params
 from kiara_runtime.stream import Generation, Score, Stream
@@ -45,7 +45,7 @@ class Model:
         self.context_length, self.vocab_size = context_length, vocab_size
         self.eos_token_ids, self.bos_token_id = eos_token_ids, bos_token_id
         self._longer: dict[int, list[int]] = {}  # by token: the longer tokens that begin with its text
-        self._facts = Facts(tokenizer.token_bytes, eos_token_ids, context_length)
+        self._facts = ModelFacts(tokenizer.token_bytes, eos_token_ids, context_length)
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of `text`. Names of special tokens are treated as ordinary text."""

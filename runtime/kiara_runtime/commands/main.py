@@ -19,11 +19,11 @@ from kiara_runtime.system import (
     CODES,
     LINES,
     Terminated,
-    forget_reader,
+    discard_stdout,
+    handle_signals,
     json_text,
     leave,
-    orderly_end,
-    show_anything,
+    replace_unencodable,
     tell,
 )
 
@@ -37,10 +37,10 @@ class Commands(click.Group):
     """A group that reports errors the user can fix in one line, without a traceback."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        show_anything()
+        replace_unencodable()
         heard: set[int] = set()
         try:
-            with orderly_end() as heard:
+            with handle_signals() as heard:
                 code = super().main(*args, **{**extra, "standalone_mode": False})
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else self.name
@@ -52,7 +52,7 @@ class Commands(click.Group):
         except MemoryError:
             code = _say("Error: out of memory; use a smaller model, batch or context", 1)
         except BrokenPipeError:
-            forget_reader()
+            discard_stdout()
             code = 1
         except OSError as error:
             # On a full disk NumPy raises an OSError without strerror; its text has the byte counts instead.
@@ -131,11 +131,11 @@ def bench(bundle: Path, variant: str | None, as_json: bool, **sizes: Any) -> Non
     """
     from kiara_runtime.bundle import Bundle
     from kiara_runtime.system import machine
-    from kiara_runtime.verify import measure_apart
+    from kiara_runtime.verify import measure_in_subprocess
 
     opened = Bundle.open(bundle)
     name = variant or opened.variants[0]
-    speed = measure_apart(bundle, name, **sizes)
+    speed = measure_in_subprocess(bundle, name, **sizes)
     if as_json:
         click.echo(json.dumps({"variant": name, "machine": machine(), **dataclasses.asdict(speed)}, indent=2))
         return

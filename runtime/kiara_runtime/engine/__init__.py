@@ -6,22 +6,22 @@ I/O; `prompt_store` reads and writes outside the step. HTTP is in `server`, text
 
 from kiara_runtime.engine.engine import QUEUE, SLOTS, Engine
 from kiara_runtime.engine.prompt_store import PromptStore
-from kiara_runtime.engine.runner import Alone, Runner
-from kiara_runtime.engine.sequence import Facts, FinishReason, Piece, Sequence
+from kiara_runtime.engine.runner import Runner, SequentialRunner
+from kiara_runtime.engine.sequence import FinishReason, ModelFacts, Piece, Sequence
 from kiara_runtime.engine.session import CHUNK, Device, Session
 
 __all__ = [
     "CHUNK",
     "QUEUE",
     "SLOTS",
-    "Alone",
     "Device",
     "Engine",
-    "Facts",
     "FinishReason",
+    "ModelFacts",
     "Piece",
     "PromptStore",
     "Runner",
     "Sequence",
+    "SequentialRunner",
     "Session",
 ]

@@ -31,7 +31,7 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
-class Alone:
+class SequentialRunner:
     """Runs each sequence by itself, with a function from token ids (N,) to logits (N, V)."""
 
     def __init__(self, begin: Callable[[], Callable[[List[int]], NDArray[np.float32]]]) -> None:

@@ -43,7 +43,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelFacts:
     """What all sequences of a model have in common."""
 
     token_bytes: List[bytes]
@@ -62,7 +62,7 @@ class Sequence:
         self,
         prompt: List[int],
         params: SamplingParams,
-        facts: Facts,
+        facts: ModelFacts,
         choice: int = 0,
         constraint: Constraint | None = None,
         scored_from: int | None = None,

@@ -3,7 +3,7 @@
 Independent of models, tokens and bundles.
 """
 
-from kiara_runtime.system.console import forget_reader, json_text, show_anything, tell
+from kiara_runtime.system.console import discard_stdout, json_text, replace_unencodable, tell
 from kiara_runtime.system.files import hash_file, parse_object, read_bounded, read_bounded_json
 from kiara_runtime.system.folder_lock import FolderLock, LockedError
 from kiara_runtime.system.interrupts import (
@@ -12,9 +12,9 @@ from kiara_runtime.system.interrupts import (
     Terminated,
     answered,
     early_interrupts,
+    handle_signals,
     leave,
-    on_sudden_end,
-    orderly_end,
+    on_forced_exit,
 )
 from kiara_runtime.system.machine import machine
 from kiara_runtime.system.memory import give_back, share_arena
@@ -26,19 +26,19 @@ __all__ = [
     "LockedError",
     "Terminated",
     "answered",
+    "discard_stdout",
     "early_interrupts",
-    "forget_reader",
     "give_back",
+    "handle_signals",
     "hash_file",
     "json_text",
     "leave",
     "machine",
-    "on_sudden_end",
-    "orderly_end",
+    "on_forced_exit",
     "parse_object",
     "read_bounded",
     "read_bounded_json",
+    "replace_unencodable",
     "share_arena",
-    "show_anything",
     "tell",
 ]

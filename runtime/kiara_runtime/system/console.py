@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 
-def show_anything() -> None:
+def replace_unencodable() -> None:
     """Let both streams write a question mark for what their encoding lacks, such as Latin-1 or a Windows pipe's."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -31,7 +31,7 @@ def json_text(values: Any) -> str:
     return json.dumps(values, ensure_ascii=not utf8, allow_nan=False)
 
 
-def forget_reader() -> None:
+def discard_stdout() -> None:
     """Silently discard what is still buffered, after the reader of standard output has gone."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

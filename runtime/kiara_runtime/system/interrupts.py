@@ -23,7 +23,7 @@ LINES = {
 }
 
 _last_acts: list[Callable[[], None]] = []
-_heard: list[set[int]] = []  # one for each running block of `orderly_end`
+_heard: list[set[int]] = []  # one for each running block of `handle_signals`
 
 
 class Terminated(KeyboardInterrupt):
@@ -35,7 +35,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def orderly_end() -> Generator[set[int]]:
+def handle_signals() -> Generator[set[int]]:
     """Turn these signals into KeyboardInterrupt or Terminated while the block runs.
 
     Yields the set of signals received so far. Does nothing outside the main thread. Signals that are ignored, as in a
@@ -109,7 +109,7 @@ def answered(number: int) -> None:
 
 
 @contextmanager
-def on_sudden_end(act: Callable[[], None]) -> Generator[None]:
+def on_forced_exit(act: Callable[[], None]) -> Generator[None]:
     """Call `act` if the process is ended during a long call in this block, where no `finally` runs."""
     _last_acts.append(act)
     try:

@@ -151,7 +151,10 @@ def _plain(name: str, value: Any, depth: int = 0) -> Any:
     if depth < MAX_DEPTH and isinstance(value, (list, tuple)):
         return [_plain(f"{name}[{i}]", item, depth + 1) for i, item in enumerate(cast("list[Any]", value))]
     raise UserError(
-        name, "is not JSON, or nested too deeply", "give strings, numbers, lists and dictionaries", value=value
+        name,
+        "is not JSON, or nested too deeply",
+        "give strings, numbers, lists and dictionaries",
+        value=value,
     )
 
 

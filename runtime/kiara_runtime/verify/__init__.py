@@ -21,7 +21,7 @@ from kiara_runtime.verify.agreement import (
     prompt_ends,
     prompts_alone,
 )
-from kiara_runtime.verify.bench import Speed, measure_apart
+from kiara_runtime.verify.bench import Speed, measure_in_subprocess
 from kiara_runtime.verify.evaluate import evaluate, read_text
 from kiara_runtime.verify.kernels import probe, verify_deep
 from kiara_runtime.verify.scoring import Metrics, Scorer, first_token
@@ -43,7 +43,7 @@ __all__ = [
     "first_token",
     "in_batch",
     "in_chunks",
-    "measure_apart",
+    "measure_in_subprocess",
     "path_agreement",
     "probe",
     "prompt_ends",

@@ -61,7 +61,7 @@ class Speed:
             yield "peak memory", beside("peak_memory_bytes", "MiB", 2**-20)
 
 
-def measure_apart(bundle: Path, variant: str | None = None, **sizes: Any) -> Speed:
+def measure_in_subprocess(bundle: Path, variant: str | None = None, **sizes: Any) -> Speed:
     """Run `measure` in a separate process, so that its memory is that of the variant alone."""
     words = [sys.executable, "-m", __name__, json.dumps({"bundle": str(bundle), "variant": variant, **sizes})]
     ours, theirs = os.pipe()

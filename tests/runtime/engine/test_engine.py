@@ -67,7 +67,7 @@ def test_other_requests_in_the_batch_change_nothing(
 
 
 def test_five_hundred_generations_are_identical_on_every_path(bundle: Path, tmp_path: Path) -> None:
-    """Alone, in a batch of eight, streamed, after a cached prefix, from a stored prompt: all identical."""
+    """SequentialRunner, in a batch of eight, streamed, after a cached prefix, from a stored prompt: all identical."""
     plain, busy = _alone(bundle), load(bundle)
     stored = [load(bundle, prompt_cache=tmp_path / "cache") for _ in range(2)]
     differing = compared = 0

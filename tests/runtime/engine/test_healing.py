@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiara_runtime.engine.runner import Alone
+from kiara_runtime.engine.runner import SequentialRunner
 from kiara_runtime.model import Model, load
 from kiara_runtime.tokens.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ def _model(likely: Callable[[Sequence[int]], int]) -> Model:
 
         return advance
 
-    return Model(tokenizer, Alone(begin), 64, 261, frozenset({END}), END)
+    return Model(tokenizer, SequentialRunner(begin), 64, 261, frozenset({END}), END)
 
 
 def test_a_prompt_that_ends_inside_a_token_is_healed() -> None:

@@ -19,7 +19,7 @@ from kiara_runtime.bundle.manifest import Bundle, write_manifest
 from kiara_runtime.bundle.signing import read_private_key, sign
 from kiara_runtime.engine.session import Session
 from kiara_runtime.errors import UserError
-from kiara_runtime.verify.bench import measure_apart
+from kiara_runtime.verify.bench import measure_in_subprocess
 from kiara_runtime.verify.kernels import probe
 
 PEM = serialization.Encoding.PEM
@@ -125,9 +125,9 @@ def test_without_the_extra_the_error_says_what_to_install(
 
 
 def test_measurements_run_in_a_separate_process(bundle: Path) -> None:
-    speed = measure_apart(bundle, "int8")
+    speed = measure_in_subprocess(bundle, "int8")
     assert speed.prefill_tokens_per_second > speed.decode_tokens_per_second > 0
     assert 0 < speed.load_seconds < 60 and speed.prompt_tokens == 48
     assert speed.peak_memory_bytes is None or 20 << 20 < speed.peak_memory_bytes < 1 << 30
     with pytest.raises(UserError, match="no such folder"):
-        measure_apart(bundle / "none", None)
+        measure_in_subprocess(bundle / "none", None)

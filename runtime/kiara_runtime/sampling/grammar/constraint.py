@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.errors import UserError
-from kiara_runtime.sampling.grammar.deep_stack import deeply
-from kiara_runtime.sampling.grammar.schema import culprit, lark_text, schema_source
+from kiara_runtime.sampling.grammar.deep_stack import call_with_large_stack
+from kiara_runtime.sampling.grammar.schema import find_failing_part, lark_text, schema_source
 from kiara_runtime.sampling.grammar.vocabulary import Vocabulary, library_for, vocabulary_of
 from kiara_runtime.tokens import Tokenizer
 
@@ -173,14 +173,14 @@ def _compile(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int
             matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
             return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, give_up)
 
-        return deeply(begin)
+        return call_with_large_stack(begin)
 
     if field == "json_schema":
         source = schema_source(library, text)
         try:
             return begun(source)
         except UserError:
-            raise culprit(library, text, begun) from None
+            raise find_failing_part(library, text, begun) from None
     try:
         source = _source(library, field, text)
     except UserError:

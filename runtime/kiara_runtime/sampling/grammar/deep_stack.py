@@ -24,7 +24,7 @@ _calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
 _process: list[int] = []  # id of the process that started the threads: a forked child has none of them
 
 
-def deeply(act: Callable[[], Result]) -> Result:
+def call_with_large_stack(act: Callable[[], Result]) -> Result:
     """Call `act` on a thread with a stack of STACK bytes and return its result."""
     with _lock:
         if _process != [os.getpid()]:

@@ -79,7 +79,7 @@ def lark_text(text: str) -> str:
     return "".join([*made, text[place:]])
 
 
-def culprit(library: Any, text: str, begin: Callable[[str], object]) -> UserError:
+def find_failing_part(library: Any, text: str, begin: Callable[[str], object]) -> UserError:
     """The error for a schema that `begin` cannot compile, with the path of a part that causes it.
 
     Parts are removed, the likeliest causes first, until the rest compiles; the last one removed is the cause. The
