@@ -122,7 +122,7 @@ def test_startup_errors_have_no_traceback(bundle: Path, tmp_path: Path) -> None:
     assert "can never match" in fails(bundle, "--cors-origin", "*")
     assert "can never match" in fails(bundle, "--allow-host", "llm.lan:80")
     (tmp_path / "keys").write_text("a key with spaces\n")
-    assert "holds a space" in fails(bundle, "--api-key-file", tmp_path / "keys")
+    assert "has a space" in fails(bundle, "--api-key-file", tmp_path / "keys")
     (tmp_path / "keys").write_text("short\n")
     assert "less than 8 characters" in fails(bundle, "--api-key-file", tmp_path / "keys")
     (tmp_path / "keys").write_text("# none\n")
