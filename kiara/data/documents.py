@@ -27,8 +27,10 @@ _BYTE_ORDER_MARK, _REPLACEMENT = "\ufeff", "\ufffd"
 class BadTextError(UserError):
     """A document that is not text. reason: what is wrong with it, as a data card counts it."""
 
-    def __init__(self, name: str, problem: str, remedy: str, reason: str) -> None:
-        super().__init__(name, problem, remedy)
+    def __init__(
+        self, field: object, problem: str, remedy: str = "", reason: str = "not text", **value: object
+    ) -> None:
+        super().__init__(field, problem, remedy, **value)
         self.reason = reason
 
 

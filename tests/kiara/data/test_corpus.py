@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from kiara.config.load import load_config
 from kiara.data.dataset import Dataset
-from kiara.data.documents import MAX_LINE_BYTES, Reader, read_documents
+from kiara.data.documents import MAX_LINE_BYTES, BadTextError, Reader, read_documents
 from kiara.data.duplicates import equal_copies, near_copies
 from kiara.data.prepare import _sampled, prepare
 from kiara.data.sources import resolve_source
@@ -106,6 +106,11 @@ def test_bad_text_is_skipped_or_replaced_and_counted(name: str, tmp_path: Path) 
     if replaced is not None:
         texts = [document.read() for document in Reader("text", replace=True).read(resolve_source(files))]
         assert replaced in texts and set(TEXTS) < set(texts)
+
+
+def test_an_error_about_text_can_name_where_it_is() -> None:
+    error = BadTextError("a.txt", "is not UTF-8", "convert it", "not UTF-8").inside("data.val")
+    assert isinstance(error, BadTextError) and str(error) == "data.val: a.txt: is not UTF-8; convert it"
 
 
 def test_text_that_has_replacement_characters_already_is_not_counted(tmp_path: Path) -> None:
