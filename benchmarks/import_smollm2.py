@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kiara.checkpoints.checkpoint import load_model
-from kiara.checkpoints.token_ids import TokenIds
+from kiara.data.token_ids import TokenIds
 from kiara.evaluation.reference import reference_model
 from kiara.importing.importer import import_model
 

@@ -21,18 +21,28 @@ Place = str | Path
 Settings = Mapping[str, Any] | Sequence[str]  # by dotted path, or assignments as for `--set`
 
 
-def prepare(source: str | None, out: Place, settings: Settings = (), config: Place | None = None) -> Dataset:
+def prepare(
+    source: str | None,
+    out: Place,
+    settings: Settings = (),
+    config: Place | None = None,
+    tokenizer: Place | None = None,
+) -> Dataset:
     """Tokenize text into the prepared folder `out` and open it; an up-to-date folder is not written again.
 
     source: a text file, a folder, a glob, a .jsonl or .parquet file, or `stdlib`; None for those of data.mix. settings:
-    such as {"tokenizer.vocab_size": 4096}; they override the YAML file `config`. Raises UserError if there is no text,
-    or if `out` holds something else.
+    such as {"tokenizer.vocab_size": 4096}; they override the YAML file `config`. tokenizer: a checkpoint or run whose
+    tokenizer to use. Raises UserError if there is no text, or if `out` holds something else.
     """
     from kiara.config import load_config
     from kiara.data import prepare_folder
     from kiara_runtime.errors import UserError
 
-    named = {} if source is None else {"data.train": source}
+    named: dict[str, Any] = {} if source is None else {"data.train": source}
+    if tokenizer is not None:
+        from kiara.checkpoints import find_checkpoint
+
+        named["tokenizer.source"] = str(find_checkpoint(Path(tokenizer)))
     loaded = load_config(_path(config), [*_assignments(settings), *_assignments(named)])
     if source is None and not loaded.data.mix:
         raise UserError("SOURCE", "is missing", "name text, or give several sources as data.mix")
@@ -46,22 +56,28 @@ def train(
     resume: bool = False,
     branch: Place | None = None,
     fit: str | None = None,
+    init_from: Place | None = None,
 ) -> bool:
     """Train into the run folder `out`; False if it was interrupted, with a checkpoint written.
 
     settings: they override the YAML file or preset `config`; training.batch_size is in sequences, training.max_steps
     in optimizer steps. resume: continue from the newest checkpoint, with the run's own settings if `config` is None.
     branch: another run or one of its checkpoints to start from, with its weights, optimizer state, step, data and
-    settings. fit: a budget such as "30MB, 20 ms a token"; the model's shape is chosen to keep to it, by measurements on
-    this machine. Raises UserError for an invalid setting, and if memory runs out.
+    settings. init_from: a checkpoint or run to start from, with its weights, shape and tokenizer. fit: a budget such as
+    "30MB, 20 ms a token"; the model's shape is chosen to keep to it, by measurements on this machine. Raises UserError
+    for an invalid setting, and if memory runs out.
     """
     from kiara.checkpoints import trained_checkpoint, trained_on
     from kiara.config import load_config
     from kiara.data import as_prepared, dataset_of
     from kiara.files import CONFIG_FILE
-    from kiara.training import Run, check_settings, joined, trainer
+    from kiara.training import Run, as_continued, check_settings, joined, trainer, with_steps
     from kiara_runtime.errors import UserError
 
+    if init_from is not None:
+        if fit is not None or branch is not None:
+            raise UserError("--init-from", "has no effect together with --fit or --branch", "leave one of them out")
+        settings = [*_assignments(settings), *_assignments({"training.init_from": str(init_from)})]
     if fit is not None:
         if resume or branch is not None:
             raise UserError("--fit", "has no effect on a run that exists", "leave it out")
@@ -75,10 +91,12 @@ def train(
             world.wait()  # until the first process has checked the settings, claimed the folder and prepared the text
         own = (resume or origin is not None) and config is None and saved.is_file()
         loaded = load_config(saved if own else _path(config), _assignments(settings))
+        loaded = as_continued(loaded)
         check_settings(loaded)
         with closing(Run(Path(out), loaded if own else as_prepared(loaded), resume, world.main, origin)) as run:
             # A resumed run uses the data that it began with, even if their source has changed.
             dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
+            run.config = with_steps(run.config, dataset)
             if world.main:
                 world.wait()
             return trainer.train(run, dataset, world)
@@ -96,7 +114,8 @@ def evaluate(source: Place, text: str | None = None) -> Metrics:
 
 def load(source: Place) -> Model:
     """A checkpoint, or the best one of a run, in PyTorch: `generate`, `stream`, `chat` and `score` as of a bundle."""
-    from kiara.checkpoints import TokenIds, find_checkpoint, load_model
+    from kiara.checkpoints import find_checkpoint, load_model
+    from kiara.data import TokenIds
     from kiara.evaluation import reference_model
 
     folder = find_checkpoint(Path(source))

@@ -21,6 +21,7 @@ from kiara_runtime.system import FolderLock, on_forced_exit, read_bounded_json
 
 DATASET_FILE, STATE_FILE, CONFIG_FILE = "dataset.json", "trainer_state.json", "config.yaml"
 RUN_MARK = "# Written by `kiara train`: the settings of this run.\n"
+GENERATION_FILE = "generation_config.json"  # which token ids begin and end a text
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.tiktoken")
 MAX_JSON_BYTES = 16 << 20
 _SYSTEM_FILES = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # left behind by file managers
@@ -34,7 +35,7 @@ def _dataset_files(values: dict[str, Any]) -> set[str]:
     splits = values["splits"]
     shards = {shard["file"] for split in splits.values() for shard in split["shards"]}
     indices = {f"{split}-documents.npy" for split in splits}  # written by older versions
-    return {DATASET_FILE, *TOKENIZER_FILES, *shards, *indices} if values["fingerprint"] else set()
+    return {DATASET_FILE, GENERATION_FILE, *TOKENIZER_FILES, *shards, *indices} if values["fingerprint"] else set()
 
 
 def _checkpoint_files(values: dict[str, Any]) -> set[str]:

@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kiara.checkpoints import WEIGHTS_FILE, TokenIds, find_checkpoint, load_model, read_state
+from kiara.checkpoints import WEIGHTS_FILE, find_checkpoint, load_model, read_state
 from kiara.config import ModelConfig
 from kiara.console import logger, progress
-from kiara.data import Split
+from kiara.data import Split, TokenIds
 from kiara.files import claim, new_folder
 from kiara.model import GPT, sizes
 from kiara_export.candidates import Candidates, Order, Texts, Verdict, Workshop, check_widths

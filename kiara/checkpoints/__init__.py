@@ -1,9 +1,11 @@
 """Checkpoints on disk: safetensors and JSON, written completely or not at all, hashes checked before use."""
 
 from kiara.checkpoints.checkpoint import (
+    ADAPTER_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
     WEIGHTS_FILE,
+    Adapter,
     Checkpoint,
     check_finite,
     find_checkpoint,
@@ -18,14 +20,14 @@ from kiara.checkpoints.checkpoint import (
     trained_on,
 )
 from kiara.checkpoints.json_files import read_json, write_json
-from kiara.checkpoints.token_ids import TokenIds
 
 __all__ = [
+    "ADAPTER_FILE",
     "OPTIMIZER_FILE",
     "STATE_FILE",
     "WEIGHTS_FILE",
+    "Adapter",
     "Checkpoint",
-    "TokenIds",
     "check_finite",
     "find_checkpoint",
     "first_whole",

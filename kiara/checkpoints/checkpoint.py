@@ -3,6 +3,7 @@
     RUN/checkpoints/epoch-0001-step-000400/
         config.json, generation_config.json, model.safetensors, tokenizer.json ...   a Hugging Face folder
         optimizer.safetensors, trainer_state.json                                    what --resume also needs
+        adapter/                                              adapters, which model.safetensors has merged, for peft
 
 Configuration and weights use the names of a Hugging Face family (`kiara.families.registry`), so `transformers` opens
 the folder as it is; q, k and v, packed in one matrix here, are stored separately.
@@ -24,17 +25,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kiara.checkpoints.json_files import read_json, write_json
-from kiara.checkpoints.token_ids import TokenIds
 from kiara.console import logger
 from kiara.data import Dataset
 from kiara.families import Family, family_of, is_transposed, read_config, tensor_names, write_config
-from kiara.files import STATE_FILE, new_folder
+from kiara.files import GENERATION_FILE, STATE_FILE, new_folder
 from kiara.model import GPT, rope_tables
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import hash_file
 from kiara_runtime.tokens import Tokenizer
 
 WEIGHTS_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
 _FOLDER_NAME = re.compile(r"epoch-(\d+)-step-(\d+)\Z")
 
 
@@ -59,9 +60,18 @@ class Checkpoint:
         return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """Adapters to store beside the merged weights, in peft's format. config: its adapter_config.json."""
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+
+
 def save_checkpoint(
-    run: Path, model: GPT, tokenizer: Tokenizer, optimizer_state: dict[str, Tensor], state: dict[str, Any]
-) -> Checkpoint:
+    run: Path, model: GPT, dataset: Dataset, optimizer_state: dict[str, Tensor], state: dict[str, Any],
+    adapter: Adapter | None = None,
+) -> Checkpoint:  # fmt: skip
     """Write one checkpoint of a run. state: JSON values, including `epoch` (from 0) and `step`."""
     epoch, step = state["epoch"] + 1, state["step"]
     folder = run / "checkpoints" / f"epoch-{epoch:04}-step-{step:06}"
@@ -69,13 +79,18 @@ def save_checkpoint(
         try:
             save_file(to_hugging_face(model), new / WEIGHTS_FILE, {"format": "pt"})
             save_file(optimizer_state, new / OPTIMIZER_FILE)
+            if adapter is not None:
+                (new / ADAPTER_FILE).parent.mkdir()
+                save_file(adapter.tensors, new / ADAPTER_FILE, {"format": "pt"})
+                write_json(new / ADAPTER_CONFIG, adapter.config)
         except SafetensorError as error:  # also raised for a full disk
             raise UserError(folder, f"the weights cannot be written ({error})", "free some space") from None
-        tokenizer.save(new)
-        ids = TokenIds.of(tokenizer).json()
+        dataset.tokenizer.save(new)
+        ids = dataset.token_ids.json()
         write_json(new / "config.json", write_config(model.config, model.vocab_size, ids))
-        write_json(new / "generation_config.json", ids)
-        hashes = {path.name: hash_file(path) for path in sorted(new.iterdir())}
+        write_json(new / GENERATION_FILE, ids)
+        written = sorted(path for path in new.rglob("*") if path.is_file())
+        hashes = {path.relative_to(new).as_posix(): hash_file(path) for path in written}
         write_json(new / STATE_FILE, {**state, "sha256": hashes})
     return Checkpoint(folder, epoch, step)
 
@@ -221,6 +236,8 @@ def check_files(folder: Path) -> None:
     recorded = read_json(folder / STATE_FILE).get("sha256", {})
     for name, digest in recorded.items() if isinstance(recorded, dict) else ():
         path = folder / Path(name).name
+        if name in (ADAPTER_FILE, ADAPTER_CONFIG):
+            path = folder / name
         if not path.is_file():
             raise UserError(path, "there is no such file", "name the run, or another of its checkpoints")
         if hash_file(path) != digest:

@@ -61,9 +61,17 @@ def config(config_file: Path | None, settings: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("source", required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--tokenizer",
+    metavar="RUN_OR_CHECKPOINT",
+    type=click.Path(path_type=Path),
+    help="Use the tokenizer of this checkpoint, to train from it. Default: train one on the text.",
+)
 @CONFIG
 @SETTINGS
-def prepare(source: str | None, out: Path, config_file: Path | None, settings: tuple[str, ...]) -> None:
+def prepare(
+    source: str | None, out: Path, tokenizer: Path | None, config_file: Path | None, settings: tuple[str, ...]
+) -> None:
     """Turn text into token files.
 
     SOURCE is a text file, a folder, a quoted glob, a .jsonl or .parquet file, or `stdlib`; .gz and .zst files are read,
@@ -73,14 +81,14 @@ def prepare(source: str | None, out: Path, config_file: Path | None, settings: t
 
     for setting in settings:
         section, _, name = setting.partition("=")[0].strip().partition(".")
-        shapes = (section, name) != ("model", "context_length")  # the text must be longer than that
-        if (section in ("model", "training") and shapes) or (section, name) in (
+        length = (section, name) in (("model", "context_length"), ("training", "sequence_length"))  # least text
+        if (section in ("model", "training", "adapt") and not length) or (section, name) in (
             ("data", "train"),
             ("data", "prepared_dir"),
         ):
             remedy = "use SOURCE and --out instead" if section == "data" else "pass it to `kiara train`"
             raise click.UsageError(f"--set {setting}: has no effect on `kiara prepare`; {remedy}")
-    face.prepare(source, out, settings, config_file)
+    face.prepare(source, out, settings, config_file, tokenizer)
 
 
 @main.command()
@@ -96,6 +104,13 @@ def prepare(source: str | None, out: Path, config_file: Path | None, settings: t
     "Its settings are kept, except those that --set changes.",
 )
 @click.option(
+    "--init-from",
+    metavar="RUN_OR_CHECKPOINT",
+    type=click.Path(path_type=Path),
+    help="Teach this checkpoint: start from its weights, with its shape and tokenizer. --set adapt.rank=16 trains "
+    "adapters (LoRA) only.",
+)
+@click.option(
     "--fit",
     metavar="BUDGET",
     help="Choose the shape for a device like this one, such as '30MB, 20 ms a token' or '50 tokens/s': the largest "
@@ -109,6 +124,7 @@ def train(
     out: Path | None,
     resume: bool,
     branch: Path | None,
+    init_from: Path | None,
     fit: str | None,
 ) -> None:
     """Train a model.
@@ -119,7 +135,7 @@ def train(
 
     if resume and out is None:
         raise click.UsageError("--resume: name the run to continue with --out RUN")
-    if not face.train(out or _new_run(config_file), settings, config_file, resume, branch, fit):
+    if not face.train(out or _new_run(config_file), settings, config_file, resume, branch, fit, init_from):
         ctx.exit(CODES[signal.SIGINT])
 
 

@@ -11,10 +11,12 @@ from kiara_runtime.errors import UserError
 
 
 class TokenizerConfig(Section):
-    """The byte-level BPE that `kiara prepare` trains."""
+    """The byte-level BPE that `kiara prepare` trains, or an existing one."""
 
+    source: str | None = None
+    """Checkpoint whose tokenizer to use as it is; null trains one on the text. Training from a checkpoint sets it."""
     vocab_size: int = Field(default=4096, ge=320, le=1 << 20, multiple_of=64)
-    """Vocabulary size: 256 bytes, merges and special tokens."""
+    """Vocabulary size of a tokenizer to train: 256 bytes, merges and special tokens."""
 
 
 class DataConfig(Section):
@@ -40,11 +42,33 @@ class DataConfig(Section):
     """Folder in which `kiara train` puts the data that it prepares."""
 
 
+class AdaptConfig(Section):
+    """Adapters: train small matrices beside the frozen ones of a checkpoint (LoRA, Hu et al. 2021)."""
+
+    rank: int | None = Field(default=None, ge=1, le=1024)
+    """Rank of the adapters on every linear layer; null trains all weights."""
+    alpha: float | None = Field(default=None, gt=0)
+    """The adapters' output is multiplied by alpha / rank; null means twice the rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Fraction of the adapters' inputs to drop while training."""
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return 2.0 if self.alpha is None else self.alpha / (self.rank or 1)
+
+
 class TrainingConfig(Section):
     """Training: Muon for the matrices inside the blocks, AdamW for the rest, linear decay over the whole run."""
 
+    init_from: str | None = None
+    """Checkpoint or run to start from: its weights, shape and tokenizer; null starts from random weights."""
     max_steps: int = Field(default=800, ge=1)
     """Total optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0, le=1000)
+    """Passes over the training text, which replaces max_steps; null: as max_steps says."""
+    sequence_length: int | None = Field(default=None, ge=16, le=1 << 20)
+    """Tokens of a training sequence, at most model.context_length; null means as many."""
     batch_size: int = Field(default=8, ge=1, le=1 << 16)
     """Sequences per pass of one process. A step takes as many passes as global_batch needs."""
     global_batch: int | None = Field(default=None, ge=1, le=1 << 20)
@@ -111,9 +135,21 @@ class Config(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    adapt: AdaptConfig = AdaptConfig()
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a training sequence."""
+        return self.training.sequence_length or self.model.context_length
 
     @model_validator(mode="after")
     def _shape_suits_the_kernels(self) -> Config:
+        if (length := self.training.sequence_length) is not None and length > self.model.context_length:
+            problem = f"is above model.context_length ({self.model.context_length})"
+            if self.training.init_from is None:
+                raise UserError("training.sequence_length", problem, "lower it", value=length)
+        if self.training.init_from is not None:  # the checkpoint's shape
+            return self
         for name, multiple in (("hidden_size", 64), ("intermediate_size", 64), ("head_dim", 16)):
             if (value := getattr(self.model, name)) % multiple:
                 raise UserError(f"model.{name}", "cannot be used", f"give a multiple of {multiple}", value=value)

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from kiara.data.token_ids import TokenIds
 from kiara.files import DATASET_FILE as MANIFEST
+from kiara.files import GENERATION_FILE
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer
 
@@ -62,10 +64,10 @@ class Split:
         """Number of whole windows per epoch, each of `length` inputs and their targets; raises UserError if none."""
         count = self.whole_windows(length)
         if not count:
-            shorter = "" if self.name == GIVEN else " or set a shorter model.context_length"
+            shorter = "" if self.name == GIVEN else " or set a shorter training.sequence_length"
             raise UserError(
                 f"the {self.name} split",
-                f"{self.tokens} tokens are too few for one window of model.context_length ({length}) and its target",
+                f"{self.tokens} tokens are too few for a sequence of {length} and its target",
                 f"give more text{shorter}",
             )
         return count
@@ -119,6 +121,8 @@ class Dataset:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> None:
         self.folder, self.manifest, self.tokenizer = folder, manifest, tokenizer
+        older = not (folder / GENERATION_FILE).is_file()
+        self.token_ids = TokenIds.of(tokenizer) if older else TokenIds.read(folder)
         self.train, self.val = (self._open(name) for name in ("train", "val"))
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from kiara.data.dataset import SHARD_TOKENS
 from kiara.data.documents import Document
-from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
+from kiara.data.token_ids import TokenIds
+from kiara_runtime.tokens import Tokenizer
 
 BATCH_CHARACTERS = 1 << 21
 
@@ -23,23 +25,31 @@ def token_type(tokenizer: Tokenizer) -> np.dtype[Any]:
 
 
 def encode(
-    tokenizer: Tokenizer, documents: Iterable[Document], folder: Path, split: str, advance: Callable[[int], None]
+    tokenizer: Tokenizer,
+    token_ids: TokenIds,
+    documents: Iterable[Document],
+    folder: Path,
+    split: str,
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
     """Write the split's token files; returns its entry in the manifest. advance: receives bytes as they are encoded."""
     shards: list[dict[str, Any]] = []
     documents_read = tokens = text_bytes = 0
     kind = token_type(tokenizer)
-    end = np.array([tokenizer.special_tokens[END_OF_TEXT]], kind)
-    for batch in _batches(documents):
+    first = tokenizer.first_token(token_ids.bos)
+    end = [] if first in token_ids.eos else [min(token_ids.eos)]
+    between = np.array([*end, first], kind)
+    # Only tiktoken's split patterns surely end a token wherever a part may end.
+    whole = tokenizer.engine != "tiktoken"
+    for batch in _batches(map(_joined, documents) if whole else documents):
         rows: list[np.ndarray] = []
         encoded = tokenizer.encode_batch([part for _, part in batch], threads=os.cpu_count() or 1)
         for (begins, _), ids in zip(batch, encoded, strict=True):
             if begins:
+                rows.append(between if documents_read else between[-1:])
                 documents_read += 1
-                rows.append(end)
             rows.append(np.array(ids, kind))
-            tokens += len(ids) + begins
-        _append(folder, split, shards, np.concatenate(rows))
+        tokens += _append(folder, split, shards, np.concatenate(rows))
         read = sum(len(part.encode()) for _, part in batch)
         text_bytes += read
         advance(read)
@@ -51,12 +61,19 @@ def encode(
     return {**counts, "shards": shards}
 
 
-def _append(folder: Path, split: str, shards: list[dict[str, Any]], tokens: np.ndarray) -> None:
+def _joined(document: Document) -> Document:
+    """The document in one part."""
+    return replace(document, parts=iter([document.read()]))
+
+
+def _append(folder: Path, split: str, shards: list[dict[str, Any]], tokens: np.ndarray) -> int:
+    """Append to the split's files; returns the number of tokens."""
     if not shards or shards[-1]["tokens"] >= SHARD_TOKENS:
         shards.append({"file": f"{split}-{len(shards):05}.bin", "tokens": 0})
     with (folder / shards[-1]["file"]).open("ab") as file:
         tokens.tofile(file)
     shards[-1]["tokens"] += len(tokens)
+    return len(tokens)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:

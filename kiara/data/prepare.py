@@ -13,18 +13,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kiara.config import Config
+from kiara.config import Config, TokenizerConfig, is_default
 from kiara.console import logger, progress
 from kiara.data.corpus import Corpus, Sources
 from kiara.data.dataset import MANIFEST, Dataset, read_manifest
 from kiara.data.documents import Document
 from kiara.data.encode import encode, token_type
+from kiara.data.token_ids import TokenIds
 from kiara.data.tokenizer_training import LEARN_BYTES, train_tokenizer
-from kiara.files import claim, new_folder
+from kiara.files import GENERATION_FILE, claim, new_folder
 from kiara_runtime.errors import UserError
+from kiara_runtime.system import hash_file
 from kiara_runtime.tokens import Tokenizer
 
-RECIPE = 3  # raised when the same files and settings give a different folder, so that it is prepared again
+RECIPE = 4  # raised when the same files and settings give a different folder, so that it is prepared again
 
 
 def prepare(config: Config, out: Path, sources: Sources | None = None) -> bool:
@@ -101,6 +103,8 @@ def as_prepared(config: Config) -> Config:
         section, _, name = path.partition(".")
         part = getattr(config, section)
         given = getattr(part, name)
+        if path == "tokenizer.source":  # it may have moved; the trainer compares the tokenizers themselves
+            continue
         made = manifest["vocab_size"] if name == "vocab_size" else there
         if name in part.model_fields_set and given not in (there, made):
             raise UserError(
@@ -123,7 +127,9 @@ def shaping_settings(config: Config) -> dict[str, Any]:
 def _fingerprint(config: Config, sources: Sources) -> str:
     """A hash that changes with the files (name, size, time) and with every setting that the folder depends on."""
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sources.files]
-    shape = [RECIPE, stats, list(sources.train), shaping_settings(config)]
+    taken = Path(config.tokenizer.source or "", "tokenizer.json")
+    vocabulary = hash_file(taken) if config.tokenizer.source and taken.is_file() else None
+    shape = [RECIPE, stats, list(sources.train), shaping_settings(config), vocabulary]
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 
@@ -136,19 +142,37 @@ def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
             raise UserError(
                 source, f"has no text, or too little to hold some out, for the {split} split", "give more text"
             )
-    tokenizer = _tokenizer(config, corpus.readers["train"](), corpus.sizes["train"])
+    if config.tokenizer.source is None:
+        tokenizer = _tokenizer(config, corpus.readers["train"](), corpus.sizes["train"])
+        ids = TokenIds.of(tokenizer)
+    else:
+        tokenizer, ids = _existing(config.tokenizer)
     tokenizer.save(folder)
+    (folder / GENERATION_FILE).write_text(json.dumps(ids.json(), indent=2) + "\n", "utf-8")
     with progress("Encoding", sum(corpus.sizes.values())) as advance:
-        splits = {name: encode(tokenizer, read(), folder, name, advance) for name, read in corpus.readers.items()}
-    length, tokens = config.model.context_length, splits["train"]["tokens"]
+        splits = {name: encode(tokenizer, ids, read(), folder, name, advance) for name, read in corpus.readers.items()}
+    length, tokens = config.sequence_length, splits["train"]["tokens"]
     if tokens <= length:
         raise UserError(
             named,
-            f"its {tokens} training tokens are too few for model.context_length ({length})",
-            "give more text, or set a shorter model.context_length",
+            f"its {tokens} training tokens are too few for sequences of {length}",
+            "give more text, or set a shorter training.sequence_length",
         )
     dtype = token_type(tokenizer).str
     return {"vocab_size": tokenizer.vocab_size, "dtype": dtype, "splits": splits, **corpus.card}
+
+
+def _existing(config: TokenizerConfig) -> tuple[Tokenizer, TokenIds]:
+    """The tokenizer of a checkpoint, with the ids that begin and end its texts."""
+    folder = Path(config.source or "")
+    if "vocab_size" in config.model_fields_set and not is_default(config, "vocab_size"):
+        problem = "has no effect, because the tokenizer is that of tokenizer.source"
+        raise UserError("tokenizer.vocab_size", problem, "remove it", value=config.vocab_size)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            "tokenizer.source", "is not a checkpoint", "name a folder with tokenizer.json", value=config.source
+        )
+    return Tokenizer.load(folder), TokenIds.read(folder)
 
 
 def _tokenizer(config: Config, documents: Iterable[Document], size: int) -> Tokenizer:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kiara.checkpoints import TokenIds, find_checkpoint, load_model, trained_on
+from kiara.checkpoints import find_checkpoint, load_model, trained_on
 from kiara.console import progress
-from kiara.data import GIVEN, Split, read_documents, resolve_source
+from kiara.data import GIVEN, Split, TokenIds, read_documents, resolve_source
 from kiara.model import GPT
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer
-from kiara_runtime.verify import Metrics, Scorer, first_token, scoring
+from kiara_runtime.verify import Metrics, Scorer, scoring
 
 
 def window_length(model: GPT) -> int:
@@ -74,7 +74,7 @@ def evaluate(
 def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) -> Split:
     """The validation split of a checkpoint's training data, or the text of `source`."""
     if source is not None:
-        start = first_token(tokenizer, TokenIds.read(checkpoint).bos)
+        start = tokenizer.first_token(TokenIds.read(checkpoint).bos)
         begin, rows, text_bytes = np.array([start], dtype=np.uint32), list[np.ndarray](), 0
         for document in read_documents(resolve_source(source)):
             text = document.read()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kiara.checkpoints import TokenIds
+from kiara.data import TokenIds
 from kiara.model import GPT, KeyValue
 from kiara_runtime.engine import SequentialRunner
 from kiara_runtime.model import Model

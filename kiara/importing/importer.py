@@ -18,9 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kiara.checkpoints import STATE_FILE, WEIGHTS_FILE, TokenIds, check_finite, read_json, write_json
+from kiara.checkpoints import STATE_FILE, WEIGHTS_FILE, check_finite, read_json, write_json
 from kiara.config import ModelConfig
 from kiara.console import logger, progress
+from kiara.data import TokenIds
 from kiara.families import (
     GENERATION,
     GENERATION_FIXED,

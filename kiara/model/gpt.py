@@ -201,7 +201,7 @@ class GPT(nn.Module):
 
     def matrices(self) -> dict[str, nn.Parameter]:
         """What a variant in blocks rounds, by name: the projections, the embedding, the LM head; no positions."""
-        named = self.named_parameters()
+        named = [(name, weight) for name, weight in self.named_parameters() if name.endswith("weight")]
         return {name: weight for name, weight in named if weight.dim() == 2 and not name.startswith("embed_positions")}
 
     def loss(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:

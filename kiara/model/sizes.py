@@ -47,7 +47,10 @@ def cache_bytes_per_token(config: ModelConfig) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * CACHE_BYTES
 
 
-def training_flops(config: ModelConfig, vocab_size: int, tokens: int) -> float:
-    """FLOPs of training on `tokens`: 6 per parameter and token, plus attention (Kaplan et al. 2020)."""
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * config.context_length / 2
+def training_flops(config: ModelConfig, vocab_size: int, tokens: int, length: int) -> float:
+    """FLOPs of training on `tokens` in sequences of `length`: 6 per parameter and token, plus attention.
+
+    After Kaplan et al. (2020).
+    """
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * length / 2
     return tokens * (6.0 * parameters(config, vocab_size) + attention)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from kiara.config import TrainingConfig
+from kiara.config import Config
 from kiara.data import Split
 from kiara.model import GPT
 from kiara.training.parallel import World, distribute
@@ -20,10 +20,11 @@ class Gradient:
     """Forward and backward passes. The rows depend only on seed, step and position in the batch, not on the process."""
 
     def __init__(
-        self, model: GPT, split: Split, config: TrainingConfig, world: World, autocast: Callable[[], torch.autocast]
+        self, model: GPT, split: Split, config: Config, world: World, autocast: Callable[[], torch.autocast]
     ) -> None:
-        self._model, self._split, self._config, self._world, self._autocast = model, split, config, world, autocast
-        self._objective = distribute(model, world, config.parallel)
+        self._model, self._split, self._world, self._autocast = model, split, world, autocast
+        self._config, self._length = config.training, config.sequence_length
+        self._objective = distribute(model, world, self._config.parallel)
         self._call: nn.Module = self._objective
 
     def compile(self) -> None:
@@ -35,7 +36,7 @@ class Gradient:
 
         The parts of all processes add up to the mean loss.
         """
-        rows, length = self._config.sequences, self._model.config.context_length
+        rows, length = self._config.sequences, self._length
         share = self._world.share(rows)
         passes = -(-len(share) // self._config.batch_size)
         loss, device = 0.0, self._model.cos.device

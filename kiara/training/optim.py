@@ -19,13 +19,15 @@ from kiara_runtime.errors import UserError
 
 def make_optimizers(model: nn.Module, config: TrainingConfig) -> dict[str, optim.Optimizer]:
     """Muon (Jordan et al. 2024), with updates scaled to the RMS of AdamW's (Liu et al. 2025), and AdamW."""
-    inner = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("layers.")]
-    rest = [p for name, p in model.named_parameters() if p.dim() != 2 or not name.startswith("layers.")]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    inner = [p for name, p in trained.items() if p.dim() == 2 and name.startswith("layers.")]
+    rest = [p for name, p in trained.items() if p.dim() != 2 or not name.startswith("layers.")]
     matrices = {"params": inner, "peak": config.learning_rate, "weight_decay": config.weight_decay}
     others = {"params": rest, "peak": config.embedding_learning_rate, "weight_decay": 0.0}
     if config.optimizer == "adamw":
-        return {"adamw": _adamw(matrices, others)}
-    return {"muon": optim.Muon([matrices], adjust_lr_fn="match_rms_adamw"), "adamw": _adamw(others)}
+        return {"adamw": _adamw(matrices, *([others] if rest else []))}
+    muon = optim.Muon([matrices], adjust_lr_fn="match_rms_adamw")
+    return {"muon": muon, "adamw": _adamw(others)} if rest else {"muon": muon}
 
 
 def _adamw(*groups: dict[str, Any]) -> optim.AdamW:

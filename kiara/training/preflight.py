@@ -7,7 +7,7 @@ import regex
 from kiara.config import Config
 from kiara.console import logger
 from kiara.data import Dataset
-from kiara.model import sizes
+from kiara.model import GPT, sizes
 from kiara.training.device import check_device
 from kiara_runtime.bundle import VARIANTS, find_variant
 from kiara_runtime.errors import UserError
@@ -24,6 +24,8 @@ def check_settings(config: Config) -> None:
         check_text(training.sample_prompt).encode()
     except ValueError as error:  # includes lone surrogates
         raise UserError("training.sample_prompt", f"cannot be encoded ({error})", "choose another") from None
+    if training.init_from is not None:  # its tokenizer splits the prompt in another way
+        return
     least = sum(1 for _ in regex.finditer(SPLIT_PATTERN, training.sample_prompt))
     if training.sample_tokens and least >= length:
         raise UserError("training.sample_prompt", f"leaves no room in model.context_length ({length})", "shorten it")
@@ -32,7 +34,7 @@ def check_settings(config: Config) -> None:
 def check_text_fits(config: Config, dataset: Dataset) -> None:
     """Raise UserError if the text is too short for the context, or the sample's prompt fills it."""
     training, length = config.training, config.model.context_length
-    dataset.train.windows(length)
+    dataset.train.windows(config.sequence_length)
     if not dataset.val.targets:
         raise UserError("data.val", "the validation split has no token to predict", "hold out more text")
     prompt = dataset.tokenizer.encode(training.sample_prompt) if training.sample_tokens else []
@@ -40,9 +42,9 @@ def check_text_fits(config: Config, dataset: Dataset) -> None:
         raise UserError("training.sample_prompt", f"leaves no room in model.context_length ({length})", "shorten it")
 
 
-def announce(config: Config, dataset: Dataset, machine: str) -> None:
+def announce(config: Config, gpt: GPT, dataset: Dataset, machine: str) -> None:
     """Log the sizes of the model and its bundle, the data and the device."""
-    model, vocab, training = config.model, dataset.tokenizer.vocab_size, config.training
+    model, vocab, training = config.model, gpt.vocab_size, config.training
     trained_for = find_variant(training.quantize)
     shown = SHOWN if trained_for is None else [trained_for]
     bundles = (f"{sizes.graph_bytes(model, vocab, v, trained_for is not None) / 1e6:.1f} MB at {v.name}" for v in shown)
@@ -53,10 +55,15 @@ def announce(config: Config, dataset: Dataset, machine: str) -> None:
         sizes.cache_bytes_per_token(model) / 1e3,
         model.context_length,
     )
+    if config.adapt.rank is not None:
+        trained = sum(weight.numel() for weight in gpt.parameters() if weight.requires_grad)
+        logger.info(
+            "Adapters of rank %d: %.2fM weights are trained, the others frozen.", config.adapt.rank, trained / 1e6
+        )
     if trained_for is not None:
         begins = round(training.quantize_from * training.max_steps)
         logger.info("Weights are rounded to %s from step %d on; the export rounds nothing.", trained_for.name, begins)
-    step_tokens = training.sequences * model.context_length
+    step_tokens = training.sequences * config.sequence_length
     logger.info(
         "Data: %s, %s training and %s validation tokens; %d steps of %s tokens are %.2f epochs.",
         dataset.folder,

@@ -27,7 +27,7 @@ PLOT_FILE, LOG_FILE = "loss.png", "train.log"
 _MAY_CHANGE = frozenset(
     f"training.{name}"
     for name in (
-        "max_steps learning_rate embedding_learning_rate eval_every eval_tokens checkpoint_every keep_last "
+        "max_steps epochs learning_rate embedding_learning_rate eval_every eval_tokens checkpoint_every keep_last "
         "sample_prompt sample_tokens device compile batch_size global_batch parallel activation_checkpointing "
         "patience track"
     ).split()
@@ -44,6 +44,7 @@ class Run:
         run to start from if this one has none.
         """
         self.folder, self.config, self._writes = folder, config, writes
+        self.init_sha256: str | None = None  # of the weights that training.init_from names
         self._trackers: Trackers | None = None
         if not writes:
             self.last = first_whole(reversed(list_checkpoints(folder))) or origin

@@ -1,7 +1,7 @@
 """The training loop, which can be stopped after any step and resumed with the same result.
 
-There is no random state: a step's batch depends only on (seed, step), and the initial weights only on the seed, so a
-resumed run equals an uninterrupted one.
+There is no random state: a step's batch and dropout depend only on (seed, step), and the initial weights only on the
+seed, so a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kiara.checkpoints import load_model
 from kiara.console import log_without_bar, logger, progress
 from kiara.data import Dataset
-from kiara.model import GPT, sizes
+from kiara.model import sizes
 from kiara.training.advice import advice, stalled
 from kiara.training.device import (
     memory_mib,
@@ -29,13 +28,15 @@ from kiara.training.device import (
     use_compile,
 )
 from kiara.training.gradient import Gradient
+from kiara.training.initial import initial_model
+from kiara.training.lora import step_seed
 from kiara.training.optim import make_optimizers, schedule, set_learning_rates
 from kiara.training.pace import Pace, duration
 from kiara.training.parallel import World, check_batch, whole
 from kiara.training.preflight import announce, check_text_fits
 from kiara.training.rounding import Rounding
 from kiara.training.run import Run
-from kiara.training.snapshot import check_data, load_snapshot, save_snapshot, whole_model
+from kiara.training.snapshot import load_snapshot, save_snapshot, whole_model
 from kiara.training.stop_request import stop_request
 from kiara.training.validation import Validation, sample
 from kiara_runtime.errors import UserError
@@ -62,7 +63,7 @@ def _train(run: Run, dataset: Dataset, world: World) -> bool:
     with memory_told("model", "make hidden_size or num_hidden_layers smaller"):
         trainer = Trainer(run, dataset, world)
     run.begin()
-    shortage = memory_told("training.batch_size", "lower it, or model.context_length; --resume goes on")
+    shortage = memory_told("training.batch_size", "lower it, or training.sequence_length; --resume goes on")
     with run.logged(), shortage, repeatable(trainer.device):
         trainer.announce()
         with stop_request() as stopping:
@@ -76,17 +77,20 @@ class Trainer:
 
     def __init__(self, run: Run, dataset: Dataset, world: World) -> None:
         self.run, self.config, self.dataset, self.world = run, run.config.training, dataset, world
-        self.device, self.length = pick_device(self.config.device), run.config.model.context_length
+        self.device, self.length = pick_device(self.config.device), run.config.sequence_length
         check_batch(self.config.sequences, world)
         check_text_fits(run.config, dataset)
         self.step, self.seconds, self.gradient_norm = 0, 0.0, 0.0
         self.validated = -1  # the step of the last validation
-        self.model = self._initial_model()
+        self.model = initial_model(run, dataset)
+        if run.last:
+            state = run.last.state()
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.model.to(self.device).train()
         self.model.recompute = self.config.activation_checkpointing
         self.bfloat16 = use_bfloat16(self.config.dtype, self.device)
         self.autocast = partial(torch.autocast, self.device, torch.bfloat16, enabled=self.bfloat16)
-        self.gradient = Gradient(self.model, dataset.train, self.config, world, self.autocast)
+        self.gradient = Gradient(self.model, dataset.train, run.config, world, self.autocast)
         self.optimizers = make_optimizers(self.model, self.config)
         quantize, selected = self.config.quantize, self.config.select_by or self.config.quantize
         self.rounding = Rounding(self.model, quantize) if quantize != "none" else None
@@ -96,33 +100,21 @@ class Trainer:
             load_snapshot(run.last, self.model, self.optimizers)
         self.validation = Validation(self.model, dataset, world, self._predict)
         tokens = self.config.max_steps * self.config.sequences * self.length
-        flops = sizes.training_flops(run.config.model, self.model.vocab_size, tokens) / world.size
+        flops = sizes.training_flops(run.config.model, self.model.vocab_size, tokens, self.length) / world.size
         self.compiled = use_compile(self.config.compile, self.device, flops)
         if self.compiled:
             self.gradient.compile()
-
-    def _initial_model(self) -> GPT:
-        if not self.run.last:
-            model = GPT(self.run.config.model, self.dataset.tokenizer.vocab_size)
-            model.initialise(self.config.seed)
-            return model
-        state = self.run.last.state()
-        check_data(state, self.dataset)
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        model, _ = load_model(self.run.last.folder)
-        if model.config != self.run.config.model:
-            raise UserError("model", f"has another shape than {self.run.last.folder}", "remove its settings")
-        return model
 
     def announce(self) -> None:
         """Log sizes, data and device."""
         arithmetic = "bfloat16 autocast" if self.bfloat16 else "float32"
         processes = f", {self.world.size} processes ({self.config.parallel})" if self.world.size > 1 else ""
         compiling = ", compiling the model" if self.compiled else ""
-        announce(self.run.config, self.dataset, f"{self.device}{processes}, {arithmetic}{compiling}")
+        announce(self.run.config, self.model, self.dataset, f"{self.device}{processes}, {arithmetic}{compiling}")
 
     def loop(self, stopping: Callable[[], bool]) -> bool:
         """Train until the last step, or until `stopping` in any process; returns whether the last step was reached."""
+        self._judge_start()
         config, shown = self.config, time.monotonic()
         pace = Pace(config.max_steps, self.step)
         with progress("Training", config.max_steps, self.step) as advance:
@@ -145,6 +137,16 @@ class Trainer:
             with self._as_shipped():
                 self._save(self._validate())
         return self._done()
+
+    def _judge_start(self) -> None:
+        """Evaluate a checkpoint that the run starts from on the whole validation split, to compare with its end."""
+        if self.step == 0 and self.config.init_from is not None:
+            metrics = self.validation(None)
+            self.run.record(step=0, **metrics.named("initial_val_"))
+            logger.info(
+                "Before training: loss %.4f, %.4f bits per byte on all %s validation tokens.",
+                metrics.loss, metrics.bits_per_byte, f"{metrics.tokens:,}",
+            )  # fmt: skip
 
     def _done(self) -> bool:
         """Whether the run has reached its last step, or its patience."""
@@ -193,6 +195,8 @@ class Trainer:
     def _step(self) -> float:
         """Take one optimizer step; returns the mean loss of its batch."""
         set_learning_rates(self.optimizers, self.config, self.step)
+        if self.run.config.adapt.dropout:
+            torch.manual_seed(step_seed(self.config.seed, self.step, self.world.rank))
         with self._as_shipped():
             mine = self.gradient.add(self.step)
         (loss,) = self.world.total([mine])

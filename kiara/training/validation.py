@@ -8,7 +8,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from kiara.checkpoints import TokenIds
 from kiara.data import Dataset
 from kiara.evaluation import reference_model, rows_at_once, window_length, windows
 from kiara.model import GPT
@@ -48,5 +47,5 @@ class Validation:
 
 def sample(model: GPT, dataset: Dataset, prompt: str, tokens: int) -> str:
     """The prompt and its greedy continuation."""
-    written = reference_model(model, dataset.tokenizer, TokenIds.of(dataset.tokenizer))
+    written = reference_model(model, dataset.tokenizer, dataset.token_ids)
     return prompt + written.generate(prompt, max_tokens=tokens, temperature=0.0).text

@@ -98,12 +98,18 @@ class Tokenizer:
         """Ids at the start of every text prompt, such as a begin-of-text token."""
         return [int(i) for i in self.config.get("kiara_prompt_prefix", [])]
 
+    def first_token(self, bos: int) -> int:
+        """The token before a text: END_OF_TEXT, as after another text, if the model has it, else `bos`."""
+        return self.special_tokens.get(END_OF_TEXT, bos)
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; names of special tokens in it are ordinary text."""
         return self._encode(check_text(text))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """Encode several texts on several threads; only for tokenizers that Kiara trained."""
+        """Encode several texts, on several threads if tiktoken can do it."""
+        if self.engine != "tiktoken" or self._missing:
+            return [self.encode(text) for text in texts]
         return self._tiktoken.encode_ordinary_batch([check_text(text) for text in texts], num_threads=threads)
 
     def decode(self, ids: Sequence[int]) -> str:

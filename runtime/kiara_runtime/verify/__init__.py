@@ -24,7 +24,7 @@ from kiara_runtime.verify.agreement import (
 from kiara_runtime.verify.bench import Speed, measure_in_subprocess
 from kiara_runtime.verify.evaluate import evaluate, read_text
 from kiara_runtime.verify.kernels import probe, verify_deep
-from kiara_runtime.verify.scoring import Metrics, Scorer, first_token
+from kiara_runtime.verify.scoring import Metrics, Scorer
 
 __all__ = [
     "CHUNK",
@@ -40,7 +40,6 @@ __all__ = [
     "batch_of",
     "cached",
     "evaluate",
-    "first_token",
     "in_batch",
     "in_chunks",
     "measure_in_subprocess",

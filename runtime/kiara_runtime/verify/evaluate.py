@@ -12,7 +12,7 @@ from kiara_runtime.bundle import Bundle
 from kiara_runtime.engine import CHUNK, Session
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import load_tokenizer
-from kiara_runtime.verify.scoring import Metrics, Scorer, first_token, window_length, windows
+from kiara_runtime.verify.scoring import Metrics, Scorer, window_length, windows
 
 MAX_TEXT_BYTES = 1 << 30
 
@@ -43,7 +43,7 @@ def evaluate(
     bundle.check(bundle.files_of(variant))
     tokenizer = load_tokenizer(bundle)
     session = Session(bundle.graph_of(variant), bundle.architecture, threads)
-    ids = np.array([first_token(tokenizer, bundle.bos_token_id), *tokenizer.encode(text)], dtype=np.int64)
+    ids = np.array([tokenizer.first_token(bundle.bos_token_id), *tokenizer.encode(text)], dtype=np.int64)
     if len(ids) == 1:
         raise UserError("text", "the tokenizer has no token for any of it", "give another text")
     scorer = Scorer(tokenizer)

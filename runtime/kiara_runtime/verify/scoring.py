@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.sampling import nats
-from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
+from kiara_runtime.tokens import Tokenizer
 
 MAX_WINDOW = 1024  # tokens
 
@@ -81,8 +81,3 @@ def windows(ids: NDArray[np.int64], length: int) -> Iterator[NDArray[np.int64]]:
     """Each window of a text (N,): at most `length` inputs and one more token, the target of the last."""
     for start in range(0, len(ids) - 1, length):
         yield ids[start : start + length + 1]
-
-
-def first_token(tokenizer: Tokenizer, bos: int) -> int:
-    """The token before a scored text: END_OF_TEXT, as after another text, if the model has it, else `bos`."""
-    return tokenizer.special_tokens.get(END_OF_TEXT, bos)

@@ -15,7 +15,7 @@ from click.testing import Result
 from families import CHAT, make_model, make_tokenizer
 
 from kiara.checkpoints.checkpoint import load_model
-from kiara.checkpoints.token_ids import TokenIds
+from kiara.data.token_ids import TokenIds
 from kiara.importing.importer import import_model
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens.chat import chat_ids

@@ -14,7 +14,7 @@ from families import MODELS, make_folder
 from safetensors.torch import load_file, save_file
 
 from kiara.checkpoints.checkpoint import load_model
-from kiara.checkpoints.token_ids import TokenIds
+from kiara.data.token_ids import TokenIds
 from kiara.evaluation.reference import reference_model
 from kiara.importing.importer import import_model
 from kiara.importing.tokenizers import hard_texts

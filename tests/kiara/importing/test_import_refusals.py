@@ -15,7 +15,7 @@ from click.testing import Result
 from families import CHAT, make_folder, make_tokenizer
 from safetensors.torch import load_file, save_file
 
-from kiara.checkpoints.token_ids import TokenIds
+from kiara.data.token_ids import TokenIds
 from kiara.importing.importer import import_model
 from kiara.importing.tokenizers import settle_tokenizer
 from kiara_export.pipeline import Request, export

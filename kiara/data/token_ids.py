@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kiara.checkpoints.json_files import read_json
+from kiara.files import GENERATION_FILE, MAX_JSON_BYTES
 from kiara_runtime.errors import UserError
+from kiara_runtime.system import read_bounded_json
 from kiara_runtime.tokens import END_OF_TEXT, Tokenizer
 
 
@@ -26,14 +27,14 @@ class TokenIds:
 
     @classmethod
     def read(cls, folder: Path) -> TokenIds:
-        values = read_json(folder / "generation_config.json")
+        values = read_bounded_json(folder / GENERATION_FILE, MAX_JSON_BYTES)
         eos: Any = values.get("eos_token_id")
         ends: list[Any] = eos if isinstance(eos, list) else [eos]
         given: Any = values.get("bos_token_id")
         bos: Any = ends[0] if given is None and ends else given  # without a BOS token, an EOS token begins a text
         if not ends or not all(type(i) is int and i >= 0 for i in (*ends, bos)):
             raise UserError(
-                f"{folder}/generation_config.json",
+                folder / GENERATION_FILE,
                 f"eos_token_id {eos!r} or bos_token_id {bos!r} is no token id",
                 "give whole numbers",
             )
