@@ -34,6 +34,7 @@ def _bundle_files(values: dict[str, Any]) -> set[str]:
 def _dataset_files(values: dict[str, Any]) -> set[str]:
     splits = values["splits"]
     shards = {shard["file"] for split in splits.values() for shard in split["shards"]}
+    shards |= {part["file"] for split in splits.values() for part in split.get("chat", {}).values()}
     indices = {f"{split}-documents.npy" for split in splits}  # written by older versions
     return {DATASET_FILE, GENERATION_FILE, *TOKENIZER_FILES, *shards, *indices} if values["fingerprint"] else set()
 

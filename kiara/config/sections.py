@@ -32,6 +32,12 @@ class DataConfig(Section):
     """Seed that chooses the held-out documents; not `training.seed`, so that runs can share a validation split."""
     mix: dict[str, float] = Field(default={})
     """Sources and weights, instead of `train`: each gives its share of the bytes, in documents chosen at random."""
+    format: Literal["text", "chat"] = "text"
+    """chat: records are conversations (`messages`, or `prompt` and `completion`); only the answers are learned."""
+    chat_template: str | None = None
+    """File with the chat template (Jinja) of conversations; null: the checkpoint's, or a plain one if it has none."""
+    overlong: Literal["cut", "drop"] = "cut"
+    """Conversations longer than a training sequence: cut their end off, or leave them out."""
     text_field: str = "text"
     """Field of a record (JSON lines, Parquet) that holds the text."""
     bad_text: Literal["fail", "skip", "replace"] = "fail"

@@ -3,7 +3,8 @@
 Nothing here depends on the model.
 """
 
-from kiara.data.dataset import GIVEN, Dataset, Split, read_manifest
+from kiara.data.chat_split import ChatSplit, Packing
+from kiara.data.dataset import GIVEN, Dataset, Examples, Split, read_manifest
 from kiara.data.documents import read_documents
 from kiara.data.prepare import as_prepared, dataset_of, prepare_folder
 from kiara.data.sources import resolve_source
@@ -11,7 +12,10 @@ from kiara.data.token_ids import TokenIds
 
 __all__ = [
     "GIVEN",
+    "ChatSplit",
     "Dataset",
+    "Examples",
+    "Packing",
     "Split",
     "TokenIds",
     "as_prepared",

@@ -31,6 +31,18 @@ SHARD_TOKENS = 1 << 27
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Training sequences: ids and targets, int64 (B, S). A target of -100 does not count.
+
+    segments: int64 (B, S), or None; tokens of the same number form one text, which sees no other.
+    """
+
+    ids: np.ndarray
+    targets: np.ndarray
+    segments: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Split:
     """One split of a prepared folder. shards: memory-mapped token arrays.
 
@@ -103,8 +115,17 @@ class Split:
         picked: list[np.ndarray] = []
         for row in range(rows) if part is None else part:
             epoch, index = divmod(step * rows + row, count)
-            picked.append(self.window(int(_order(seed, epoch, count)[index]), length))
+            picked.append(self.window(int(order(seed, epoch, count)[index]), length))
         return np.stack(picked)
+
+    def examples(self, seed: int, step: int, rows: int, length: int, part: range | None = None) -> Examples:
+        """The sequences of `batch`, (rows, length)."""
+        tokens = self.batch(seed, step, rows, length, part)
+        return Examples(tokens[:, :-1], tokens[:, 1:])
+
+    def step_targets(self, seed: int, step: int, rows: int, length: int) -> int:
+        """Number of targets that count in all rows of a step."""
+        return rows * length
 
     def epoch(self, step: int, rows: int, length: int) -> int:
         """The epoch, from 0, in which `step` begins."""
@@ -112,7 +133,8 @@ class Split:
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of an epoch's sequences."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
@@ -144,10 +166,19 @@ class Dataset:
         return hashlib.sha256(" ".join(shards).encode()).hexdigest()
 
     def _open(self, name: str) -> Split:
-        return Split(name, [self._map(shard) for shard in self.manifest["splits"][name]["shards"]])
+        from kiara.data.chat_split import ChatSplit  # here, because it extends Split
 
-    def _map(self, shard: dict[str, Any]) -> np.ndarray:
-        path, dtype = self.folder / Path(shard["file"]).name, np.dtype(self.manifest["dtype"])
+        entry = self.manifest["splits"][name]
+        shards = [self._map(shard, self.manifest["dtype"]) for shard in entry["shards"]]
+        if "chat" not in entry:
+            return Split(name, shards)
+        chat = entry["chat"]
+        learned = self._map({**chat["learned"], "tokens": entry["tokens"]}, "u1")
+        begins = self._map({**chat["begins"], "tokens": entry["documents"] + 1}, "<i8")
+        return ChatSplit(name, shards, None, learned, begins, self.manifest["settings"]["data.overlong"])
+
+    def _map(self, shard: dict[str, Any], kind: str) -> np.ndarray:
+        path, dtype = self.folder / Path(shard["file"]).name, np.dtype(kind)
         if not path.is_file() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
             raise UserError(path, f"is missing or does not have {shard['tokens']} tokens", "prepare the folder again")
         with path.open("rb") as file:

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kiara.data.bad_text import BadTextError
+from kiara.data.conversations import conversation_text
 from kiara.data.formats import PARQUET, has_records, opened, parquet_texts, text_suffix
 from kiara_runtime.errors import UserError
 
@@ -22,16 +24,6 @@ MAX_LINE_BYTES = 1 << 27
 PART = 1 << 17  # characters; below the tokenizer's limit for a run of white space
 _BLOCK = 1 << 20
 _BYTE_ORDER_MARK, _REPLACEMENT = "\ufeff", "\ufffd"
-
-
-class BadTextError(UserError):
-    """A document that is not text. reason: what is wrong with it, as a data card counts it."""
-
-    def __init__(
-        self, field: object, problem: str, remedy: str = "", reason: str = "not text", **value: object
-    ) -> None:
-        super().__init__(field, problem, remedy, **value)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -49,11 +41,12 @@ class Document:
 class Reader:
     """How files are read. text_field: field of a record; None means `text`, without a setting to change it.
 
-    replace: put U+FFFD in the place of what is not UTF-8, of NULs and of lone surrogates. replaced: how many documents
-    had some, by name.
+    chat: records are conversations; a document's text is one as JSON. replace: put U+FFFD in the place of what is not
+    UTF-8, of NULs and of lone surrogates. replaced: how many documents had some, by name.
     """
 
     text_field: str | None = None
+    chat: bool = False
     replace: bool = False
     replaced: set[str] = field(default_factory=set[str])
 
@@ -62,14 +55,18 @@ class Reader:
         for file in files:
             if has_records(file):
                 yield from self._records(file)
+            elif self.chat:
+                raise UserError(file, "holds no conversations", "give JSON lines or Parquet with `messages`")
             else:
                 yield Document(str(file), in_parts(self._text(file)))
 
     def _records(self, file: Path) -> Iterator[Document]:
         if text_suffix(file) in PARQUET:
-            for number, text in enumerate(parquet_texts(file, self.text_field or "text"), start=1):
+            column = "messages" if self.chat else self.text_field or "text"
+            for number, value in enumerate(parquet_texts(file, column), start=1):
                 name = f"{file}:{number}"
-                yield Document(name, in_parts(self._value(name, text, {})))
+                found = conversation_text(name, {column: value}) if self.chat else self._value(name, value, {})
+                yield Document(name, in_parts(found))
             return
         for number, line in _lines(file):
             if line.strip().strip(codecs.BOM_UTF8):
@@ -112,6 +109,9 @@ class Reader:
             raise BadTextError(name, f"is not valid JSON ({error})", "fix or remove the line", "not JSON") from None
         if text.strip():
             held: dict[str, Any] = record if isinstance(record, dict) else {}
+            if self.chat:
+                yield from conversation_text(name, held)
+                return
             yield from self._value(name, held.get(self.text_field or "text"), held)
 
     def _decoded(self, name: str, line: bytes) -> str:
@@ -128,7 +128,9 @@ class Reader:
             others = [key for key, value in record.items() if isinstance(value, str)]
             held = f" (it has {', '.join(map(repr, others[:5]))})" if others else ""
             remedy = "choose another with --set data.text_field=NAME"
-            if not self.text_field:
+            if "messages" in record or {"prompt", "completion"} <= record.keys():
+                remedy = "for conversations add --set data.format=chat"
+            elif not self.text_field:
                 remedy = "rename it, or give a plain text file"
             wanted = self.text_field or "text"
             raise BadTextError(name, f"has no text in field {wanted!r}{held:.200}", remedy, "no text in its field")

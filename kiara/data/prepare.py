@@ -15,16 +15,18 @@ from typing import Any
 
 from kiara.config import Config, TokenizerConfig, is_default
 from kiara.console import logger, progress
+from kiara.data.conversations import PLAIN_TEMPLATE, with_turn_end
 from kiara.data.corpus import Corpus, Sources
 from kiara.data.dataset import MANIFEST, Dataset, read_manifest
 from kiara.data.documents import Document
 from kiara.data.encode import encode, token_type
+from kiara.data.encode_chats import encode_chats
 from kiara.data.token_ids import TokenIds
 from kiara.data.tokenizer_training import LEARN_BYTES, train_tokenizer
 from kiara.files import GENERATION_FILE, claim, new_folder
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import hash_file
-from kiara_runtime.tokens import Tokenizer
+from kiara_runtime.tokens import Tokenizer, template_of
 
 RECIPE = 4  # raised when the same files and settings give a different folder, so that it is prepared again
 
@@ -69,6 +71,9 @@ def prepare_folder(config: Config, out: Path, sources: Sources | None = None) ->
         f"{train['tokens']:,}", train["bytes"] / train["tokens"], f"{val['documents']:,}", f"{val['tokens']:,}",
         dataset.tokenizer.vocab_size,
     )  # fmt: skip
+    if config.data.format == "chat":
+        answers = train.get("answer_tokens", 0)
+        logger.info("Conversations: %s of the %s tokens are answers to learn.", f"{answers:,}", f"{train['tokens']:,}")
     for reason, count in dataset.manifest["dropped"].items():
         logger.info("Left out: %s documents (%s).", f"{count:,}", reason)
     if replaced := dataset.manifest["replaced"]:
@@ -143,16 +148,24 @@ def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
                 source, f"has no text, or too little to hold some out, for the {split} split", "give more text"
             )
     if config.tokenizer.source is None:
+        if config.data.format == "chat":
+            raise UserError("data.format", "chat needs the tokenizer of a checkpoint", "name it with --tokenizer")
         tokenizer = _tokenizer(config, corpus.readers["train"](), corpus.sizes["train"])
         ids = TokenIds.of(tokenizer)
     else:
         tokenizer, ids = _existing(config.tokenizer)
+        if config.data.format == "chat":
+            tokenizer.config["chat_template"] = _template(config.data.chat_template, tokenizer)
+            names = {token: name for name, token in tokenizer.special_tokens.items()}
+            tokenizer.config.setdefault("eos_token", names.get(min(ids.eos), ""))
+            ids = with_turn_end(tokenizer, ids)
     tokenizer.save(folder)
     (folder / GENERATION_FILE).write_text(json.dumps(ids.json(), indent=2) + "\n", "utf-8")
     with progress("Encoding", sum(corpus.sizes.values())) as advance:
-        splits = {name: encode(tokenizer, ids, read(), folder, name, advance) for name, read in corpus.readers.items()}
+        write = encode_chats if config.data.format == "chat" else encode
+        splits = {name: write(tokenizer, ids, read(), folder, name, advance) for name, read in corpus.readers.items()}
     length, tokens = config.sequence_length, splits["train"]["tokens"]
-    if tokens <= length:
+    if tokens <= length and config.data.format == "text":
         raise UserError(
             named,
             f"its {tokens} training tokens are too few for sequences of {length}",
@@ -173,6 +186,16 @@ def _existing(config: TokenizerConfig) -> tuple[Tokenizer, TokenIds]:
             "tokenizer.source", "is not a checkpoint", "name a folder with tokenizer.json", value=config.source
         )
     return Tokenizer.load(folder), TokenIds.read(folder)
+
+
+def _template(file: str | None, tokenizer: Tokenizer) -> str:
+    """The chat template in a file, else the tokenizer's own, else a plain one."""
+    if file is None:
+        return template_of(tokenizer.config) or PLAIN_TEMPLATE
+    try:
+        return Path(file).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError("data.chat_template", f"cannot be read ({error})", "name a text file", value=file) from None
 
 
 def _tokenizer(config: Config, documents: Iterable[Document], size: int) -> Tokenizer:

@@ -15,7 +15,8 @@ from itertools import accumulate
 import numpy as np
 import regex
 
-from kiara.data.documents import BadTextError, Document
+from kiara.data.bad_text import BadTextError
+from kiara.data.documents import Document
 
 TOLERANCE = 0.1  # relative to the requested amount
 _WINDOW = 1 << 16  # bytes on either side of the aim in which to look for a place to cut
@@ -48,9 +49,16 @@ def measure(documents: Iterable[Document], bad: Counter[str] | None = None) -> t
 
 
 def divide(
-    sizes: np.ndarray, hashes: np.ndarray, fraction: float, seed: int, open_document: Callable[[int], Document]
+    sizes: np.ndarray,
+    hashes: np.ndarray,
+    fraction: float,
+    seed: int,
+    open_document: Callable[[int], Document] | None,
 ) -> np.ndarray:
-    """Bytes of each document to train on, int64. Identical documents share their split."""
+    """Bytes of each document to train on, int64. Identical documents share their split.
+
+    open_document: by its index, to cut it; None if documents must stay whole.
+    """
     heads, (whole,) = sizes.copy(), np.nonzero(sizes)
     _, group_of, copies = np.unique(hashes[whole], return_inverse=True, return_counts=True)
     totals = np.bincount(group_of, weights=sizes[whole], minlength=len(copies)).astype(np.int64)
@@ -61,7 +69,9 @@ def divide(
         members = whole[group_of == cut]
         size = int(sizes[members[0]])
         slack = TOLERANCE * aim / copies[cut]
-        at = cut_place(open_document(int(members[0])), size, size - missing / copies[cut], slack)
+        at = None
+        if open_document is not None:
+            at = cut_place(open_document(int(members[0])), size, size - missing / copies[cut], slack)
         if at is not None:
             heads[members] = at
         elif not chosen.any() and len(totals) > 1:

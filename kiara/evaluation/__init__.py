@@ -6,8 +6,10 @@
 from kiara.evaluation.evaluate import (
     Metrics,
     evaluate_checkpoint,
+    held_out_examples,
     held_out_text,
     rows_at_once,
+    tensors,
     window_length,
     windows,
 )
@@ -16,9 +18,11 @@ from kiara.evaluation.reference import reference_model
 __all__ = [
     "Metrics",
     "evaluate_checkpoint",
+    "held_out_examples",
     "held_out_text",
     "reference_model",
     "rows_at_once",
+    "tensors",
     "window_length",
     "windows",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kiara.checkpoints import find_checkpoint, load_model, trained_on
 from kiara.console import progress
-from kiara.data import GIVEN, Split, TokenIds, read_documents, resolve_source
+from kiara.data import GIVEN, ChatSplit, Examples, Split, TokenIds, read_documents, resolve_source
 from kiara.model import GPT
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer
@@ -47,6 +47,25 @@ def windows(split: Split, length: int, max_tokens: int | None = None, rows: int 
         yield torch.from_numpy(np.stack([split.window(i, length) for i in picked[first : first + rows]]))
     if max_tokens is None or not count:
         yield from (torch.from_numpy(rest[None]) for rest in split.rests(length))
+
+
+def tensors(examples: Examples, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids, targets and segments on a device."""
+    segments = None if examples.segments is None else torch.from_numpy(examples.segments).to(device)
+    return torch.from_numpy(examples.ids).to(device), torch.from_numpy(examples.targets).to(device), segments
+
+
+def held_out_examples(split: Split, length: int, max_tokens: int | None, rows: int) -> Iterator[Examples]:
+    """The split's examples in order; of conversations the packed ones. max_tokens: see `windows`."""
+    if not isinstance(split, ChatSplit):
+        for batch in windows(split, length, max_tokens, rows):
+            yield Examples(batch[:, :-1].numpy(), batch[:, 1:].numpy())
+        return
+    count = split.windows(length)
+    taken = count if max_tokens is None else min(count, max(1, max_tokens // length))
+    picked = [i * count // taken for i in range(taken)]
+    for first in range(0, taken, rows):
+        yield split.sequences(picked[first : first + rows], length)
 
 
 @torch.inference_mode()

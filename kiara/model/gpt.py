@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kiara.config import ModelConfig
 from kiara.model import ops
-from kiara.model.ops import KeyValue, Lengths
+from kiara.model.ops import KeyValue, Lengths, Packed
 from kiara.model.wiring import Projection, projections
 
 
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         self.k_norm = HeadNorm(config) if config.qk_norm else None
 
     def forward(
-        self, x_BSD: Tensor, rope: KeyValue | None, past: KeyValue | None, lengths: Lengths | None
+        self, x_BSD: Tensor, rope: KeyValue | None, past: KeyValue | None, lengths: Lengths | Packed | None
     ) -> tuple[Tensor, KeyValue]:
         q, k, v = self.qkv_proj(x_BSD), None, None
         if self.q_norm is not None and self.k_norm is not None:
@@ -131,7 +131,7 @@ class Block(nn.Module):
         delta_BSD: Tensor | None,
         rope: KeyValue | None,
         past: KeyValue | None,
-        lengths: Lengths | None,
+        lengths: Lengths | Packed | None,
     ) -> tuple[Tensor, Tensor, KeyValue]:
         normed, x_BSD = self.input_layernorm(x_BSD, delta_BSD)
         delta_BSD, present = self.self_attn(normed, rope, past, lengths)
@@ -158,7 +158,7 @@ class GPT(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(
-        self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | None = None
+        self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | Packed | None = None
     ) -> tuple[Tensor, list[KeyValue]]:
         """Next-token logits (B, S, V) and the KV cache after these tokens, a pair per layer.
 
@@ -171,14 +171,14 @@ class GPT(nn.Module):
             present.append(layer_present)
         return self.head(x_BSD, delta_BSD, lengths), present
 
-    def head(self, x_BSD: Tensor, delta_BSD: Tensor | None, lengths: Lengths | None = None) -> Tensor:
+    def head(self, x_BSD: Tensor, delta_BSD: Tensor | None, lengths: Lengths | Packed | None = None) -> Tensor:
         """Logits from the output of the last layer, (B, S, V)."""
         normed, _ = self.norm(x_BSD, delta_BSD)
         table = self.embed_tokens if self.lm_head is None else self.lm_head
         return ops.linear(ops.wanted_positions(normed, lengths), table.weight, None)
 
     def embed(
-        self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | None = None
+        self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | Packed | None = None
     ) -> tuple[Tensor, KeyValue | None]:
         """Input of the first layer (B, S, D), and the rotary tables, None with learned positions."""
         x_BSD = self.embed_tokens(ids_BS)
@@ -186,13 +186,15 @@ class GPT(nn.Module):
             return x_BSD, (self.cos, self.sin)
         return x_BSD + self._positions(ids_BS, past, lengths), None
 
-    def _positions(self, ids_BS: Tensor, past: Sequence[KeyValue] | None, lengths: Lengths | None) -> Tensor:
+    def _positions(self, ids_BS: Tensor, past: Sequence[KeyValue] | None, lengths: Lengths | Packed | None) -> Tensor:
         """Rows of the learned table for the new tokens, (1 or B, S, D).
 
         In an exported graph, cache buffers can be longer than the cached tokens, so positions come from `lengths`.
         In a padded prompt they count from 0 in every row.
         """
         assert self.embed_positions is not None
+        if isinstance(lengths, Packed):
+            return self.embed_positions(lengths.positions)
         new = torch.arange(ids_BS.shape[1], device=ids_BS.device)
         if lengths is None:
             return self.embed_positions(new + (past[0][0].shape[2] if past else 0))[None]
@@ -204,9 +206,12 @@ class GPT(nn.Module):
         named = [(name, weight) for name, weight in self.named_parameters() if name.endswith("weight")]
         return {name: weight for name, weight in named if weight.dim() == 2 and not name.startswith("embed_positions")}
 
-    def loss(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token, computed in float32."""
-        logits, _ = self(ids_BS)
+    def loss(self, ids_BS: Tensor, targets_BS: Tensor, segments_BS: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats per token, computed in float32. A target of -100 does not count.
+
+        segments_BS: the number of each token's text, of several in a row; None if a row is one text.
+        """
+        logits, _ = self(ids_BS, lengths=None if segments_BS is None else Packed.of(segments_BS))
         return F.cross_entropy(logits.flatten(0, 1).float(), targets_BS.flatten())
 
     @torch.no_grad()

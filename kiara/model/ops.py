@@ -36,6 +36,26 @@ class Lengths:
     wanted: Tensor
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Several texts in the rows of a training batch, none of which sees another.
+
+    positions: int64 (B, S), of each token in its text. mask: bool (B, 1, S, S), which tokens (last axis) each one sees.
+    """
+
+    positions: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, segments_BS: Tensor) -> Packed:
+        """segments: the number of each token's text, int64; a text's tokens are neighbours."""
+        index = torch.arange(segments_BS.shape[1], device=segments_BS.device)
+        begins = F.pad(segments_BS[:, 1:] != segments_BS[:, :-1], (1, 0), value=True)
+        positions = index - torch.where(begins, index, 0).cummax(dim=1).values
+        same = segments_BS[:, :, None] == segments_BS[:, None, :]
+        return cls(positions, (same & (index[:, None] >= index))[:, None])
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b. x (B, S, in), weight (out, in), bias (out,) -> (B, S, out).
 
@@ -103,14 +123,14 @@ def silu(x: Tensor) -> Tensor:
     return torch.onnx.ops.symbolic("com.microsoft::QuickGelu", (x,), {"alpha": 1.0}, dtype=x.dtype, shape=x.shape)
 
 
-def wanted_positions(x: Tensor, lengths: Lengths | None) -> Tensor:
+def wanted_positions(x: Tensor, lengths: Lengths | Packed | None) -> Tensor:
     """Keep the positions whose logits are wanted, x (B, S, D) -> (B, 1 or S, D); the eager body keeps all.
 
     Prefill needs only the logits of the last token, and the LM head is a fifth of its work.
     """
     if not torch.compiler.is_exporting():
         return x
-    assert lengths is not None, "the exported graph always has lengths"
+    assert isinstance(lengths, Lengths), "the exported graph always has lengths"
     end, axis = torch.tensor([torch.iinfo(torch.int64).max]), torch.tensor([1])
     return torch.onnx.ops.symbolic("Slice", (x, lengths.wanted, end, axis), dtype=x.dtype, shape=x.shape)
 
@@ -136,7 +156,7 @@ def attention(
     kv_heads: int,
     rope: KeyValue | None,
     past: KeyValue | None,
-    lengths: Lengths | None,
+    lengths: Lengths | Packed | None,
 ) -> tuple[Tensor, KeyValue]:
     """Causal grouped-query attention over a KV cache, with rotary positions if `rope` is given.
 
@@ -144,15 +164,16 @@ def attention(
     (B, S, K * E). rope: cosines and sines (C, E / 2). past: keys and values (B, K, P, E), already rotated, or
     None. Returns the attention output (B, S, H * E) and the cache with the new tokens appended, (B, K, T, E) each.
 
-    The eager body needs sequences of equal length; only the operator handles padded batches.
+    The eager body needs sequences of equal length, or packed ones; only the operator handles padded batches.
     Exported as com.microsoft GroupQueryAttention.
     """
     batch, new, width = q.shape
     size = width // (heads if k is not None else heads + 2 * kv_heads)
     if not torch.compiler.is_exporting():
         packed = q if k is None or v is None else torch.cat((q, k, v), dim=-1)
-        return _eager_attention(packed, heads, kv_heads, size, rope, past)
-    assert past is not None and lengths is not None, "the exported graph always has a cache"
+        layout = lengths if isinstance(lengths, Packed) else None
+        return _eager_attention(packed, heads, kv_heads, size, rope, past, layout)
+    assert past is not None and isinstance(lengths, Lengths), "the exported graph always has a cache"
     cached = (batch, kv_heads, past[0].shape[2] + new, size)
     mixed, keys, values = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
@@ -165,17 +186,24 @@ def attention(
 
 
 def _eager_attention(
-    qkv: Tensor, heads: int, kv_heads: int, size: int, rope: KeyValue | None, past: KeyValue | None
+    qkv: Tensor,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    rope: KeyValue | None,
+    past: KeyValue | None,
+    layout: Packed | None,
 ) -> tuple[Tensor, KeyValue]:
     batch, new, _ = qkv.shape
     start = 0 if past is None else past[0].shape[2]
     q, k, v = qkv.view(batch, new, -1, size).transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
     if rope is not None:
-        cos, sin = (table[start : start + new] for table in rope)
+        here = slice(start, start + new) if layout is None else layout.positions
+        cos, sin = (table[here] if layout is None else table[here][:, None] for table in rope)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
     if past is not None:
         k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-    mask = None
+    mask = None if layout is None else layout.mask
     if start:  # query i is at position start + i and attends to the keys up to there
         mask = torch.ones(new, start + new, dtype=torch.bool, device=qkv.device).tril(start)
     mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != kv_heads)

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kiara.config import Config
 from kiara.data import Split
+from kiara.evaluation import tensors
 from kiara.model import GPT
 from kiara.training.parallel import World, distribute
 
@@ -39,17 +40,18 @@ class Gradient:
         rows, length = self._config.sequences, self._length
         share = self._world.share(rows)
         passes = -(-len(share) // self._config.batch_size)
+        counted = self._split.step_targets(self._config.seed, step, rows, length)
         loss, device = 0.0, self._model.cos.device
         for i in range(passes):
             part = range(share.start + i * len(share) // passes, share.start + (i + 1) * len(share) // passes)
-            batch = self._split.batch(self._config.seed, step, rows, length, part)
-            ids_BS = torch.from_numpy(batch).to(device)
+            examples = self._split.examples(self._config.seed, step, rows, length, part)
+            here = int((examples.targets >= 0).sum())
             with self._synchronised(i == passes - 1):
                 with self._autocast():
-                    mean = self._call(ids_BS[:, :-1], ids_BS[:, 1:])
-                # Processes average their gradients, so each counts its rows `size` times.
-                (mean * (len(part) * self._world.size / rows)).backward()
-            loss += mean.item() * len(part) / rows
+                    mean = self._call(*tensors(examples, device))
+                # Processes average their gradients, so each counts its targets `size` times.
+                (mean * (here * self._world.size / counted)).backward()
+            loss += mean.item() * here / counted
         return loss
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:

@@ -101,8 +101,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
-        return self.model.loss(ids_BS, targets_BS)
+    def forward(self, ids_BS: Tensor, targets_BS: Tensor, segments_BS: Tensor | None) -> Tensor:
+        return self.model.loss(ids_BS, targets_BS, segments_BS)
 
 
 def distribute(model: GPT, world: World, parallel: Parallel) -> nn.Module:

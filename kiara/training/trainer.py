@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kiara.console import log_without_bar, logger, progress
 from kiara.data import Dataset
-from kiara.model import sizes
+from kiara.model import Packed, sizes
 from kiara.training.advice import advice, stalled
 from kiara.training.device import (
     memory_mib,
@@ -98,7 +98,7 @@ class Trainer:
         self.saved = self.step
         if run.last:
             load_snapshot(run.last, self.model, self.optimizers)
-        self.validation = Validation(self.model, dataset, world, self._predict)
+        self.validation = Validation(self.model, dataset, world, self._predict, self.length)
         tokens = self.config.max_steps * self.config.sequences * self.length
         flops = sizes.training_flops(run.config.model, self.model.vocab_size, tokens, self.length) / world.size
         self.compiled = use_compile(self.config.compile, self.device, flops)
@@ -279,6 +279,6 @@ class Trainer:
         if saved:
             logger.debug("saved %s", saved.folder)
 
-    def _predict(self, ids: Tensor) -> Tensor:
+    def _predict(self, ids: Tensor, segments: Tensor | None) -> Tensor:
         with self.autocast():
-            return self.model(ids.to(self.device))[0]
+            return self.model(ids, lengths=None if segments is None else Packed.of(segments))[0]

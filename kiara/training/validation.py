@@ -8,35 +8,44 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from kiara.data import Dataset
-from kiara.evaluation import reference_model, rows_at_once, window_length, windows
+from kiara.data import ChatSplit, Dataset, Examples
+from kiara.evaluation import held_out_examples, reference_model, rows_at_once, tensors, window_length
 from kiara.model import GPT
 from kiara.training.parallel import World
 from kiara_runtime.verify import Metrics, Scorer
+
+Predict = Callable[[Tensor, Tensor | None], Tensor]
+SAMPLES = 3  # held-out questions to answer
 
 
 class Validation:
     """Loss on the validation split, computed by all processes together."""
 
-    def __init__(self, model: GPT, dataset: Dataset, world: World, predict: Callable[[Tensor], Tensor]) -> None:
-        """predict: token ids (B, S) to logits (B, S, V), on any device."""
+    def __init__(self, model: GPT, dataset: Dataset, world: World, predict: Predict, length: int) -> None:
+        """predict: token ids (B, S), and segments or None, to logits (B, S, V), on any device.
+
+        length: of a training sequence, in tokens; conversations are cut and packed as in training.
+        """
         self._model, self._dataset, self._world, self._predict = model, dataset, world, predict
+        self._rows, self._length = rows_at_once(model), window_length(model)
+        if isinstance(dataset.val, ChatSplit):
+            self._length = min(self._length, length)
 
     @torch.inference_mode()
     def __call__(self, tokens: int | None) -> Metrics:
         """Evaluate about so many tokens, spread over the split, or all of it if None. Identical in every process."""
-        length, rows = window_length(self._model), rows_at_once(self._model)
-        scorer = Scorer(self._dataset.tokenizer)
+        scorer, device = Scorer(self._dataset.tokenizer), self._model.cos.device
         self._model.eval()
-        for batch, counts in self._share(windows(self._dataset.val, length, tokens, rows)):
-            logits = self._predict(batch[:, :-1]).float().cpu().numpy()
-            for row, following in zip(logits, batch[:, 1:].numpy(), strict=True) if counts else ():
-                scorer.add(row, following)
+        for examples, counts in self._share(held_out_examples(self._dataset.val, self._length, tokens, self._rows)):
+            ids, _, segments = tensors(examples, device)
+            logits = self._predict(ids, segments).float().cpu().numpy()
+            for row, following in zip(logits, examples.targets, strict=True) if counts else ():
+                scorer.add(row[following >= 0], following[following >= 0])
         self._model.train()
         scorer.totals = self._world.total(scorer.totals)
         return scorer.metrics()
 
-    def _share(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    def _share(self, batches: Iterator[Examples]) -> Iterator[tuple[Examples, bool]]:
         """This process's batches. All processes gather sharded weights in each pass, so one that has no batch left
         repeats another, which is not counted.
         """
@@ -46,6 +55,10 @@ class Validation:
 
 
 def sample(model: GPT, dataset: Dataset, prompt: str, tokens: int) -> str:
-    """The prompt and its greedy continuation."""
+    """The prompt and its greedy continuation; of conversations, some held-out questions and the answers to them."""
     written = reference_model(model, dataset.tokenizer, dataset.token_ids)
+    if isinstance(dataset.val, ChatSplit):
+        asked = islice(dataset.val.questions(), SAMPLES)
+        answers = ((ids, written.generate(ids, max_tokens=tokens, temperature=0.0).text) for ids in asked)
+        return "\n".join(dataset.tokenizer.decode(ids) + answer for ids, answer in answers)
     return prompt + written.generate(prompt, max_tokens=tokens, temperature=0.0).text

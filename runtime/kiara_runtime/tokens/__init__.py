@@ -3,7 +3,7 @@
 Choosing tokens is in `sampling`, computing logits in `engine`.
 """
 
-from kiara_runtime.tokens.chat import Message, can_chat, chat_ids, chat_problems
+from kiara_runtime.tokens.chat import Message, can_chat, chat_ids, chat_problems, chat_text, ids_of, read_messages
 from kiara_runtime.tokens.golden import golden_ids, load_tokenizer
 from kiara_runtime.tokens.template import template_of
 from kiara_runtime.tokens.text_stream import TextStream
@@ -31,9 +31,12 @@ __all__ = [
     "can_chat",
     "chat_ids",
     "chat_problems",
+    "chat_text",
     "check_text",
     "golden_ids",
+    "ids_of",
     "load_tokenizer",
+    "read_messages",
     "split_step",
     "template_of",
 ]

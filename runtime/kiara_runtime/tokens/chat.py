@@ -48,6 +48,20 @@ def chat_ids(
     messages: dictionaries with `role` and `content`, as `read_messages` takes them. tools, documents: used as the
     template sees fit. Raises UserError if the model has no template, or if it fails.
     """
+    return ids_of(tokenizer, *chat_text(tokenizer, messages, tools, documents))
+
+
+def chat_text(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    generation_prompt: bool = True,
+) -> tuple[str, str]:
+    """The template's text, and the mark that breaks names of special tokens in messages apart; `ids_of` encodes it.
+
+    generation_prompt: end the text where the assistant's answer begins.
+    """
     template = template_of(tokenizer.config)
     if template is None:
         raise UserError("chat", "this model has no chat template", "continue a plain prompt instead")
@@ -55,7 +69,11 @@ def chat_ids(
     if "developer" not in template:  # a newer name of the system role
         read = [{**one, "role": "system"} if one["role"] == "developer" else one for one in read]
     values = {"messages": read, "tools": _plain("tools", tools), "documents": _plain("documents", documents)}
-    text, mark = _rendered(template, values, tokenizer)
+    return _rendered(template, values, tokenizer, generation_prompt)
+
+
+def ids_of(tokenizer: Tokenizer, text: str, mark: str) -> list[int]:
+    """Ids of a text that `chat_text` made, or of a part of it."""
     special = tokenizer.special_tokens
     ids: list[int] = []
     for part in _pattern(special).split(text) if special else [text]:
@@ -164,11 +182,13 @@ def _key(name: str, key: Any) -> str:
     return key
 
 
-def _rendered(template: str, values: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, str]:
+def _rendered(
+    template: str, values: Mapping[str, Any], tokenizer: Tokenizer, generation_prompt: bool = True
+) -> tuple[str, str]:
     """The template's text, with names of special tokens from the messages broken apart by a mark; and the mark."""
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     fixed = {
-        "add_generation_prompt": True,
+        "add_generation_prompt": generation_prompt,
         "strftime_now": clock(),
         **{name: tokenizer.config[name] for name in names if name in tokenizer.config},
     }
