@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiara_runtime.commands.chat import chat
 from kiara_runtime.commands.generate import generate_options, run_generate
 from kiara_runtime.commands.serve import serve
 from kiara_runtime.errors import UserError
@@ -92,6 +93,7 @@ def main() -> None:
 
 
 main.add_command(serve)
+main.add_command(chat)
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 THREADS = click.option("--threads", type=int, help="ONNX Runtime threads; by default one per core.")
