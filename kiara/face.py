@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kiara.data import Dataset
+    from kiara.evaluation import Comparison
     from kiara_runtime.model import Model
     from kiara_runtime.verify import Metrics
 
@@ -120,6 +121,43 @@ def load(source: Place) -> Model:
 
     folder = find_checkpoint(Path(source))
     return reference_model(*load_model(folder), TokenIds.read(folder))
+
+
+def compare(models: Sequence[Place], prompts: Place, max_tokens: int = 128, out: Place | None = None) -> Comparison:
+    """Greedy answers of checkpoints, runs or bundles to the same prompts, and how likely each finds a reference answer.
+
+    prompts: a text file with one prompt a line, or JSON lines with `messages`, or `prompt` and `completion`. out: a
+    page to write.
+    """
+    from kiara.console import progress
+    from kiara.evaluation import compare as run
+    from kiara.evaluation import read_prompts
+    from kiara.report import check_page, write_comparison
+    from kiara_runtime.errors import UserError
+
+    if out is not None:
+        check_page(Path(out))
+    asked = read_prompts(Path(prompts))
+    if len(set(map(str, models))) < len(models):
+        raise UserError("MODEL", "is named twice", "name different ones", value=str(models[-1]))
+    with ExitStack() as stack:
+        opened = {str(place): stack.enter_context(closing(_opened(Path(place)))) for place in models}
+        with progress("Answering", len(asked) * len(opened)) as advance:
+            found = run(opened, asked, max_tokens, advance)
+    if out is not None:
+        write_comparison(found, Path(out))
+    return found
+
+
+def _opened(place: Path) -> Model:
+    """A bundle in the runtime, or a checkpoint in PyTorch."""
+    from kiara.files import kind_of
+
+    if kind_of(place) != "bundle":
+        return load(place)
+    from kiara_runtime.model import load as load_bundle
+
+    return load_bundle(place, slots=1)
 
 
 def import_model(source: Place, out: Place) -> None:

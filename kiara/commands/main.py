@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from kiara.commands.amounts import losses_of, size_of
+from kiara.commands.pages import compare, report
 from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.commands.generate import generate_options, run_generate
 from kiara_runtime.commands.main import Commands, figures_line
@@ -46,6 +47,10 @@ def main() -> None:
     from kiara.console import log_to_console
 
     log_to_console()
+
+
+main.add_command(report)
+main.add_command(compare)
 
 
 @main.command()
@@ -137,26 +142,6 @@ def train(
         raise click.UsageError("--resume: name the run to continue with --out RUN")
     if not face.train(out or _new_run(config_file), settings, config_file, resume, branch, fit, init_from):
         ctx.exit(CODES[signal.SIGINT])
-
-
-@main.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Page to write. Default for a single run: RUN/report.html."
-)
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write a page that compares runs: curves, samples, settings, data.
-
-    The page is a single HTML file.
-    """
-    from kiara.report import write_page
-
-    first, *others = runs
-    if out is None and others:
-        raise click.UsageError("--out: name the page to write, as there are several runs")
-    page = out or first / "report.html"
-    write_page(runs, page)
-    click.echo(page)
 
 
 @main.command("import")

@@ -4,8 +4,9 @@ Nothing here depends on the model.
 """
 
 from kiara.data.chat_split import ChatSplit, Packing
+from kiara.data.conversations import conversation_of
 from kiara.data.dataset import GIVEN, Dataset, Examples, Split, read_manifest
-from kiara.data.documents import read_documents
+from kiara.data.documents import read_documents, read_records
 from kiara.data.prepare import as_prepared, dataset_of, prepare_folder
 from kiara.data.sources import resolve_source
 from kiara.data.token_ids import TokenIds
@@ -19,9 +20,11 @@ __all__ = [
     "Split",
     "TokenIds",
     "as_prepared",
+    "conversation_of",
     "dataset_of",
     "prepare_folder",
     "read_documents",
     "read_manifest",
+    "read_records",
     "resolve_source",
 ]

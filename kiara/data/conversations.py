@@ -27,12 +27,7 @@ PLAIN_TEMPLATE = (
 
 def conversation_text(name: str, record: Mapping[str, Any]) -> Iterator[str]:
     """The conversation of a record as JSON, to be split and compared like text. Raises BadTextError with its reason."""
-    try:
-        messages = read_messages(_messages(name, record))
-    except BadTextError:
-        raise
-    except UserError as error:
-        raise BadTextError(f"{name}: {error.field}", error.problem, error.remedy, "not a conversation") from None
+    messages = conversation_of(name, record)
     if messages[0]["role"] == ANSWER:
         raise BadTextError(name, "begins with an answer", "add what was asked, or remove the line", "nothing asked")
     answers = 0
@@ -50,6 +45,16 @@ def conversation_text(name: str, record: Mapping[str, Any]) -> Iterator[str]:
         raise BadTextError(name, "has no answer of the assistant", "add one, or remove the line", "no answer")
     kept = {"messages": messages, **({"tools": record["tools"]} if record.get("tools") else {})}
     yield json.dumps(kept, ensure_ascii=False)
+
+
+def conversation_of(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a record; raises BadTextError if it has none."""
+    try:
+        return read_messages(_messages(name, record))
+    except BadTextError:
+        raise
+    except UserError as error:
+        raise BadTextError(f"{name}: {error.field}", error.problem, error.remedy, "not a conversation") from None
 
 
 def _messages(name: str, record: Mapping[str, Any]) -> Any:

@@ -96,6 +96,16 @@ class Reader:
     def _json_line(self, name: str, line: bytes, first: bool) -> Iterator[str]:
         if first:
             _no_utf16(name.rpartition(":")[0], line)
+        held = self.record(name, line)
+        if held is None:
+            return
+        if self.chat:
+            yield from conversation_text(name, held)
+            return
+        yield from self._value(name, held.get(self.text_field or "text"), held)
+
+    def record(self, name: str, line: bytes) -> dict[str, Any] | None:
+        """The object of a line, empty if it holds another value; None for a blank line."""
         if len(line) > MAX_LINE_BYTES:
             raise BadTextError(name, f"is longer than {MAX_LINE_BYTES >> 20} MiB", "split the line", "too long a line")
         try:
@@ -107,12 +117,9 @@ class Reader:
             if isinstance(error, UserError):
                 raise
             raise BadTextError(name, f"is not valid JSON ({error})", "fix or remove the line", "not JSON") from None
-        if text.strip():
-            held: dict[str, Any] = record if isinstance(record, dict) else {}
-            if self.chat:
-                yield from conversation_text(name, held)
-                return
-            yield from self._value(name, held.get(self.text_field or "text"), held)
+        if not text.strip():
+            return None
+        return record if isinstance(record, dict) else {}
 
     def _decoded(self, name: str, line: bytes) -> str:
         try:
@@ -162,6 +169,15 @@ class Reader:
 def read_documents(files: Iterable[Path]) -> Iterator[Document]:
     """All documents of files whose records have their text in the field `text`."""
     return Reader().read(files)
+
+
+def read_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON lines file, with their names; raises UserError for a line that is none."""
+    reader = Reader()
+    for number, line in _lines(file):
+        name, filled = f"{file}:{number}", line.strip().strip(codecs.BOM_UTF8)
+        if filled and (record := reader.record(name, line)) is not None:
+            yield name, record
 
 
 def in_parts(blocks: Iterable[str], size: int = PART) -> Iterator[str]:

@@ -3,6 +3,7 @@
 `kiara_runtime.verify.scoring` computes the metrics.
 """
 
+from kiara.evaluation.compare import Comparison, compare, read_prompts
 from kiara.evaluation.evaluate import (
     Metrics,
     evaluate_checkpoint,
@@ -16,10 +17,13 @@ from kiara.evaluation.evaluate import (
 from kiara.evaluation.reference import reference_model
 
 __all__ = [
+    "Comparison",
     "Metrics",
+    "compare",
     "evaluate_checkpoint",
     "held_out_examples",
     "held_out_text",
+    "read_prompts",
     "reference_model",
     "rows_at_once",
     "tensors",
