@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kiara_runtime.commands.conversation import Conversation, WhenFull
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import Terminated, tell
 
 if TYPE_CHECKING:
+    from kiara_runtime.commands.conversation import Conversation, WhenFull
     from kiara_runtime.engine import Device, Piece, Sequence
     from kiara_runtime.stream import Stream
 
@@ -221,6 +221,7 @@ def chat(
     system: str | None, when_full: WhenFull, loaded: str | None, history: Path | None, stats: bool, **sampling: Any,
 ) -> None:  # fmt: skip
     """Talk with a model that has a chat template. /help lists what can be typed besides questions."""
+    from kiara_runtime.commands.conversation import Conversation
     from kiara_runtime.model import load
     from kiara_runtime.sampling import sampling_params
     from kiara_runtime.tokens import can_chat
