@@ -17,8 +17,8 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from kiara.face import compare, evaluate, export, import_model, load, prepare, train
+    from kiara.face import compare, evaluate, export, import_model, load, prepare, train, trim
 
-__all__ = ["UserError", "compare", "evaluate", "export", "import_model", "load", "prepare", "train"]
+__all__ = ["UserError", "compare", "evaluate", "export", "import_model", "load", "prepare", "train", "trim"]
 
 __getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "kiara.face"))

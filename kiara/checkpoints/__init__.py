@@ -16,6 +16,7 @@ from kiara.checkpoints.checkpoint import (
     read_state,
     read_tensors,
     save_checkpoint,
+    to_hugging_face,
     trained_checkpoint,
     trained_on,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "read_state",
     "read_tensors",
     "save_checkpoint",
+    "to_hugging_face",
     "trained_checkpoint",
     "trained_on",
     "write_json",

@@ -160,6 +160,32 @@ def import_(source: Path, out: Path) -> None:
 
 @main.command()
 @SOURCE
+@click.option("--to", required=True, help="Source of the text whose tokens must stay, or a prepared folder.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
+@click.option("--no-measure", is_flag=True, help="Do not time decode steps before and after.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def trim(source: Path, to: str, out: Path, no_measure: bool, as_json: bool) -> None:
+    """Drop the vocabulary entries that a text never uses.
+
+    That text is tokenized as before, and any other still can be. All bytes and special tokens stay.
+    """
+    from kiara import face
+
+    found = face.trim(source, to, out, not no_measure)
+    if as_json:
+        click.echo(json_text(found))
+        return
+    before, after = found["before"], found["after"]
+    click.echo(f"{out}: {after['vocab_size']:,} of {before['vocab_size']:,} entries; the text uses {found['used']:,}")
+    for name, unit, scale in (("int8_bytes", "MB at int8", 1e-6), ("int4_bytes", "MB at int4", 1e-6),
+                              ("int8_step_seconds", "ms per token at int8", 1e3)):  # fmt: skip
+        if name in after:
+            change = after[name] / before[name] - 1
+            click.echo(f"  {after[name] * scale:.1f} {unit} (before: {before[name] * scale:.1f}, {change:+.1%})")
+
+
+@main.command()
+@SOURCE
 @TEXT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(source: Path, text: str | None, as_json: bool) -> None:

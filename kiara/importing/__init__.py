@@ -1,8 +1,9 @@
-"""Import Hugging Face folders and GGUF files as ordinary checkpoints; nothing pickled is read.
+"""Checkpoints made from others: imported from Hugging Face folders and GGUF files, or with a smaller vocabulary.
 
-`kiara.families` defines the names of each model family.
+Nothing pickled is read. `kiara.families` defines the names of each model family.
 """
 
 from kiara.importing import importer
+from kiara.importing.trim import Trimmed, trim
 
-__all__ = ["importer"]
+__all__ = ["Trimmed", "importer", "trim"]

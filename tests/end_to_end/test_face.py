@@ -16,7 +16,7 @@ import kiara_runtime
 from kiara_runtime.bundle.manifest import Bundle
 
 PUBLIC = {
-    kiara: ["UserError", "compare", "evaluate", "export", "import_model", "load", "prepare", "train"],
+    kiara: ["UserError", "compare", "evaluate", "export", "import_model", "load", "prepare", "train", "trim"],
     kiara_export: [],
     kiara_runtime: [
         "AsyncModel", "Bundle", "BusyError", "Generation", "Model", "Piece", "SamplingParams", "Score", "Stream",
