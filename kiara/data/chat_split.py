@@ -1,4 +1,4 @@
-"""A split of conversations, packed into training sequences.
+"""A split of conversations, packed into training sequences. Elsewhere it is a split like others: their text in a row.
 
 Sequences hold whole conversations, several if they fit. Which ones go together depends on their lengths only, so that
 the sequences of a step are a pure function of (seed, step, row), as those of text are.
@@ -47,9 +47,8 @@ class ChatSplit(Split):
             self._packings[length] = self._pack(length)
         return self._packings[length]
 
-    def windows(self, length: int) -> int:
-        """Number of sequences per epoch; raises UserError if there is none."""
-        if not (count := self.whole_windows(length)):
+    def sequences(self, length: int) -> int:
+        if not (count := len(self.packed(length).windows)):
             raise UserError(
                 f"the {self.name} split",
                 f"no conversation has an answer within {length} tokens",
@@ -57,18 +56,15 @@ class ChatSplit(Split):
             )
         return count
 
-    def whole_windows(self, length: int) -> int:
-        return len(self.packed(length).windows)
-
     def step_targets(self, seed: int, step: int, rows: int, length: int) -> int:
         targets = self.packed(length).targets
         return int(sum(targets[self._picked(seed, step * rows + row, length)] for row in range(rows)))
 
     def examples(self, seed: int, step: int, rows: int, length: int, part: range | None = None) -> Examples:
         picked = [self._picked(seed, step * rows + row, length) for row in (range(rows) if part is None else part)]
-        return self.sequences(picked, length)
+        return self.rows(picked, length)
 
-    def sequences(self, indices: list[int], length: int) -> Examples:
+    def rows(self, indices: list[int], length: int) -> Examples:
         """The sequences of these indices, padded to `length`; every conversation is a segment, and the padding one."""
         windows = [self.packed(length).windows[index] for index in indices]
         ids = np.zeros((len(windows), length), np.int64)
@@ -89,7 +85,7 @@ class ChatSplit(Split):
             yield self.shards[0][begin : begin + int(self.learned[begin:end].argmax())].tolist()
 
     def _picked(self, seed: int, row: int, length: int) -> int:
-        count = self.windows(length)
+        count = self.sequences(length)
         epoch, index = divmod(row, count)
         return int(order(seed, epoch, count)[index])
 

@@ -127,9 +127,13 @@ class Split:
         """Number of targets that count in all rows of a step."""
         return rows * length
 
+    def sequences(self, length: int) -> int:
+        """Number of training sequences of an epoch, each of `length` tokens; raises UserError if there is none."""
+        return self.windows(length)
+
     def epoch(self, step: int, rows: int, length: int) -> int:
         """The epoch, from 0, in which `step` begins."""
-        return step * rows // self.windows(length)
+        return step * rows // self.sequences(length)
 
 
 @lru_cache(maxsize=2)

@@ -17,7 +17,7 @@ from typing import Any
 
 from kiara.data.bad_text import BadTextError
 from kiara.data.conversations import conversation_text
-from kiara.data.formats import PARQUET, has_records, opened, parquet_texts, text_suffix
+from kiara.data.formats import COLUMNS, column_values, has_records, opened, text_suffix
 from kiara_runtime.errors import UserError
 
 MAX_LINE_BYTES = 1 << 27
@@ -61,9 +61,9 @@ class Reader:
                 yield Document(str(file), in_parts(self._text(file)))
 
     def _records(self, file: Path) -> Iterator[Document]:
-        if text_suffix(file) in PARQUET:
+        if text_suffix(file) in COLUMNS:
             column = "messages" if self.chat else self.text_field or "text"
-            for number, value in enumerate(parquet_texts(file, column), start=1):
+            for number, value in enumerate(column_values(file, column), start=1):
                 name = f"{file}:{number}"
                 found = conversation_text(name, {column: value}) if self.chat else self._value(name, value, {})
                 yield Document(name, in_parts(found))

@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from kiara_runtime.errors import UserError
 
-JSON_LINES, PARQUET = (".jsonl", ".ndjson"), (".parquet",)
+JSON_LINES, PARQUET, ARROW = (".jsonl", ".ndjson"), (".parquet",), (".arrow",)  # Arrow: `datasets` saves it
+COLUMNS = PARQUET + ARROW
 COMPRESSED = (".gz", ".zst")
 _ROWS = 256  # of a Parquet file that are held at a time
 
@@ -27,8 +28,8 @@ def text_suffix(file: Path) -> str:
 
 
 def has_records(file: Path) -> bool:
-    """Whether a file's text lies in a named field of records: JSON lines or Parquet."""
-    return text_suffix(file) in (*JSON_LINES, *PARQUET)
+    """Whether a file's text lies in a named field of records: JSON lines, Parquet or Arrow."""
+    return text_suffix(file) in (*JSON_LINES, *COLUMNS)
 
 
 @contextmanager
@@ -58,25 +59,35 @@ def _opener(file: Path) -> tuple[Callable[[Path], Any], tuple[type[Exception], .
     return zstd.ZstdFile, (zstd.ZstdError, EOFError)
 
 
-def parquet_texts(file: Path, field: str) -> Iterator[Any]:
+def column_values(file: Path, field: str) -> Iterator[Any]:
     """The values of a column, row by row; raises UserError where the file is damaged or has no such column."""
     try:
         import pyarrow
-        from pyarrow import parquet
+        from pyarrow import ipc, parquet
     except ModuleNotFoundError:
         raise _extra(file, "pyarrow") from None
     try:
+        if text_suffix(file) in ARROW:
+            with pyarrow.memory_map(str(file)) as mapped, ipc.open_stream(mapped) as stream:
+                _check_column(file, field, stream.schema)
+                for batch in stream:
+                    for begin in range(0, len(batch), _ROWS):
+                        yield from batch.column(field).slice(begin, _ROWS).to_pylist()
+            return
         with parquet.ParquetFile(file) as table:
-            columns = table.schema_arrow
-            if field not in columns.names:
-                kept = [column.name for column in columns if pyarrow.types.is_string(column.type)]
-                held = f" (it has {', '.join(map(repr, kept[:5]))})" if kept else ""
-                remedy = "choose another with --set data.text_field=NAME"
-                raise UserError(file, f"has no column {field!r}{held:.200}", remedy)
+            _check_column(file, field, table.schema_arrow)
             for batch in table.iter_batches(_ROWS, columns=[field]):
                 yield from batch.column(0).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from None
+
+
+def _check_column(file: Path, field: str, columns: Any) -> None:
+    if field in columns.names:
+        return
+    kept = [column.name for column in columns if str(column.type) in ("string", "large_string")]
+    held = f" (it has {', '.join(map(repr, kept[:5]))})" if kept else ""
+    raise UserError(file, f"has no column {field!r}{held:.200}", "choose another with --set data.text_field=NAME")
 
 
 def _damaged(file: Path, error: Exception) -> UserError:

@@ -19,8 +19,8 @@ from kiara_runtime.errors import UserError
 STDLIB = "stdlib"
 # Folders are searched for these; a file named directly or by a glob may have any suffix.
 TEXT_SUFFIXES = frozenset(
-    ".txt .md .rst .tex .html .xml .csv .json .jsonl .ndjson .parquet .yaml .yml .toml .ini .cfg .py .pyi .ipynb .c .h "
-    ".cc .cpp .hpp .rs .go .java .kt .scala .swift .js .jsx .ts .tsx .css .sh .bash .sql .rb .php .pl .lua .r .jl "
+    ".txt .md .rst .tex .html .xml .csv .json .jsonl .ndjson .parquet .arrow .yaml .yml .toml .ini .cfg .py .pyi .ipynb "
+    ".c .h .cc .cpp .hpp .rs .go .java .kt .scala .swift .js .jsx .ts .tsx .css .sh .bash .sql .rb .php .pl .lua .r .jl "
     ".hs .ml .ex .exs .erl .clj .lisp .el .vim .cs .fs .dart .zig .nim .proto .cmake .make .log .po".split()
 )
 SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "site-packages"))

@@ -6,9 +6,11 @@
 from kiara.evaluation.compare import Comparison, compare, read_prompts
 from kiara.evaluation.evaluate import (
     Metrics,
+    Predict,
     evaluate_checkpoint,
     held_out_examples,
     held_out_text,
+    predicted,
     rows_at_once,
     tensors,
     window_length,
@@ -19,10 +21,12 @@ from kiara.evaluation.reference import reference_model
 __all__ = [
     "Comparison",
     "Metrics",
+    "Predict",
     "compare",
     "evaluate_checkpoint",
     "held_out_examples",
     "held_out_text",
+    "predicted",
     "read_prompts",
     "reference_model",
     "rows_at_once",

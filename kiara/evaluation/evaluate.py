@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kiara.checkpoints import find_checkpoint, load_model, trained_on
@@ -61,33 +62,25 @@ def held_out_examples(split: Split, length: int, max_tokens: int | None, rows: i
         for batch in windows(split, length, max_tokens, rows):
             yield Examples(batch[:, :-1].numpy(), batch[:, 1:].numpy())
         return
-    count = split.windows(length)
+    count = split.sequences(length)
     taken = count if max_tokens is None else min(count, max(1, max_tokens // length))
     picked = [i * count // taken for i in range(taken)]
     for first in range(0, taken, rows):
-        yield split.sequences(picked[first : first + rows], length)
+        yield split.rows(picked[first : first + rows], length)
 
 
-@torch.inference_mode()
-def evaluate(
-    predict: Callable[[Tensor], Tensor],
-    tokenizer: Tokenizer,
-    batches: Iterator[Tensor],
-    advance: Callable[[int], None] = lambda tokens: None,
-    text_bytes: int | None = None,
-) -> Metrics:
-    """Metrics over the batches.
+Predict = Callable[[Tensor, Tensor | None], Tensor]  # ids (B, S), and segments or None, to logits (B, S, V)
 
-    predict: ids (B, S) to logits (B, S, V). advance: called with the number of tokens of each finished batch.
-    text_bytes: UTF-8 bytes of the text, if known; otherwise they are counted from the tokens.
-    """
-    scorer = Scorer(tokenizer)
-    for batch in batches:
-        logits, targets = predict(batch[:, :-1]).float().cpu().numpy(), batch[:, 1:].numpy()
-        for row, following in zip(logits, targets, strict=True):
-            scorer.add(row, following)
-        advance(targets.size)
-    return scorer.metrics(text_bytes)
+
+def predicted(
+    predict: Predict, examples: Examples, device: torch.device
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """For each row, the logits (N, V) of the targets (N,) that count."""
+    ids, _, segments = tensors(examples, device)
+    logits = predict(ids, segments).float().cpu().numpy()
+    for row, targets in zip(logits, examples.targets, strict=True):
+        counted = targets >= 0
+        yield row[counted], targets[counted]
 
 
 def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) -> Split:
@@ -119,10 +112,18 @@ def evaluate_checkpoint(source: Path, text: str | None) -> Metrics:
     folder = find_checkpoint(source)
     split = held_out_text(folder, Tokenizer.load(folder), text)  # raises before the weights load
     model, tokenizer = load_model(folder)
-    length = window_length(model)
-    with progress("Evaluating", split.targets) as advance:
-        batches = windows(split, length, rows=rows_at_once(model))
-        metrics = evaluate(lambda ids: model(ids)[0], tokenizer, batches, advance, split.text_bytes)
+    metrics = _metrics(model, tokenizer, split)
     if not math.isfinite(metrics.loss):
         raise UserError(folder, f"its loss on this text is {metrics.loss}", "choose another checkpoint")
     return metrics
+
+
+@torch.inference_mode()
+def _metrics(model: GPT, tokenizer: Tokenizer, split: Split) -> Metrics:
+    scorer = Scorer(tokenizer)
+    with progress("Evaluating", split.targets) as advance:
+        for examples in held_out_examples(split, window_length(model), None, rows_at_once(model)):
+            for logits, targets in predicted(model.predict, examples, model.cos.device):
+                scorer.add(logits, targets)
+            advance(examples.targets.size)
+    return scorer.metrics(split.text_bytes)

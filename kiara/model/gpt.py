@@ -171,6 +171,10 @@ class GPT(nn.Module):
             present.append(layer_present)
         return self.head(x_BSD, delta_BSD, lengths), present
 
+    def predict(self, ids_BS: Tensor, segments_BS: Tensor | None = None) -> Tensor:
+        """Logits of whole sequences, (B, S, V). segments_BS: the number of each token's text, of several in a row."""
+        return self(ids_BS, lengths=None if segments_BS is None else Packed.of(segments_BS))[0]
+
     def head(self, x_BSD: Tensor, delta_BSD: Tensor | None, lengths: Lengths | Packed | None = None) -> Tensor:
         """Logits from the output of the last layer, (B, S, V)."""
         normed, _ = self.norm(x_BSD, delta_BSD)
@@ -211,7 +215,7 @@ class GPT(nn.Module):
 
         segments_BS: the number of each token's text, of several in a row; None if a row is one text.
         """
-        logits, _ = self(ids_BS, lengths=None if segments_BS is None else Packed.of(segments_BS))
+        logits = self.predict(ids_BS, segments_BS)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets_BS.flatten())
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ def check_settings(config: Config) -> None:
 def check_text_fits(config: Config, dataset: Dataset) -> None:
     """Raise UserError if the text is too short for the context, or the sample's prompt fills it."""
     training, length = config.training, config.model.context_length
-    dataset.train.windows(config.sequence_length)
+    dataset.train.sequences(config.sequence_length)
     if not dataset.val.targets:
         raise UserError("data.val", "the validation split has no token to predict", "hold out more text")
     prompt = dataset.tokenizer.encode(training.sample_prompt) if training.sample_tokens else []

@@ -75,8 +75,8 @@ def with_steps(config: Config, dataset: Dataset) -> Config:
     training = config.training
     if training.epochs is None:
         return config
-    windows = dataset.train.windows(config.sequence_length)
-    steps = math.ceil(training.epochs * windows / training.sequences)
+    sequences = dataset.train.sequences(config.sequence_length)
+    steps = math.ceil(training.epochs * sequences / training.sequences)
     chosen: dict[str, Any] = {"max_steps": max(1, steps), "epochs": None}
     for name in ("eval_every", "checkpoint_every"):
         if name not in training.model_fields_set:

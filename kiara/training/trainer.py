@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kiara.console import log_without_bar, logger, progress
 from kiara.data import Dataset
-from kiara.model import Packed, sizes
+from kiara.model import sizes
 from kiara.training.advice import advice, stalled
 from kiara.training.device import (
     memory_mib,
@@ -281,4 +281,4 @@ class Trainer:
 
     def _predict(self, ids: Tensor, segments: Tensor | None) -> Tensor:
         with self.autocast():
-            return self.model(ids, lengths=None if segments is None else Packed.of(segments))[0]
+            return self.model.predict(ids, segments)

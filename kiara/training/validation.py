@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 import torch
-from torch import Tensor
 
 from kiara.data import ChatSplit, Dataset, Examples
-from kiara.evaluation import held_out_examples, reference_model, rows_at_once, tensors, window_length
+from kiara.evaluation import Predict, held_out_examples, predicted, reference_model, rows_at_once, window_length
 from kiara.model import GPT
 from kiara.training.parallel import World
 from kiara_runtime.verify import Metrics, Scorer
 
-Predict = Callable[[Tensor, Tensor | None], Tensor]
 SAMPLES = 3  # held-out questions to answer
 
 
@@ -37,10 +35,9 @@ class Validation:
         scorer, device = Scorer(self._dataset.tokenizer), self._model.cos.device
         self._model.eval()
         for examples, counts in self._share(held_out_examples(self._dataset.val, self._length, tokens, self._rows)):
-            ids, _, segments = tensors(examples, device)
-            logits = self._predict(ids, segments).float().cpu().numpy()
-            for row, following in zip(logits, examples.targets, strict=True) if counts else ():
-                scorer.add(row[following >= 0], following[following >= 0])
+            found = list(predicted(self._predict, examples, device))
+            for logits, targets in found if counts else ():
+                scorer.add(logits, targets)
         self._model.train()
         scorer.totals = self._world.total(scorer.totals)
         return scorer.metrics()

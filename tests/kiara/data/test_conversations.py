@@ -131,7 +131,7 @@ def test_each_conversation_is_packed_once_and_no_sequence_is_overfull(sizes: lis
     assert packing.dropped == len(sizes) - len(expected)
     if not expected:
         with pytest.raises(UserError, match="no conversation has an answer within"):
-            split.windows(length)
+            split.sequences(length)
         return
     assert all(sum(size - 1 for _, size in window) <= length for window in packing.windows)
     assert split.step_targets(1, 0, 1, length) == int((split.examples(1, 0, 1, length).targets != IGNORED).sum())
@@ -155,9 +155,9 @@ def test_packed_conversations_have_the_loss_and_gradient_of_single_ones(position
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     split = _split([9, 14, 7, 30, 12, 5])
-    count = split.windows(40)
+    count = split.sequences(40)
     assert count < 3
-    packed = split.sequences(list(range(count)), 40)
+    packed = split.rows(list(range(count)), 40)
     loss = model.loss(*tensors(packed, torch.device("cpu")))
     loss.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
+import pyarrow.ipc
 import pytest
 from backports import zstd
 from click.testing import Result
@@ -32,8 +33,13 @@ TEXTS = [f"document {i}: " + " ".join(f"word{i}x{j}" for j in range(40 + i)) + "
 def _write(folder: Path, name: str, texts: list[str]) -> Path:
     """The texts as records or one text file, by the suffixes of the name."""
     file = folder / name
+    table = pyarrow.table({"text": texts, "id": list(range(len(texts)))})
     if ".parquet" in name:
-        parquet.write_table(pyarrow.table({"text": texts, "id": list(range(len(texts)))}), file)
+        parquet.write_table(table, file)
+        return file
+    if ".arrow" in name:
+        with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
         return file
     data = "".join(texts) if ".txt" in name else "".join(json.dumps({"text": text}) + "\n" for text in texts)
     pack = {".gz": gzip.compress, ".zst": zstd.compress}.get(file.suffix.lower(), bytes)
@@ -47,7 +53,7 @@ def _prepared(out: Path, settings: dict[str, object]) -> Dataset:
     return Dataset.open(out)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet", "A.NDJSON.GZ"])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow", "A.NDJSON.GZ"])
 def test_records_of_every_format_give_the_same_tokens(name: str, tmp_path: Path) -> None:
     plain = _prepared(tmp_path / "plain", {"data.train": str(_write(tmp_path, "a.jsonl", TEXTS))})
     (tmp_path / "folder").mkdir()
@@ -62,7 +68,7 @@ def test_compressed_text_reads_as_the_text(name: str, tmp_path: Path) -> None:
     assert document.read() == "".join(TEXTS)
 
 
-@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.zst", "a.parquet", "a.arrow"])
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no" + data[2:-9] + b"x" * 9])
 def test_damaged_files_are_refused_by_name(name: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     file = _write(tmp_path, name, TEXTS)
@@ -71,9 +77,21 @@ def test_damaged_files_are_refused_by_name(name: str, damage: Callable[[bytes], 
         measure(read_documents([file]))
 
 
-def test_a_parquet_file_without_the_column_is_refused_with_those_it_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_file_without_the_column_is_refused_with_those_it_has(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no column 'body' \(it has 'text'\); choose another"):
-        measure(Reader("body").read([_write(tmp_path, "a.parquet", TEXTS)]))
+        measure(Reader("body").read([_write(tmp_path, name, TEXTS)]))
+
+
+def test_a_dataset_that_hugging_faces_library_saved_is_read(tmp_path: Path) -> None:
+    saved = tmp_path / "saved" / "train"
+    saved.mkdir(parents=True)
+    _write(saved, "data-00000-of-00001.arrow", TEXTS)
+    for name in ("state.json", "dataset_info.json"):
+        (saved / name).write_text('{"description": ""}', "utf-8")
+    plain = _prepared(tmp_path / "plain", {"data.train": str(_write(tmp_path, "a.jsonl", TEXTS))})
+    other = _prepared(tmp_path / "other", {"data.train": str(saved)})
+    assert other.sha256 == plain.sha256
 
 
 BAD = {
