@@ -12,17 +12,19 @@ from pathlib import Path
 
 from kiara.console import logger
 from kiara.data.dataset import MANIFEST
-from kiara.data.formats import text_suffix
+from kiara.data.formats import ARROW, text_suffix
 from kiara.files import kind_of
 from kiara_runtime.errors import UserError
 
 STDLIB = "stdlib"
 # Folders are searched for these; a file named directly or by a glob may have any suffix.
 TEXT_SUFFIXES = frozenset(
-    ".txt .md .rst .tex .html .xml .csv .json .jsonl .ndjson .parquet .arrow .yaml .yml .toml .ini .cfg .py .pyi .ipynb "
-    ".c .h .cc .cpp .hpp .rs .go .java .kt .scala .swift .js .jsx .ts .tsx .css .sh .bash .sql .rb .php .pl .lua .r .jl "
-    ".hs .ml .ex .exs .erl .clj .lisp .el .vim .cs .fs .dart .zig .nim .proto .cmake .make .log .po".split()
+    ".txt .md .rst .tex .html .xml .csv .json .jsonl .ndjson .parquet .arrow .yaml .yml .toml .ini .cfg .py "
+    ".pyi .ipynb .c .h .cc .cpp .hpp .rs .go .java .kt .scala .swift .js .jsx .ts .tsx .css .sh .bash .sql .rb "
+    ".php .pl .lua .r .jl .hs .ml .ex .exs .erl .clj .lisp .el .vim .cs .fs .dart .zig .nim .proto .cmake "
+    ".make .log .po".split()
 )
+DESCRIPTIONS = frozenset(("state.json", "dataset_info.json"))  # beside Arrow files
 SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "site-packages"))
 STDLIB_TESTS = frozenset(("test", "tests", "idle_test"))
 
@@ -53,10 +55,16 @@ def _folder_files(source: str, root: Path) -> list[Path]:
     if kind := kind_of(root):
         raise UserError(source, f"is a Kiara {kind}, not text", "name a folder of text")
     skipped: list[Path] = []
-    files = [file for file in _walk(root, skipped) if text_suffix(file) in TEXT_SUFFIXES]
+    files = _without_descriptions([file for file in _walk(root, skipped) if text_suffix(file) in TEXT_SUFFIXES])
     if not files:
         raise UserError(source, "the folder holds no text or source file", "name files with a glob instead")
     return _report_skipped(files, skipped)
+
+
+def _without_descriptions(files: list[Path]) -> list[Path]:
+    """The files without those that describe a dataset saved by Hugging Face's library."""
+    saved = {file.parent for file in files if text_suffix(file) in ARROW}
+    return [file for file in files if file.parent not in saved or file.name not in DESCRIPTIONS]
 
 
 def _glob_files(source: str) -> list[Path]:

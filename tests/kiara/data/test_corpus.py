@@ -219,7 +219,7 @@ def test_a_mix_that_cannot_be_is_refused(settings: dict[str, object], expected: 
 def test_text_too_short_for_the_context_is_refused_by_prepare(tmp_path: Path, kiara: Callable[..., Result]) -> None:
     file = _write(tmp_path, "a.txt", TEXTS[:2])
     result = kiara("prepare", file, "--out", tmp_path / "out")
-    assert result.exit_code == 1 and "too few for model.context_length (512); give more text, or" in result.stderr
+    assert result.exit_code == 1 and "too few for sequences of 512; give more text, or" in result.stderr
     assert not (tmp_path / "out").exists()
     shorter = ("--set", "model.context_length=16")
     assert kiara("prepare", file, "--out", tmp_path / "out", *shorter).exit_code == 0
