@@ -24,7 +24,7 @@ TEXT_SUFFIXES = frozenset(
     ".php .pl .lua .r .jl .hs .ml .ex .exs .erl .clj .lisp .el .vim .cs .fs .dart .zig .nim .proto .cmake "
     ".make .log .po".split()
 )
-DESCRIPTIONS = frozenset(("state.json", "dataset_info.json"))  # beside Arrow files
+DESCRIPTIONS = frozenset(("state.json", "dataset_info.json", "dataset_dict.json"))  # of saved datasets
 SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "site-packages"))
 STDLIB_TESTS = frozenset(("test", "tests", "idle_test"))
 
@@ -63,7 +63,8 @@ def _folder_files(source: str, root: Path) -> list[Path]:
 
 def _without_descriptions(files: list[Path]) -> list[Path]:
     """The files without those that describe a dataset saved by Hugging Face's library."""
-    saved = {file.parent for file in files if text_suffix(file) in ARROW}
+    splits = {file.parent for file in files if text_suffix(file) in ARROW}
+    saved = {*splits, *(folder.parent for folder in splits)}
     return [file for file in files if file.parent not in saved or file.name not in DESCRIPTIONS]
 
 

@@ -90,8 +90,10 @@ def test_a_dataset_that_hugging_faces_library_saved_is_read(tmp_path: Path) -> N
     for name in ("state.json", "dataset_info.json"):
         (saved / name).write_text('{"description": ""}', "utf-8")
     plain = _prepared(tmp_path / "plain", {"data.train": str(_write(tmp_path, "a.jsonl", TEXTS))})
-    other = _prepared(tmp_path / "other", {"data.train": str(saved)})
-    assert other.sha256 == plain.sha256
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}', "utf-8")
+    for folder in (saved, tmp_path / "saved"):
+        other = _prepared(tmp_path / f"other-{folder.name}", {"data.train": str(folder)})
+        assert other.sha256 == plain.sha256
 
 
 BAD = {
