@@ -32,8 +32,8 @@ class DataConfig(Section):
     """Seed that chooses the held-out documents; not `training.seed`, so that runs can share a validation split."""
     mix: dict[str, float] = Field(default={})
     """Sources and weights, instead of `train`: each gives its share of the bytes, in documents chosen at random."""
-    format: Literal["text", "chat"] = "text"
-    """chat: records are conversations (`messages`, or `prompt` and `completion`); only the answers are learned."""
+    format: Literal["text", "chat", "preference"] = "text"
+    """chat: conversations, of which only the answers are learned; preference: `prompt`, `chosen`, `rejected` (DPO)."""
     chat_template: str | None = None
     """File with the chat template (Jinja) of conversations; null: the checkpoint's, or a plain one if it has none."""
     overlong: Literal["cut", "drop"] = "cut"
@@ -95,6 +95,8 @@ class TrainingConfig(Section):
     """Steps of linear warm-up."""
     weight_decay: float = Field(default=0.1, ge=0, lt=1)
     """Decoupled weight decay of the matrices inside the blocks."""
+    dpo_beta: float = Field(default=0.1, gt=0)
+    """How closely a model that learns preferences stays to the checkpoint it starts from (DPO's beta)."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Gradient norm to clip at."""
     eval_every: int = Field(default=100, ge=1)

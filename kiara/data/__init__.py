@@ -3,7 +3,7 @@
 Nothing here depends on the model.
 """
 
-from kiara.data.chat_split import ChatSplit, Packing
+from kiara.data.chat_split import ChatSplit, Packing, PairSplit
 from kiara.data.conversations import conversation_of
 from kiara.data.dataset import GIVEN, Dataset, Examples, Split, read_manifest
 from kiara.data.documents import read_documents, read_records
@@ -17,6 +17,7 @@ __all__ = [
     "Dataset",
     "Examples",
     "Packing",
+    "PairSplit",
     "Split",
     "TokenIds",
     "as_prepared",

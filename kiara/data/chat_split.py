@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -21,9 +22,9 @@ OPEN = 64  # sequences that a conversation may still be put in
 
 @dataclass(frozen=True)
 class Packing:
-    """windows: of each sequence, its conversations as (begin, length) in the tokens. targets: answer tokens in each.
+    """windows: of each sequence, its conversations as (begin, length) in the tokens. targets: what counts in each.
 
-    cut, dropped: numbers of conversations that were too long.
+    cut, dropped: numbers of conversations, or pairs, that were too long.
     """
 
     windows: list[list[tuple[int, int]]]
@@ -66,7 +67,9 @@ class ChatSplit(Split):
 
     def rows(self, indices: list[int], length: int) -> Examples:
         """The sequences of these indices, padded to `length`; every conversation is a segment, and the padding one."""
-        windows = [self.packed(length).windows[index] for index in indices]
+        return self._padded([self.packed(length).windows[index] for index in indices], length)
+
+    def _padded(self, windows: list[list[tuple[int, int]]], length: int) -> Examples:
         ids = np.zeros((len(windows), length), np.int64)
         targets, segments = np.full_like(ids, IGNORED), np.full_like(ids, -1)
         for row, window in enumerate(windows):
@@ -118,3 +121,24 @@ class ChatSplit(Split):
             cut += shorter
             kept.append((begin, size))
         return kept, cut, dropped
+
+
+@dataclass(frozen=True, eq=False)
+class PairSplit(ChatSplit):
+    """Conversations in pairs, each a chosen one and then the rejected one. A sequence of training is a pair."""
+
+    def rows(self, indices: list[int], length: int) -> Examples:
+        """The pairs of these indices, padded to `length`: their chosen conversations, then the rejected ones."""
+        windows = [self.packed(length).windows[index] for index in indices]
+        single = [[window[kind]] for kind in (0, 1) for window in windows]
+        found = self._padded(single, length)
+        return Examples(found.ids, found.targets, pairs=True)
+
+    def _pack(self, length: int) -> Packing:
+        kept = dict(self._kept(length)[0])
+        sizes = {int(begin): int(end - begin) for begin, end in pairwise(self.begins)}
+        begins = list(sizes)
+        pairs = [(begins[i], begins[i + 1]) for i in range(0, len(begins), 2)]
+        windows = [[(begin, kept[begin]) for begin in pair] for pair in pairs if all(one in kept for one in pair)]
+        cut = sum(any(size < sizes[begin] for begin, size in window) for window in windows)
+        return Packing(windows, np.ones(len(windows), np.int64), cut, len(pairs) - len(windows))

@@ -1,7 +1,8 @@
 """Conversations to learn from: records read and checked, and their token ids, of which only the answers are learned.
 
-A record has `messages`, a list of dictionaries with `role` and `content`, or `prompt` and `completion` as text. An
-answer is what the model would generate: from where the chat template's prompt for it ends, up to its end-of-text token.
+A record has `messages`, a list of dictionaries with `role` and `content`, or `prompt` and `completion` as text; a
+preference has `prompt`, `chosen` and `rejected`. An answer is what the model would generate: from where the chat
+template's prompt for it ends, up to its end-of-text token.
 """
 
 from __future__ import annotations
@@ -27,7 +28,28 @@ PLAIN_TEMPLATE = (
 
 def conversation_text(name: str, record: Mapping[str, Any]) -> Iterator[str]:
     """The conversation of a record as JSON, to be split and compared like text. Raises BadTextError with its reason."""
-    messages = conversation_of(name, record)
+    kept = {"conversations": [_checked(name, conversation_of(name, record))], "tools": record.get("tools")}
+    yield json.dumps(kept, ensure_ascii=False)
+
+
+def preference_text(name: str, record: Mapping[str, Any]) -> Iterator[str]:
+    """The conversations of a record that end in its chosen and in its rejected answer, as JSON."""
+    if not {"chosen", "rejected"} <= record.keys():
+        held = f" (it has {', '.join(map(repr, list(record)[:5]))})" if record else ""
+        problem = f"has no `chosen` and `rejected`{held:.200}"
+        raise BadTextError(name, problem, "rename its fields, or remove the line", "no preference")
+    asked = {"prompt": record.get("prompt", [])}
+    pair = [
+        _checked(f"{name}: {kind}", conversation_of(f"{name}: {kind}", {**asked, "completion": record[kind]}))
+        for kind in ("chosen", "rejected")
+    ]
+    if pair[0] == pair[1]:
+        raise BadTextError(name, "chosen and rejected are the same", "remove the line", "no preference")
+    yield json.dumps({"conversations": pair, "tools": record.get("tools")}, ensure_ascii=False)
+
+
+def _checked(name: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages if they ask something and answer it; raises BadTextError with its reason."""
     if messages[0]["role"] == ANSWER:
         raise BadTextError(name, "begins with an answer", "add what was asked, or remove the line", "nothing asked")
     answers = 0
@@ -43,8 +65,7 @@ def conversation_text(name: str, record: Mapping[str, Any]) -> Iterator[str]:
                 )
     if not answers:
         raise BadTextError(name, "has no answer of the assistant", "add one, or remove the line", "no answer")
-    kept = {"messages": messages, **({"tools": record["tools"]} if record.get("tools") else {})}
-    yield json.dumps(kept, ensure_ascii=False)
+    return messages
 
 
 def conversation_of(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class Sources:
         return [*chain(*self.train.values()), *self.val]
 
     def _check(self, data: DataConfig) -> None:
-        if data.format != "chat":
+        if data.format == "text":
             for name in ("chat_template", "overlong"):
                 if not is_default(data, name):
                     raise UserError(f"data.{name}", "has no effect on text", "set data.format=chat, or remove it")
@@ -82,7 +82,7 @@ class Corpus:
     def __init__(self, config: Config, sources: Sources) -> None:
         self._data = config.data
         data = config.data
-        self._reader = Reader(data.text_field, chat=data.format == "chat", replace=data.bad_text == "replace")
+        self._reader = Reader(data.text_field, data.format, replace=data.bad_text == "replace")
         self._bad = None if config.data.bad_text == "fail" else Counter[str]()
         self._dropped = Counter[str]()
         measured = [measure(self._reader.read(files), self._bad) for files in sources.train.values()]
@@ -120,7 +120,7 @@ class Corpus:
     def _split_held_out(self, train: Documents, sizes: np.ndarray, hashes: np.ndarray) -> None:
         self._choose(train, sizes, hashes)
         fraction, seed = self._data.val_fraction, self._data.split_seed
-        whole = self._data.format == "chat"
+        whole = self._data.format != "text"
         heads = divide(sizes, hashes, fraction, seed, None if whole else lambda i: next(islice(train(), i, None)))
         self.readers = {
             "train": lambda: trained(train(), sizes, heads),

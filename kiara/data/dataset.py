@@ -34,12 +34,19 @@ SHARD_TOKENS = 1 << 27
 class Examples:
     """Training sequences: ids and targets, int64 (B, S). A target of -100 does not count.
 
-    segments: int64 (B, S), or None; tokens of the same number form one text, which sees no other.
+    segments: int64 (B, S), or None; tokens of the same number form one text, which sees no other. pairs: the first half
+    of the rows are chosen conversations, the second half the rejected ones, in the same order.
     """
 
     ids: np.ndarray
     targets: np.ndarray
     segments: np.ndarray | None = None
+    pairs: bool = False
+
+    @property
+    def counted(self) -> int:
+        """How much the rows count in the mean of a step: their targets, or their pairs."""
+        return len(self.ids) // 2 if self.pairs else int((self.targets >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ class Dataset:
         return hashlib.sha256(" ".join(shards).encode()).hexdigest()
 
     def _open(self, name: str) -> Split:
-        from kiara.data.chat_split import ChatSplit  # here, because it extends Split
+        from kiara.data.chat_split import ChatSplit, PairSplit  # here, because they extend Split
 
         entry = self.manifest["splits"][name]
         shards = [self._map(shard, self.manifest["dtype"]) for shard in entry["shards"]]
@@ -178,8 +185,9 @@ class Dataset:
             return Split(name, shards)
         chat = entry["chat"]
         learned = self._map({**chat["learned"], "tokens": entry["tokens"]}, "u1")
-        begins = self._map({**chat["begins"], "tokens": entry["documents"] + 1}, "<i8")
-        return ChatSplit(name, shards, None, learned, begins, self.manifest["settings"]["data.overlong"])
+        begins = self._map({**chat["begins"], "tokens": entry["conversations"] + 1}, "<i8")
+        kind = PairSplit if entry["conversations"] > entry["documents"] else ChatSplit
+        return kind(name, shards, None, learned, begins, self.manifest["settings"]["data.overlong"])
 
     def _map(self, shard: dict[str, Any], kind: str) -> np.ndarray:
         path, dtype = self.folder / Path(shard["file"]).name, np.dtype(kind)

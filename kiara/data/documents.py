@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kiara.data.bad_text import BadTextError
-from kiara.data.conversations import conversation_text
+from kiara.data.conversations import conversation_text, preference_text
 from kiara.data.formats import COLUMNS, column_values, has_records, opened, text_suffix
 from kiara_runtime.errors import UserError
 
@@ -41,12 +41,13 @@ class Document:
 class Reader:
     """How files are read. text_field: field of a record; None means `text`, without a setting to change it.
 
-    chat: records are conversations; a document's text is one as JSON. replace: put U+FFFD in the place of what is not
-    UTF-8, of NULs and of lone surrogates. replaced: how many documents had some, by name.
+    format: of records, as data.format says; a document's text is then a conversation or two as JSON. replace: put
+    U+FFFD in the place of what is not UTF-8, of NULs and of lone surrogates. replaced: how many documents had some, by
+    name.
     """
 
     text_field: str | None = None
-    chat: bool = False
+    format: Literal["text", "chat", "preference"] = "text"
     replace: bool = False
     replaced: set[str] = field(default_factory=set[str])
 
@@ -55,17 +56,20 @@ class Reader:
         for file in files:
             if has_records(file):
                 yield from self._records(file)
-            elif self.chat:
-                raise UserError(file, "holds no conversations", "give JSON lines or Parquet with `messages`")
+            elif self.format != "text":
+                raise UserError(file, "holds no conversations", "give JSON lines")
             else:
                 yield Document(str(file), in_parts(self._text(file)))
 
     def _records(self, file: Path) -> Iterator[Document]:
         if text_suffix(file) in COLUMNS:
-            column = "messages" if self.chat else self.text_field or "text"
+            if self.format == "preference":
+                raise UserError(file, "cannot be read as preferences", "give JSON lines")
+            column = "messages" if self.format == "chat" else self.text_field or "text"
             for number, value in enumerate(column_values(file, column), start=1):
                 name = f"{file}:{number}"
-                found = conversation_text(name, {column: value}) if self.chat else self._value(name, value, {})
+                chat = self.format == "chat"
+                found = conversation_text(name, {column: value}) if chat else self._value(name, value, {})
                 yield Document(name, in_parts(found))
             return
         for number, line in _lines(file):
@@ -99,8 +103,9 @@ class Reader:
         held = self.record(name, line)
         if held is None:
             return
-        if self.chat:
-            yield from conversation_text(name, held)
+        if self.format != "text":
+            read = conversation_text if self.format == "chat" else preference_text
+            yield from read(name, held)
             return
         yield from self._value(name, held.get(self.text_field or "text"), held)
 
@@ -137,6 +142,8 @@ class Reader:
             remedy = "choose another with --set data.text_field=NAME"
             if "messages" in record or {"prompt", "completion"} <= record.keys():
                 remedy = "for conversations add --set data.format=chat"
+            elif {"chosen", "rejected"} <= record.keys():
+                remedy = "for preferences add --set data.format=preference"
             elif not self.text_field:
                 remedy = "rename it, or give a plain text file"
             wanted = self.text_field or "text"

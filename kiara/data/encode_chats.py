@@ -32,26 +32,29 @@ def encode_chats(
     begins, and the end of the last one.
     """
     names = {kind: f"{split}-00000.{kind}" for kind in ("bin", "learned", "begins")}
-    begins, answers, text_bytes = [0], 0, 0
+    begins, documents_read, answers, text_bytes = [0], 0, 0, 0
     with (folder / names["bin"]).open("wb") as tokens, (folder / names["learned"]).open("wb") as mask:
         for document in documents:
             text = document.read()
             record = json.loads(text)
-            try:
-                ids, learned = conversation_ids(tokenizer, token_ids, record["messages"], record.get("tools"))
-            except UserError as error:
-                raise error.inside(document.name) from None
-            np.array(ids, token_type(tokenizer)).tofile(tokens)
-            np.array(learned, np.uint8).tofile(mask)
-            begins.append(begins[-1] + len(ids))
-            answers += sum(learned)
-            text_bytes += sum(len(str(message.get("content") or "").encode()) for message in record["messages"])
+            documents_read += 1
+            for messages in record["conversations"]:
+                try:
+                    ids, learned = conversation_ids(tokenizer, token_ids, messages, record["tools"])
+                except UserError as error:
+                    raise error.inside(document.name) from None
+                np.array(ids, token_type(tokenizer)).tofile(tokens)
+                np.array(learned, np.uint8).tofile(mask)
+                begins.append(begins[-1] + len(ids))
+                answers += sum(learned)
+                text_bytes += sum(len(str(message.get("content") or "").encode()) for message in messages)
             advance(len(text.encode()))
     np.array(begins, np.int64).tofile(folder / names["begins"])
     hashes = {kind: _hash(folder / name) for kind, name in names.items()}
     count = begins[-1]
     return {
-        "documents": len(begins) - 1,
+        "documents": documents_read,
+        "conversations": len(begins) - 1,
         "bytes": text_bytes,
         "tokens": count,
         "answer_tokens": answers,

@@ -71,7 +71,7 @@ def prepare_folder(config: Config, out: Path, sources: Sources | None = None) ->
         f"{train['tokens']:,}", train["bytes"] / train["tokens"], f"{val['documents']:,}", f"{val['tokens']:,}",
         dataset.tokenizer.vocab_size,
     )  # fmt: skip
-    if config.data.format == "chat":
+    if config.data.format != "text":
         answers = train.get("answer_tokens", 0)
         logger.info("Conversations: %s of the %s tokens are answers to learn.", f"{answers:,}", f"{train['tokens']:,}")
     for reason, count in dataset.manifest["dropped"].items():
@@ -148,13 +148,18 @@ def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
                 source, f"has no text, or too little to hold some out, for the {split} split", "give more text"
             )
     if config.tokenizer.source is None:
-        if config.data.format == "chat":
-            raise UserError("data.format", "chat needs the tokenizer of a checkpoint", "name it with --tokenizer")
+        if config.data.format != "text":
+            raise UserError(
+                "data.format",
+                "needs the tokenizer of a checkpoint",
+                "name it with --tokenizer",
+                value=config.data.format,
+            )
         tokenizer = _tokenizer(config, corpus.readers["train"](), corpus.sizes["train"])
         ids = TokenIds.of(tokenizer)
     else:
         tokenizer, ids = _existing(config.tokenizer)
-        if config.data.format == "chat":
+        if config.data.format != "text":
             tokenizer.config["chat_template"] = _template(config.data.chat_template, tokenizer)
             names = {token: name for name, token in tokenizer.special_tokens.items()}
             tokenizer.config.setdefault("eos_token", names.get(min(ids.eos), ""))
@@ -162,7 +167,7 @@ def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
     tokenizer.save(folder)
     (folder / GENERATION_FILE).write_text(json.dumps(ids.json(), indent=2) + "\n", "utf-8")
     with progress("Encoding", sum(corpus.sizes.values())) as advance:
-        write = encode_chats if config.data.format == "chat" else encode
+        write = encode_chats if config.data.format != "text" else encode
         splits = {name: write(tokenizer, ids, read(), folder, name, advance) for name, read in corpus.readers.items()}
     length, tokens = config.sequence_length, splits["train"]["tokens"]
     if tokens <= length and config.data.format == "text":

@@ -13,19 +13,20 @@ from torch.nn.parallel import DistributedDataParallel
 from kiara.config import Config
 from kiara.data import Split
 from kiara.evaluation import tensors
-from kiara.model import GPT
-from kiara.training.parallel import World, distribute
+from kiara.training.parallel import Objective, World, distribute
+from kiara.training.preference import Preference
 
 
 class Gradient:
     """Forward and backward passes. The rows depend only on seed, step and position in the batch, not on the process."""
 
     def __init__(
-        self, model: GPT, split: Split, config: Config, world: World, autocast: Callable[[], torch.autocast]
-    ) -> None:
-        self._model, self._split, self._world, self._autocast = model, split, world, autocast
+        self, objective: Objective | Preference, split: Split, config: Config, world: World,
+        autocast: Callable[[], torch.autocast],
+    ) -> None:  # fmt: skip
+        self._model, self._split, self._world, self._autocast = objective.model, split, world, autocast
         self._config, self._length = config.training, config.sequence_length
-        self._objective = distribute(model, world, self._config.parallel)
+        self._objective = distribute(objective, world, self._config.parallel)
         self._call: nn.Module = self._objective
 
     def compile(self) -> None:
@@ -45,7 +46,7 @@ class Gradient:
         for i in range(passes):
             part = range(share.start + i * len(share) // passes, share.start + (i + 1) * len(share) // passes)
             examples = self._split.examples(self._config.seed, step, rows, length, part)
-            here = int((examples.targets >= 0).sum())
+            here = examples.counted
             with self._synchronised(i == passes - 1):
                 with self._autocast():
                     mean = self._call(*tensors(examples, device))

@@ -38,6 +38,13 @@ def initial_model(run: Run, dataset: Dataset) -> GPT:
     return model
 
 
+def reference(run: Run, dataset: Dataset) -> GPT:
+    """The checkpoint that preferences are learned against: the one the run started from."""
+    if run.config.training.init_from is None:
+        raise UserError("data.format", "preference needs a checkpoint to start from", "name it with --init-from")
+    return pretrained_model(Path(run.config.training.init_from), dataset)
+
+
 def _random(run: Run, dataset: Dataset) -> GPT:
     model = GPT(run.config.model, dataset.tokenizer.vocab_size)
     model.initialise(run.config.training.seed)

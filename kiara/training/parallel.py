@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kiara.console import logger, say_errors_only
 from kiara.model import GPT
+from kiara.training.preference import Preference
 from kiara_runtime.errors import UserError
 
 Parallel = Literal["ddp", "fsdp"]
@@ -105,15 +106,15 @@ class Objective(nn.Module):
         return self.model.loss(ids_BS, targets_BS, segments_BS)
 
 
-def distribute(model: GPT, world: World, parallel: Parallel) -> nn.Module:
-    """A module that returns the mean loss, distributed over all processes; FSDP2 shards `model` in place."""
+def distribute(objective: Objective | Preference, world: World, parallel: Parallel) -> nn.Module:
+    """The objective, distributed over all processes; FSDP2 shards its model in place."""
+    model = objective.model
     if world.size > 1 and parallel == "fsdp":
         mesh = init_device_mesh(model.embed_tokens.weight.device.type, (world.size,))
         for layer in model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        return Objective(model)
-    objective = Objective(model)
+        return objective
     return DistributedDataParallel(objective) if world.size > 1 else objective
 
 

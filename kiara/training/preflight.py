@@ -6,7 +6,7 @@ import regex
 
 from kiara.config import Config
 from kiara.console import logger
-from kiara.data import ChatSplit, Dataset, Packing
+from kiara.data import ChatSplit, Dataset, PairSplit
 from kiara.model import GPT, sizes
 from kiara.training.device import check_device
 from kiara_runtime.bundle import VARIANTS, find_variant
@@ -42,20 +42,18 @@ def check_text_fits(config: Config, dataset: Dataset) -> None:
         raise UserError("training.sample_prompt", f"leaves no room in model.context_length ({length})", "shorten it")
 
 
-def _announce_packing(packing: Packing, config: Config) -> None:
-    length = config.sequence_length
-    kept = sum(map(len, packing.windows))
-    logger.info(
-        "%s conversations are packed into %s sequences of %d tokens.", f"{kept:,}", f"{len(packing.windows):,}", length
-    )
-    for count, done in ((packing.cut, "cut"), (packing.dropped, "left out")):
-        if count:
-            logger.warning(
-                "%s conversations are longer than %d tokens, or have no answer within them: %s.",
-                f"{count:,}",
-                length,
-                done,
-            )
+def _announce_packing(split: ChatSplit, length: int) -> None:
+    packing = split.packed(length)
+    kept, count = sum(map(len, packing.windows)), len(packing.windows)
+    what = "pairs" if isinstance(split, PairSplit) else "conversations"
+    if isinstance(split, PairSplit):
+        logger.info("%s pairs of a chosen and a rejected answer, of at most %d tokens each.", f"{count:,}", length)
+    else:
+        logger.info("%s conversations are packed into %s sequences of %d tokens.", f"{kept:,}", f"{count:,}", length)
+    for number, done in ((packing.cut, "cut"), (packing.dropped, "left out")):
+        if number:
+            told = f"{number:,} {what} are longer than {length} tokens, or have no answer within them: {done}."
+            logger.warning("%s", told)
 
 
 def announce(config: Config, gpt: GPT, dataset: Dataset, machine: str) -> None:
@@ -80,7 +78,7 @@ def announce(config: Config, gpt: GPT, dataset: Dataset, machine: str) -> None:
         begins = round(training.quantize_from * training.max_steps)
         logger.info("Weights are rounded to %s from step %d on; the export rounds nothing.", trained_for.name, begins)
     if isinstance(dataset.train, ChatSplit):
-        _announce_packing(dataset.train.packed(config.sequence_length), config)
+        _announce_packing(dataset.train, config.sequence_length)
     step_tokens = training.sequences * config.sequence_length
     logger.info(
         "Data: %s, %s training and %s validation tokens; %d steps of %s tokens are %.2f epochs.",

@@ -21,6 +21,10 @@ VALIDATIONS = 5  # in the course of a run
 _SUITED: dict[str, Any] = {"optimizer": "adamw", "batch_size": 8, "warmup_steps": 10, "epochs": 2.0}
 _ALL_WEIGHTS: dict[str, Any] = {"learning_rate": 1e-4, "embedding_learning_rate": 1e-4, "weight_decay": 0.01}
 _LORA: dict[str, Any] = {"learning_rate": 1e-3, "embedding_learning_rate": 1e-3, "weight_decay": 0.0}
+_PREFERENCE = {
+    adapted: {"learning_rate": rate, "embedding_learning_rate": rate, "epochs": 1.0}
+    for adapted, rate in ((False, 1e-5), (True, 1e-4))
+}
 
 
 def as_continued(config: Config) -> Config:
@@ -36,8 +40,9 @@ def as_continued(config: Config) -> Config:
     if config.adapt.rank is not None and training.quantize != "none":
         remedy = "leave adapt.rank out, to train all weights"
         raise UserError("training.quantize", "cannot be combined with adapt.rank", remedy, value=training.quantize)
-    if config.adapt.rank is not None and training.parallel == "fsdp":
-        raise UserError("training.parallel", "fsdp cannot be combined with adapt.rank", "set it to ddp")
+    preferring = config.data.format == "preference"
+    if training.parallel == "fsdp" and (config.adapt.rank is not None or preferring):
+        raise UserError("training.parallel", "fsdp cannot be combined with adapters or preferences", "set it to ddp")
     folder = find_checkpoint(Path(training.init_from))
     try:
         shape, _ = read_config(read_json(folder / "config.json"))
@@ -55,6 +60,8 @@ def as_continued(config: Config) -> Config:
     if config.tokenizer.source not in (None, str(folder)):
         raise UserError("tokenizer.source", f"has no effect together with {folder}", "remove it")
     suited = {**_SUITED, **(_ALL_WEIGHTS if config.adapt.rank is None else _LORA)}
+    if preferring:
+        suited.update(_PREFERENCE[config.adapt.rank is not None])
     if "max_steps" in training.model_fields_set:
         del suited["epochs"]
     if training.sequence_length is None:

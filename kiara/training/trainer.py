@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kiara.console import log_without_bar, logger, progress
-from kiara.data import Dataset
+from kiara.data import Dataset, PairSplit
 from kiara.model import sizes
 from kiara.training.advice import advice, stalled
 from kiara.training.device import (
@@ -28,11 +28,12 @@ from kiara.training.device import (
     use_compile,
 )
 from kiara.training.gradient import Gradient
-from kiara.training.initial import initial_model
+from kiara.training.initial import initial_model, reference
 from kiara.training.lora import step_seed
 from kiara.training.optim import make_optimizers, schedule, set_learning_rates
 from kiara.training.pace import Pace, duration
-from kiara.training.parallel import World, check_batch, whole
+from kiara.training.parallel import Objective, World, check_batch, whole
+from kiara.training.preference import Preference
 from kiara.training.preflight import announce, check_text_fits
 from kiara.training.rounding import Rounding
 from kiara.training.run import Run
@@ -82,6 +83,7 @@ class Trainer:
         check_text_fits(run.config, dataset)
         self.step, self.seconds, self.gradient_norm = 0, 0.0, 0.0
         self.validated = -1  # the step of the last validation
+        self.preference_loss: float | None = None  # of that validation, in a run that learns preferences
         self.model = initial_model(run, dataset)
         if run.last:
             state = run.last.state()
@@ -90,7 +92,10 @@ class Trainer:
         self.model.recompute = self.config.activation_checkpointing
         self.bfloat16 = use_bfloat16(self.config.dtype, self.device)
         self.autocast = partial(torch.autocast, self.device, torch.bfloat16, enabled=self.bfloat16)
-        self.gradient = Gradient(self.model, dataset.train, run.config, world, self.autocast)
+        self.objective = Objective(self.model)
+        if isinstance(dataset.train, PairSplit):
+            self.objective = Preference(self.model, reference(run, dataset).to(self.device), self.config.dpo_beta)
+        self.gradient = Gradient(self.objective, dataset.train, run.config, world, self.autocast)
         self.optimizers = make_optimizers(self.model, self.config)
         quantize, selected = self.config.quantize, self.config.select_by or self.config.quantize
         self.rounding = Rounding(self.model, quantize) if quantize != "none" else None
@@ -143,6 +148,7 @@ class Trainer:
         if self.step == 0 and self.config.init_from is not None:
             metrics = self.validation(None)
             self.run.record(step=0, **metrics.named("initial_val_"))
+            self._validate_preference(None, "initial_val_")
             logger.info(
                 "Before training: loss %.4f, %.4f bits per byte on all %s validation tokens.",
                 metrics.loss, metrics.bits_per_byte, f"{metrics.tokens:,}",
@@ -180,6 +186,7 @@ class Trainer:
             return
         with self._as_shipped():
             metrics = self.validation(None)
+            self._validate_preference(None, "final_val_")
         self.run.record(step=self.step, seconds=round(self.seconds, 3), **metrics.named("final_val_"))
         logger.info(
             "Finished in %s: loss %.4f, perplexity %.2f, next-token accuracy %.1f %%, %.4f bits per byte on all %s "
@@ -233,6 +240,7 @@ class Trainer:
         metrics = self.validation(self.config.eval_tokens)
         self._must_be_finite("validation loss", metrics.loss)  # before such weights are saved
         self.run.record(step=self.step, **metrics.named("val_"))
+        self.preference_loss = self._validate_preference(self.config.eval_tokens, "val_")
         self.validated = self.step
         logger.info(
             "step %d/%d  validation loss %.4f  perplexity %.2f  accuracy %.1f %%  %.4f bits per byte",
@@ -249,13 +257,26 @@ class Trainer:
                 logger.debug("sample at step %d: %r", self.step, text)
         return metrics
 
+    def _validate_preference(self, tokens: int | None, prefix: str) -> float | None:
+        """The loss on held-out preferences, recorded and logged; None if the run learns none."""
+        if not isinstance(self.objective, Preference):
+            return None
+        loss, right = self.validation.preference(self.objective, tokens)
+        self.run.record(step=self.step, **{f"{prefix}preference_loss": loss, f"{prefix}preference_accuracy": right})
+        logger.info("Preferences: loss %.4f, %.1f %% of the choices are right.", loss, 100 * right)
+        return loss
+
     def _as_shipped(self) -> AbstractContextManager[None]:
         """Round the weights, once the full-precision part of the run is over."""
         start = round(self.config.quantize_from * self.config.max_steps)
         return self.rounding() if self.rounding and self.step >= start else nullcontext()
 
     def _selection_loss(self, metrics: Metrics) -> float:
-        """The loss that picks the best checkpoint: of the weights as they are, or rounded for a variant."""
+        """The loss that picks the best checkpoint: of the weights as they are, or rounded for a variant; or that on
+        preferences.
+        """
+        if self.preference_loss is not None:
+            return self.preference_loss
         rounded_for = self.rounding.variant if self.rounding and self.rounding.exact else None
         if self.selection is None or self.selection.variant == rounded_for:
             return metrics.loss

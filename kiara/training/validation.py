@@ -6,11 +6,21 @@ from collections.abc import Iterator
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 
 from kiara.data import ChatSplit, Dataset, Examples
-from kiara.evaluation import Predict, held_out_examples, predicted, reference_model, rows_at_once, window_length
+from kiara.evaluation import (
+    Predict,
+    held_out_examples,
+    predicted,
+    reference_model,
+    rows_at_once,
+    tensors,
+    window_length,
+)
 from kiara.model import GPT
 from kiara.training.parallel import World
+from kiara.training.preference import Preference
 from kiara_runtime.verify import Metrics, Scorer
 
 SAMPLES = 3  # held-out questions to answer
@@ -36,11 +46,30 @@ class Validation:
         self._model.eval()
         for examples, counts in self._share(held_out_examples(self._dataset.val, self._length, tokens, self._rows)):
             found = list(predicted(self._predict, examples, device))
-            for logits, targets in found if counts else ():
+            chosen = len(found) // 2 if examples.pairs else len(found)
+            for logits, targets in found[:chosen] if counts else ():
                 scorer.add(logits, targets)
         self._model.train()
         scorer.totals = self._world.total(scorer.totals)
         return scorer.metrics()
+
+    @torch.inference_mode()
+    def preference(self, objective: Preference, tokens: int | None) -> tuple[float, float]:
+        """The mean loss of held-out pairs, and the fraction whose chosen answer gains over the rejected one.
+
+        Half a choice if both gain the same, as before the first step.
+        """
+        totals = [0.0, 0.0, 0.0]
+        self._model.eval()
+        for examples, counts in self._share(held_out_examples(self._dataset.val, self._length, tokens, self._rows)):
+            ids, targets, _ = tensors(examples, self._model.cos.device)
+            margins = objective.margins(ids, targets).float().cpu()
+            right = (margins > 0).sum() + 0.5 * (margins == 0).sum()
+            found = (-F.logsigmoid(margins).sum().item(), right.item(), len(margins)) if counts else (0.0, 0.0, 0.0)
+            totals = [total + more for total, more in zip(totals, found, strict=True)]
+        self._model.train()
+        loss, right, pairs = self._world.total(totals)
+        return loss / pairs, right / pairs
 
     def _share(self, batches: Iterator[Examples]) -> Iterator[tuple[Examples, bool]]:
         """This process's batches. All processes gather sharded weights in each pass, so one that has no batch left
