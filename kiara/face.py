@@ -92,9 +92,10 @@ def train(
             world.wait()  # until the first process has checked the settings, claimed the folder and prepared the text
         own = (resume or origin is not None) and config is None and saved.is_file()
         loaded = load_config(saved if own else _path(config), _assignments(settings))
-        loaded = as_continued(loaded)
+        if not own:  # a run's own settings are complete
+            loaded = as_prepared(as_continued(loaded))
         check_settings(loaded)
-        with closing(Run(Path(out), loaded if own else as_prepared(loaded), resume, world.main, origin)) as run:
+        with closing(Run(Path(out), loaded, resume, world.main, origin)) as run:
             # A resumed run uses the data that it began with, even if their source has changed.
             dataset = trained_on(run.last.folder) if run.last else dataset_of(run.config)
             run.config = with_steps(run.config, dataset)

@@ -80,7 +80,8 @@ def prepare(
     """Turn text into token files.
 
     SOURCE is a text file, a folder, a quoted glob, a .jsonl or .parquet file, or `stdlib`; .gz and .zst files are read,
-    too. Several sources with weights are given as data.mix in the YAML file of --config instead.
+    too. Several sources with weights are given as data.mix in the YAML file of --config instead. With --tokenizer and
+    --set data.format=chat or preference, records are conversations or preferences to teach a checkpoint.
     """
     from kiara import face
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kiara.checkpoints import WEIGHTS_FILE, find_checkpoint, load_model, read_json
 from kiara.config import Config, TokenizerConfig
-from kiara.data import Dataset
+from kiara.data import Dataset, as_prepared
 from kiara.families import read_config
 from kiara.model import GPT
 from kiara_runtime.errors import UserError
@@ -40,7 +40,7 @@ def as_continued(config: Config) -> Config:
     if config.adapt.rank is not None and training.quantize != "none":
         remedy = "leave adapt.rank out, to train all weights"
         raise UserError("training.quantize", "cannot be combined with adapt.rank", remedy, value=training.quantize)
-    preferring = config.data.format == "preference"
+    preferring = as_prepared(config).data.format == "preference"
     if training.parallel == "fsdp" and (config.adapt.rank is not None or preferring):
         raise UserError("training.parallel", "fsdp cannot be combined with adapters or preferences", "set it to ddp")
     folder = find_checkpoint(Path(training.init_from))

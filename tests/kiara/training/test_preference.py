@@ -17,6 +17,7 @@ from training_runs import _losses
 
 import kiara as face
 from kiara.checkpoints.checkpoint import list_checkpoints, load_model
+from kiara.config.load import load_config
 from kiara.data.chat_split import PairSplit
 from kiara.data.dataset import Dataset
 from kiara.evaluation.evaluate import tensors
@@ -116,6 +117,7 @@ def test_the_best_checkpoint_is_that_of_the_preferences(imported: Path, prepared
     state = list_checkpoints(tmp_path / "run")[-1].state()
     losses = [one["val_preference_loss"] for one in _losses(tmp_path / "run") if "val_preference_loss" in one]
     assert state["selection_loss"] == losses[-1]
+    assert load_config(tmp_path / "run" / "config.yaml", environ={}).training.learning_rate == 1e-5
 
 
 @pytest.mark.parametrize(
