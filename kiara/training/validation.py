@@ -84,7 +84,8 @@ def sample(model: GPT, dataset: Dataset, prompt: str, tokens: int) -> str:
     """The prompt and its greedy continuation; of conversations, some held-out questions and the answers to them."""
     written = reference_model(model, dataset.tokenizer, dataset.token_ids)
     if isinstance(dataset.val, ChatSplit):
-        asked = islice(dataset.val.questions(), SAMPLES)
+        room = model.config.context_length - tokens
+        asked = islice((ids for ids in dataset.val.questions() if len(ids) < room), SAMPLES)
         answers = ((ids, written.generate(ids, max_tokens=tokens, temperature=0.0).text) for ids in asked)
         return "\n".join(dataset.tokenizer.decode(ids) + answer for ids, answer in answers)
     return prompt + written.generate(prompt, max_tokens=tokens, temperature=0.0).text

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from families import make_folder
 from training_runs import _losses
 
 import kiara as face
@@ -21,18 +20,9 @@ from kiara.config.load import load_config
 from kiara.data.chat_split import PairSplit
 from kiara.data.dataset import Dataset
 from kiara.evaluation.evaluate import tensors
-from kiara.importing.importer import import_model
 from kiara.training.preference import Preference
 
 SMALL = {"training.sample_tokens": 0, "training.sequence_length": 64}
-
-
-@pytest.fixture(scope="module")
-def imported(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("imported")
-    make_folder("llama", folder / "theirs", texts)
-    import_model(folder / "theirs", folder / "ours")
-    return folder / "ours"
 
 
 @pytest.fixture(scope="module")

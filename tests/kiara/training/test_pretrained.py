@@ -11,26 +11,16 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from families import make_folder
 from training_runs import _losses
 
 import kiara
 from kiara.checkpoints.checkpoint import find_checkpoint, list_checkpoints, load_model
 from kiara.checkpoints.json_files import read_json
 from kiara.data.dataset import Dataset
-from kiara.importing.importer import import_model
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens.tokenizer import Tokenizer
 
 FEW = {"training.max_steps": 4, "training.batch_size": 4, "training.sample_tokens": 0, "training.checkpoint_every": 2}
-
-
-@pytest.fixture(scope="module")
-def imported(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("imported")
-    make_folder("llama", folder / "theirs", texts)
-    import_model(folder / "theirs", folder / "ours")
-    return folder / "ours"
 
 
 @pytest.fixture(scope="module")
