@@ -118,7 +118,7 @@ class TrainingConfig(Section):
     track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[])
     """Trackers to log to, in addition to metrics.jsonl; each is an extra."""
     sample_prompt: str = "def "
-    """Prompt of the sample that each validation generates."""
+    """Prompt of the sample that each validation generates; if empty, the beginning of the held-out text."""
     sample_tokens: int = Field(default=64, ge=0)
     """Tokens of that sample; 0 disables it."""
     seed: int = Field(default=1337, ge=0, lt=1 << 63)

@@ -18,7 +18,13 @@ SEQUENCE_LENGTH = 512  # of a checkpoint with a longer context; a laptop holds a
 VALIDATIONS = 5  # in the course of a run
 
 # Defaults of a run that starts from a checkpoint, of all weights and with adapters.
-_SUITED: dict[str, Any] = {"optimizer": "adamw", "batch_size": 8, "warmup_steps": 10, "epochs": 2.0}
+_SUITED: dict[str, Any] = {
+    "optimizer": "adamw",
+    "batch_size": 8,
+    "warmup_steps": 10,
+    "epochs": 2.0,
+    "sample_prompt": "",
+}
 _ALL_WEIGHTS: dict[str, Any] = {"learning_rate": 1e-4, "embedding_learning_rate": 1e-4, "weight_decay": 0.01}
 _LORA: dict[str, Any] = {"learning_rate": 1e-3, "embedding_learning_rate": 1e-3, "weight_decay": 0.0}
 _PREFERENCE = {

@@ -24,6 +24,7 @@ from kiara.training.preference import Preference
 from kiara_runtime.verify import Metrics, Scorer
 
 SAMPLES = 3  # held-out questions to answer
+HELD_OUT_PROMPT = 16  # tokens of held-out text to continue
 
 
 class Validation:
@@ -81,11 +82,17 @@ class Validation:
 
 
 def sample(model: GPT, dataset: Dataset, prompt: str, tokens: int) -> str:
-    """The prompt and its greedy continuation; of conversations, some held-out questions and the answers to them."""
+    """The prompt, or if it is empty the beginning of the held-out text, and its greedy continuation.
+
+    Of conversations, some held-out questions and the answers to them.
+    """
     written = reference_model(model, dataset.tokenizer, dataset.token_ids)
     if isinstance(dataset.val, ChatSplit):
         room = model.config.context_length - tokens
         asked = islice((ids for ids in dataset.val.questions() if len(ids) < room), SAMPLES)
         answers = ((ids, written.generate(ids, max_tokens=tokens, temperature=0.0).text) for ids in asked)
         return "\n".join(dataset.tokenizer.decode(ids) + answer for ids, answer in answers)
+    if not prompt:
+        ids = dataset.val.shards[0][: min(HELD_OUT_PROMPT, model.config.context_length // 2)].tolist()
+        return dataset.tokenizer.decode(ids) + written.generate(ids, max_tokens=tokens, temperature=0.0).text
     return prompt + written.generate(prompt, max_tokens=tokens, temperature=0.0).text
