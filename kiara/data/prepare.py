@@ -29,6 +29,7 @@ from kiara_runtime.system import hash_file
 from kiara_runtime.tokens import Tokenizer, template_of
 
 RECIPE = 4  # raised when the same files and settings give a different folder, so that it is prepared again
+TAKEN = ("tokenizer.json", "tokenizer_config.json", GENERATION_FILE)  # files of a checkpoint that it depends on, too
 
 
 def prepare(config: Config, out: Path, sources: Sources | None = None) -> bool:
@@ -132,13 +133,17 @@ def shaping_settings(config: Config) -> dict[str, Any]:
 def _fingerprint(config: Config, sources: Sources) -> str:
     """A hash that changes with the files (name, size, time) and with every setting that the folder depends on."""
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sources.files]
-    taken = Path(config.tokenizer.source or "", "tokenizer.json")
-    vocabulary = hash_file(taken) if config.tokenizer.source and taken.is_file() else None
-    shape = [RECIPE, stats, list(sources.train), shaping_settings(config), vocabulary]
+    taken = [Path(config.tokenizer.source, name) for name in TAKEN] if config.tokenizer.source else []
+    taken += [Path(config.data.chat_template)] if config.data.chat_template else []
+    hashes = [hash_file(path) for path in taken if path.is_file()]
+    shape = [RECIPE, stats, list(sources.train), shaping_settings(config), hashes]
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 
 def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
+    if config.data.format != "text" and config.tokenizer.source is None:
+        problem, remedy = "needs the tokenizer of a checkpoint", "name it with --tokenizer"
+        raise UserError("data.format", problem, remedy, value=config.data.format)
     corpus = Corpus(config, sources)
     named = ", ".join(sources.train)
     for split, size in corpus.sizes.items():
@@ -147,23 +152,7 @@ def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
             raise UserError(
                 source, f"has no text, or too little to hold some out, for the {split} split", "give more text"
             )
-    if config.tokenizer.source is None:
-        if config.data.format != "text":
-            raise UserError(
-                "data.format",
-                "needs the tokenizer of a checkpoint",
-                "name it with --tokenizer",
-                value=config.data.format,
-            )
-        tokenizer = _tokenizer(config, corpus.readers["train"](), corpus.sizes["train"])
-        ids = TokenIds.of(tokenizer)
-    else:
-        tokenizer, ids = _existing(config.tokenizer)
-        if config.data.format != "text":
-            tokenizer.config["chat_template"] = _template(config.data.chat_template, tokenizer)
-            names = {token: name for name, token in tokenizer.special_tokens.items()}
-            tokenizer.config.setdefault("eos_token", names.get(min(ids.eos), ""))
-            ids = with_turn_end(tokenizer, ids)
+    tokenizer, ids = _tokenizer(config, corpus)
     tokenizer.save(folder)
     (folder / GENERATION_FILE).write_text(json.dumps(ids.json(), indent=2) + "\n", "utf-8")
     with progress("Encoding", sum(corpus.sizes.values())) as advance:
@@ -178,6 +167,20 @@ def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
         )
     dtype = token_type(tokenizer).str
     return {"vocab_size": tokenizer.vocab_size, "dtype": dtype, "splits": splits, **corpus.card}
+
+
+def _tokenizer(config: Config, corpus: Corpus) -> tuple[Tokenizer, TokenIds]:
+    """The tokenizer, with the ids that begin and end texts; for conversations with a chat template."""
+    if config.tokenizer.source is None:
+        tokenizer = _trained(config, corpus.readers["train"](), corpus.sizes["train"])
+        return tokenizer, TokenIds.of(tokenizer)
+    tokenizer, ids = _existing(config.tokenizer)
+    if config.data.format == "text":
+        return tokenizer, ids
+    tokenizer.config["chat_template"] = _template(config.data.chat_template, tokenizer)
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    tokenizer.config.setdefault("eos_token", names.get(min(ids.eos), ""))
+    return tokenizer, with_turn_end(tokenizer, ids)
 
 
 def _existing(config: TokenizerConfig) -> tuple[Tokenizer, TokenIds]:
@@ -203,7 +206,7 @@ def _template(file: str | None, tokenizer: Tokenizer) -> str:
         raise UserError("data.chat_template", f"cannot be read ({error})", "name a text file", value=file) from None
 
 
-def _tokenizer(config: Config, documents: Iterable[Document], size: int) -> Tokenizer:
+def _trained(config: Config, documents: Iterable[Document], size: int) -> Tokenizer:
     wanted = config.tokenizer.vocab_size
     with progress("Learning the tokenizer", min(LEARN_BYTES, size)) as advance:
 

@@ -252,3 +252,14 @@ def test_conversations_given_as_text_are_told_how_to_be_read(tmp_path: Path, kia
     assert "--set data.format=chat" in result.output
     result = kiara("prepare", source, "--out", tmp_path / "data", "--set", "data.format=chat")
     assert "--tokenizer" in result.output
+
+
+def test_another_template_is_prepared_again(imported: Path, tmp_path: Path) -> None:
+    source = _lines(tmp_path / "chats.jsonl", [{"prompt": f"{i}?", "completion": f"{i}."} for i in range(12)])
+    template = tmp_path / "template.jinja"
+    lengths: list[int] = []
+    for start in ("", "Begin "):
+        template.write_text(start + CHAT, "utf-8")
+        settings = {"data.format": "chat", "data.chat_template": str(template)}
+        lengths.append(face.prepare(str(source), tmp_path / "data", settings, tokenizer=imported).train.tokens)
+    assert lengths[1] > lengths[0]
