@@ -3,7 +3,7 @@
 Nothing here depends on the model.
 """
 
-from kiara.data.chat_split import ChatSplit, Packing, PairSplit
+from kiara.data.chat_split import ChatSplit, PairSplit
 from kiara.data.conversations import conversation_of
 from kiara.data.dataset import GIVEN, Dataset, Examples, Split, read_manifest
 from kiara.data.documents import read_documents, read_records
@@ -16,7 +16,6 @@ __all__ = [
     "ChatSplit",
     "Dataset",
     "Examples",
-    "Packing",
     "PairSplit",
     "Split",
     "TokenIds",

@@ -4,6 +4,6 @@ Nothing pickled is read. `kiara.families` defines the names of each model family
 """
 
 from kiara.importing import importer
-from kiara.importing.trim import Trimmed, trim
+from kiara.importing.trim import trim
 
-__all__ = ["Trimmed", "importer", "trim"]
+__all__ = ["importer", "trim"]

@@ -27,7 +27,7 @@ def _prepare_place(corpus: Path) -> None:
     texts = [path.read_text("utf-8") for path in sorted(corpus.glob("[a-c]*.py"))]
     make_folder("llama", Path("path/to/SmolLM2"), texts)
     shutil.copytree(corpus, "notes")
-    asked = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(24)]
+    asked = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(150)]
     _lines("chats.jsonl", asked)
     _lines("held-out.jsonl", asked[:2])
     _lines("pairs.jsonl", [{"prompt": one["prompt"], "chosen": one["completion"], "rejected": "No."} for one in asked])

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from processors import exact_products
 
 from kiara.config.model import ModelConfig
 from kiara.data.dataset import Dataset
@@ -69,6 +70,7 @@ def _rounded(model: GPT, factors: Factors, ids: np.ndarray, path: Path, kept: Co
     return in_chunks(Session(path, architecture(model)), ids, len(ids))
 
 
+@exact_products
 def test_smoothing_changes_no_logit_and_lowers_the_rounding_error(model: GPT, dataset: Dataset, tmp_path: Path) -> None:
     ids, factors = dataset.val.window(1, 96)[:-1], smoothing(model, dataset.train)
     folded, expected = _folded(model, factors), _logits(model, ids)
@@ -79,6 +81,7 @@ def test_smoothing_changes_no_logit_and_lowers_the_rounding_error(model: GPT, da
     assert np.square(found - expected).mean() < 0.5 * np.square(plain - expected).mean()
 
 
+@exact_products
 def test_a_matrix_too_sensitive_for_dynamic_rounding_keeps_its_blocks(
     model: GPT, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -119,6 +122,7 @@ def _product(matrix: np.ndarray) -> ort.InferenceSession:
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+@exact_products
 def test_each_row_is_rounded_on_its_own() -> None:
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((48, 64)).astype(np.float32)

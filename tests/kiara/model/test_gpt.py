@@ -38,7 +38,7 @@ def test_checkpoint_opens_in_transformers_with_the_same_logits(
 
     model = _random_model(dataset.tokenizer.vocab_size, **shape)
     state = {"epoch": 0, "step": 1, "val_loss": 1.0}
-    folder = save_checkpoint(tmp_path, model, dataset.tokenizer, {}, state).folder
+    folder = save_checkpoint(tmp_path, model, dataset, {}, state).folder
     oracle = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert type(oracle).__name__ == "ArceeForCausalLM"
     ids = torch.randint(0, model.vocab_size, (2, 50), generator=torch.Generator().manual_seed(1))

@@ -17,7 +17,7 @@ from training_runs import _changed, _losses
 import kiara.training.validation
 from kiara.checkpoints.checkpoint import best_checkpoint, list_checkpoints, load_model
 from kiara.config.sections import Config
-from kiara.data.dataset import Dataset
+from kiara.data.dataset import Dataset, Examples
 from kiara.evaluation.evaluate import rows_at_once, window_length
 from kiara.training.run import Run
 from kiara.training.trainer import Trainer, train
@@ -165,14 +165,14 @@ def test_validation_holds_at_most_256_mib_of_logits(
     small_config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = list[int]()
-    batches = kiara.training.validation.windows
+    batches = kiara.training.validation.held_out_examples
 
-    def watched(*given: Any) -> Iterator[torch.Tensor]:
+    def watched(*given: Any) -> Iterator[Examples]:
         for batch in batches(*given):
-            sizes.append(batch[:, 1:].numel())
+            sizes.append(batch.targets.size)
             yield batch
 
-    monkeypatch.setattr(kiara.training.validation, "windows", watched)
+    monkeypatch.setattr(kiara.training.validation, "held_out_examples", watched)
     large: Any = SimpleNamespace(config=small_config.model, vocab_size=1 << 16)
     assert rows_at_once(large) * window_length(large) * large.vocab_size <= 1 << 26
     monkeypatch.setattr(kiara.training.validation, "rows_at_once", lambda model: 2)

@@ -104,7 +104,7 @@ def test_compiled_training_follows_the_eager_curve(
 
 def test_a_split_too_short_for_a_window_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     config = load_config(assignments=["model.context_length=1000000"], environ={})
-    with pytest.raises(UserError, match=r"too few for one window of model.context_length"):
+    with pytest.raises(UserError, match=r"too few for a sequence of 1000000"):
         train(Run(tmp_path / "r", config, resume=False), dataset)
 
 
