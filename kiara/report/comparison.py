@@ -61,7 +61,7 @@ def _page(comparison: Comparison) -> Iterator[str]:
             yield f'<div class="reference"><span>reference</span><pre>{escape(prompt.reference)}</pre></div>'
         for name, answers in comparison.answers.items():
             loss = answers[i].reference_loss
-            told = "" if loss is None else f" <span>reference {loss:.2f} nats per token</span>"
+            told = "" if loss is None else f" <span>{loss:.2f} nats per token</span>"
             yield f"<div>{_name(comparison, name)}{told}<pre>{escape(answers[i].text.strip())}</pre></div>"
         yield "</div>"
     yield "</html>"
