@@ -152,12 +152,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _shape_suits_the_kernels(self) -> Config:
-        if (length := self.training.sequence_length) is not None and length > self.model.context_length:
-            problem = f"is above model.context_length ({self.model.context_length})"
-            if self.training.init_from is None:
-                raise UserError("training.sequence_length", problem, "lower it", value=length)
-        if self.training.init_from is not None:  # the checkpoint's shape
+        if self.training.init_from is not None:  # the checkpoint's shape counts, which is checked when it is read
             return self
+        if self.sequence_length > self.model.context_length:
+            problem = f"is above model.context_length ({self.model.context_length})"
+            raise UserError("training.sequence_length", problem, "lower it", value=self.sequence_length)
         for name, multiple in (("hidden_size", 64), ("intermediate_size", 64), ("head_dim", 16)):
             if (value := getattr(self.model, name)) % multiple:
                 raise UserError(f"model.{name}", "cannot be used", f"give a multiple of {multiple}", value=value)

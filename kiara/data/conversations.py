@@ -35,8 +35,7 @@ def conversation_text(name: str, record: Mapping[str, Any]) -> Iterator[str]:
 def preference_text(name: str, record: Mapping[str, Any]) -> Iterator[str]:
     """The conversations of a record that end in its chosen and in its rejected answer, as JSON."""
     if not {"chosen", "rejected"} <= record.keys():
-        held = f" (it has {', '.join(map(repr, list(record)[:5]))})" if record else ""
-        problem = f"has no `chosen` and `rejected`{held:.200}"
+        problem = f"has no `chosen` and `rejected`{_fields(record)}"
         raise BadTextError(name, problem, "rename its fields, or remove the line", "no preference")
     asked = {"prompt": record.get("prompt", [])}
     pair = [
@@ -82,8 +81,7 @@ def _messages(name: str, record: Mapping[str, Any]) -> Any:
     if "messages" in record:
         return record["messages"]
     if not {"prompt", "completion"} <= record.keys():
-        held = f" (it has {', '.join(map(repr, list(record)[:5]))})" if record else ""
-        problem = f"has neither `messages` nor `prompt` and `completion`{held:.200}"
+        problem = f"has neither `messages` nor `prompt` and `completion`{_fields(record)}"
         raise BadTextError(name, problem, "rename its fields, or remove the line", "not a conversation")
     asked, answered = record["prompt"], record["completion"]
     if isinstance(asked, str):
@@ -154,3 +152,8 @@ def _prefix(
 
 def _unmarked(problem: str) -> UserError:
     return UserError("chat template", problem, "give another with --set data.chat_template=FILE")
+
+
+def _fields(record: Mapping[str, Any]) -> str:
+    """The names of a record's fields, for an error."""
+    return f" (it has {', '.join(map(repr, list(record)[:5]))})"[:200] if record else ""

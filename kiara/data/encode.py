@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 from kiara.data.dataset import SHARD_TOKENS
 from kiara.data.documents import Document
 from kiara.data.token_ids import TokenIds
+from kiara_runtime.system import hash_file
 from kiara_runtime.tokens import Tokenizer
 
 BATCH_CHARACTERS = 1 << 21
@@ -54,8 +54,7 @@ def encode(
         text_bytes += read
         advance(read)
     for shard in shards:
-        with (folder / shard["file"]).open("rb") as file:
-            shard["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        shard["sha256"] = hash_file(folder / shard["file"])
     ratio = round(text_bytes / tokens, 4) if tokens else None
     counts = {"documents": documents_read, "bytes": text_bytes, "tokens": tokens, "bytes_per_token": ratio}
     return {**counts, "shards": shards}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from kiara.data.documents import Document
 from kiara.data.encode import token_type
 from kiara.data.token_ids import TokenIds
 from kiara_runtime.errors import UserError
+from kiara_runtime.system import hash_file
 from kiara_runtime.tokens import Tokenizer
 
 
@@ -50,7 +50,7 @@ def encode_chats(
                 text_bytes += sum(len(str(message.get("content") or "").encode()) for message in messages)
             advance(len(text.encode()))
     np.array(begins, np.int64).tofile(folder / names["begins"])
-    hashes = {kind: _hash(folder / name) for kind, name in names.items()}
+    hashes = {kind: hash_file(folder / name) for kind, name in names.items()}
     count = begins[-1]
     return {
         "documents": documents_read,
@@ -62,8 +62,3 @@ def encode_chats(
         "shards": [{"file": names["bin"], "tokens": count, "sha256": hashes["bin"]}],
         "chat": {kind: {"file": names[kind], "sha256": hashes[kind]} for kind in ("learned", "begins")},
     }
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -75,10 +75,11 @@ Predict = Callable[[Tensor, Tensor | None], Tensor]  # ids (B, S), and segments 
 def predicted(
     predict: Predict, examples: Examples, device: torch.device
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """For each row, the logits (N, V) of the targets (N,) that count."""
+    """For each row, the logits (N, V) of the targets (N,) that count. Of pairs, only the chosen conversations."""
     ids, _, segments = tensors(examples, device)
     logits = predict(ids, segments).float().cpu().numpy()
-    for row, targets in zip(logits, examples.targets, strict=True):
+    scored = len(logits) // 2 if examples.pairs else len(logits)
+    for row, targets in zip(logits[:scored], examples.targets[:scored], strict=True):
         counted = targets >= 0
         yield row[counted], targets[counted]
 

@@ -47,8 +47,7 @@ class Validation:
         self._model.eval()
         for examples, counts in self._share(held_out_examples(self._dataset.val, self._length, tokens, self._rows)):
             found = list(predicted(self._predict, examples, device))
-            chosen = len(found) // 2 if examples.pairs else len(found)
-            for logits, targets in found[:chosen] if counts else ():
+            for logits, targets in found if counts else ():
                 scorer.add(logits, targets)
         self._model.train()
         scorer.totals = self._world.total(scorer.totals)
