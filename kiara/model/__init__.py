@@ -5,7 +5,7 @@ Not here: weight names of other model families (`families`), training, export.
 
 from kiara.model import sizes
 from kiara.model.gpt import GPT, Linear
-from kiara.model.ops import KeyValue, Lengths, rope_tables
+from kiara.model.ops import KeyValue, Lengths, emitting_operators, rope_tables
 from kiara.model.rotary import frequencies
 from kiara.model.wiring import norm_before, packed, projections
 
@@ -14,6 +14,7 @@ __all__ = [
     "KeyValue",
     "Lengths",
     "Linear",
+    "emitting_operators",
     "frequencies",
     "norm_before",
     "packed",

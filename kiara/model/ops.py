@@ -1,8 +1,8 @@
 """Fused operations, each with a PyTorch body and an ONNX Runtime operator.
 
-Training and the PyTorch reference run the eager PyTorch body. While `torch.onnx.export` traces the model, the function
-emits the operator instead. The exported graph is thus traced from the module that was trained; there is no second
-model definition. `kiara_export.proof.verify` compares the two.
+Training and the PyTorch reference run the eager PyTorch body. While the exporter traces the model (inside
+`emitting_operators`), the function emits the operator instead. The exported graph is thus traced from the module that
+was trained; there is no second model definition. `kiara_export.proof.verify` compares the two.
 
 Shape letters: B batch, S new tokens, P cached tokens, T = P + S, D hidden size, H query heads,
 K key/value heads, E head size, C context length.
@@ -10,6 +10,8 @@ K key/value heads, E head size, C context length.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,22 @@ from kiara.config import ModelConfig
 from kiara.model.rotary import frequencies
 
 KeyValue = tuple[Tensor, Tensor]
+_emitting = False
+
+
+@contextmanager
+def emitting_operators() -> Iterator[None]:
+    """Until the block ends, the functions of this module emit ONNX Runtime's operators.
+
+    Not `torch.compiler.is_exporting`: up to PyTorch 2.11 that is also true while torch.compile traces (pytorch issue
+    176347), and a compiled model would be trained on the operators' placeholder, zeros.
+    """
+    global _emitting
+    _emitting = True
+    try:
+        yield
+    finally:
+        _emitting = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Traced as the placeholder kiara::Linear, which `kiara_export.graph.lower` replaces by each variant's operator.
     """
-    if not torch.compiler.is_exporting():
+    if not _emitting:
         return F.linear(x, weight, bias)
     inputs = (x, weight) if bias is None else (x, weight, bias)
     return torch.onnx.ops.symbolic("kiara::Linear", inputs, dtype=x.dtype, shape=(*x.shape[:-1], weight.shape[0]))
@@ -69,7 +87,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root mean square norm over the last axis (Zhang and Sennrich 2019). x (B, S, D) -> (B, S, D)."""
-    if not torch.compiler.is_exporting():
+    if not _emitting:
         return F.rms_norm(x, weight.shape, weight, eps)
     return torch.onnx.ops.symbolic(
         "com.microsoft::SimplifiedLayerNormalization",
@@ -87,7 +105,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 def skip_rms_norm(x: Tensor, skip: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Add, then norm: (rms_norm(x + skip), x + skip), both (B, S, D)."""
-    if not torch.compiler.is_exporting():
+    if not _emitting:
         total = x + skip
         return rms_norm(total, weight, eps), total
     # The schema has four outputs and the exporter needs all of them; a later graph pass removes the middle two.
@@ -103,7 +121,7 @@ def skip_rms_norm(x: Tensor, skip: Tensor, weight: Tensor, eps: float) -> tuple[
 
 def skip_layer_norm(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Add, then norm: (layer_norm(x + skip), x + skip), both (B, S, D)."""
-    if not torch.compiler.is_exporting():
+    if not _emitting:
         total = x + skip
         return layer_norm(total, weight, bias, eps), total
     normed, _, _, total = torch.onnx.ops.symbolic_multi_out(
@@ -118,7 +136,7 @@ def skip_layer_norm(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, eps: 
 
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x) (Elfwing et al. 2017). Exported as com.microsoft QuickGelu, x * sigmoid(alpha * x)."""
-    if not torch.compiler.is_exporting():
+    if not _emitting:
         return F.silu(x)
     return torch.onnx.ops.symbolic("com.microsoft::QuickGelu", (x,), {"alpha": 1.0}, dtype=x.dtype, shape=x.shape)
 
@@ -128,7 +146,7 @@ def wanted_positions(x: Tensor, lengths: Lengths | Packed | None) -> Tensor:
 
     Prefill needs only the logits of the last token, and the LM head is a fifth of its work.
     """
-    if not torch.compiler.is_exporting():
+    if not _emitting:
         return x
     assert isinstance(lengths, Lengths), "the exported graph always has lengths"
     end, axis = torch.tensor([torch.iinfo(torch.int64).max]), torch.tensor([1])
@@ -169,7 +187,7 @@ def attention(
     """
     batch, new, width = q.shape
     size = width // (heads if k is not None else heads + 2 * kv_heads)
-    if not torch.compiler.is_exporting():
+    if not _emitting:
         packed = q if k is None or v is None else torch.cat((q, k, v), dim=-1)
         layout = lengths if isinstance(lengths, Packed) else None
         return _eager_attention(packed, heads, kv_heads, size, rope, past, layout)

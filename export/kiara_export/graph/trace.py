@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kiara.config import ModelConfig
-from kiara.model import GPT, Lengths, frequencies
+from kiara.model import GPT, Lengths, emitting_operators, frequencies
 from kiara_runtime.bundle import io_names
 
 OPSET = 21
@@ -68,7 +68,7 @@ def trace(model: GPT) -> ir.Model:
         {0: "batch_size", 1: "total_sequence_length"},
         tuple({0: "batch_size", 2: "past_sequence_length"} for _ in inputs[2:]),
     )
-    with _quiet():
+    with _quiet(), emitting_operators():
         program = torch.onnx.export(
             _Traced(model).eval(),
             arguments,

@@ -81,3 +81,14 @@ def test_initialisation_starts_at_the_uniform_loss_and_follows_the_seed() -> Non
     losses = [model.loss(ids[:, :-1], ids[:, 1:]).item() for model in models]
     assert losses[0] == losses[1] != losses[2]
     assert abs(losses[0] - torch.log(torch.tensor(512.0)).item()) < 0.5
+
+
+def test_a_compiled_model_is_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where PyTorch says, as up to 2.11, that a model it compiles is being exported."""
+    model = _random_model(320, num_attention_heads=4, num_key_value_heads=2)
+    ids = torch.arange(24).reshape(2, 12)
+    eager = model.loss(ids, ids)
+    compiled = torch.compile(model.loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids, ids), eager, rtol=0, atol=0)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(model.loss(ids, ids), eager, rtol=0, atol=0)
