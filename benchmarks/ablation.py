@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,8 +27,8 @@ from torch import Tensor, optim
 from kiara import train
 from kiara.config import ModelConfig, TrainingConfig
 from kiara.model import GPT, gpt
+from kiara.training import muon, trainer
 from kiara.training import optim as kiara_optim
-from kiara.training import trainer
 
 MODEL = ModelConfig()
 SETTINGS: dict[str, Any] = {  # the default model on 1.6 million tokens
@@ -44,21 +43,9 @@ SETTINGS: dict[str, Any] = {  # the default model on 1.6 million tokens
 
 
 @contextmanager
-def split_muon() -> Iterator[None]:
-    """Orthogonalise q, k and v separately."""
-    keys = MODEL.head_dim * MODEL.num_key_value_heads
-    parts = [MODEL.head_dim * MODEL.num_attention_heads, keys, keys]
-    muon = sys.modules["torch.optim._muon"]
-    packed: Callable[..., Tensor] = muon._zeropower_via_newtonschulz
-
-    def split(gradient: Tensor, *arguments: Any) -> Tensor:
-        rows, columns = gradient.shape
-        if rows != sum(parts):
-            return packed(gradient, *arguments)
-        scale = [math.sqrt(max(part, columns) / max(rows, columns)) for part in parts]  # of each part's own shape
-        return torch.cat([packed(part, *arguments) * by for part, by in zip(gradient.split(parts), scale, strict=True)])
-
-    with patch.object(muon, "_zeropower_via_newtonschulz", split):
+def packed_muon() -> Iterator[None]:
+    """Orthogonalise q, k and v as the one matrix that they are packed in."""
+    with patch.object(kiara_optim, "packed_rows", lambda model: {}):
         yield
 
 
@@ -69,10 +56,9 @@ def momentum_warmup() -> Iterator[None]:
 
     def warmed(optimizers: dict[str, optim.Optimizer], config: TrainingConfig, step: int) -> None:
         rates(optimizers, config, step)
-        for group in optimizers["muon"].param_groups:
-            group["momentum"] = 0.85 + 0.1 * min(1.0, 5 * step / config.max_steps)
+        muon.MOMENTUM = 0.85 + 0.1 * min(1.0, 5 * step / config.max_steps)
 
-    with patch.object(trainer, "set_learning_rates", warmed):
+    with patch.object(trainer, "set_learning_rates", warmed), patch.object(muon, "MOMENTUM", 0.85):
         yield
 
 
@@ -126,19 +112,19 @@ def embedding_norm() -> Iterator[None]:
 @contextmanager
 def cautious_decay() -> Iterator[None]:
     """Weights decay only where the update makes them smaller as well (Chen et al. 2025)."""
-    step = optim.Muon.step
+    step = muon.Muon.step
 
-    def cautious(self: optim.Muon, closure: Any = None) -> None:
+    def cautious(self: muon.Muon) -> None:
         (group,) = self.param_groups
         decay, group["weight_decay"] = group["weight_decay"], 0.0
         before = [weight.detach().clone() for weight in group["params"]]
-        step(self, closure)
+        step(self)
         group["weight_decay"] = decay
         with torch.no_grad():
             for old, weight in zip(before, group["params"], strict=True):
                 weight.sub_(old * ((old - weight) * old > 0), alpha=group["lr"] * decay)
 
-    with patch.object(optim.Muon, "step", cautious):
+    with patch.object(muon.Muon, "step", cautious):
         yield
 
 
@@ -165,7 +151,7 @@ Change = tuple[Callable[[], AbstractContextManager[None]], dict[str, Any]]
 SWIGLU = {"model.mlp": "swiglu", "model.intermediate_size": 704}
 CHANGES: dict[str, Change] = {
     "as it is": (nullcontext, {}),
-    "Muon on q, k, v separately": (split_muon, {}),
+    "Muon on q, k, v together": (packed_muon, {}),
     "momentum warm-up": (momentum_warmup, {}),
     "value residual": (value_residual, {}),
     "logit soft-cap": (logit_softcap, {}),

@@ -107,7 +107,7 @@ def train(
 def evaluate(source: Place, text: str | None = None) -> Metrics:
     """Loss (nats per token), perplexity, accuracy and bits per byte of a checkpoint, or of a run's best checkpoint.
 
-    text: source of held-out text; by default the validation split of the run's data.
+    text: source of held-out text, or a prepared folder, whose validation split is taken; by default that of the run.
     """
     from kiara.evaluation import evaluate_checkpoint
 

@@ -35,7 +35,7 @@ def _found(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: lis
     if not any(order.variant.calibrated for order in orders):
         return Texts(report)
     if request.calibration is not None:
-        tuning = held_out_text(checkpoint, tokenizer, request.calibration)
+        tuning = held_out_text(checkpoint, tokenizer, request.calibration, "train")
     elif read_state(checkpoint).get("dataset") is not None:
         tuning = trained_on(checkpoint, "--calibration").train
     else:

@@ -37,7 +37,11 @@ def _default_losses() -> str:
 
 
 SOURCE = click.argument("source", metavar="RUN_OR_CHECKPOINT", type=click.Path(path_type=Path))
-TEXT = click.option("--text", help="Source of held-out text. Default: the validation split of the run's data.")
+TEXT = click.option(
+    "--text",
+    help="Source of held-out text, or a prepared folder, whose validation split is taken: of conversations the answers "
+    "count. Default: that of the run's data.",
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -85,9 +85,9 @@ class TrainingConfig(Section):
     """Recompute activations in the backward pass: a third more time, much less memory."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Optimizer of the matrices inside the blocks; all other weights have AdamW."""
-    learning_rate: float = Field(default=0.008, gt=0, lt=1)
+    learning_rate: float = Field(default=0.0055, gt=0, lt=1)
     """Peak learning rate of the matrices inside the blocks; AdamW wants about a third of Muon's."""
-    embedding_learning_rate: float = Field(default=0.06, gt=0, lt=1)
+    embedding_learning_rate: float = Field(default=0.04, gt=0, lt=1)
     """Peak learning rate of all other weights."""
     schedule: Literal["linear", "cosine"] = "linear"
     """Decay of the learning rates to zero."""

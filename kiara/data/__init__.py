@@ -5,9 +5,10 @@ Nothing here depends on the model.
 
 from kiara.data.chat_split import ChatSplit, PairSplit
 from kiara.data.conversations import conversation_of
-from kiara.data.dataset import GIVEN, Dataset, Examples, Split, read_manifest
+from kiara.data.dataset import Dataset, read_manifest
 from kiara.data.documents import read_documents, read_records
 from kiara.data.prepare import as_prepared, dataset_of, prepare_folder
+from kiara.data.sequences import GIVEN, Examples, Split
 from kiara.data.sources import resolve_source
 from kiara.data.token_ids import TokenIds
 

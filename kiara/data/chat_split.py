@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from kiara.data.dataset import Examples, Split, order
+from kiara.data.sequences import Examples, Split, order
 from kiara_runtime.errors import UserError
 
 IGNORED = -100  # a target that does not count, as in PyTorch's cross-entropy

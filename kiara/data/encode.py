@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from kiara.data.dataset import SHARD_TOKENS
 from kiara.data.documents import Document
 from kiara.data.token_ids import TokenIds
 from kiara_runtime.system import hash_file
 from kiara_runtime.tokens import Tokenizer
 
 BATCH_CHARACTERS = 1 << 21
+SHARD_TOKENS = 1 << 27  # of a token file, but for its last document
 
 
 def token_type(tokenizer: Tokenizer) -> np.dtype[Any]:

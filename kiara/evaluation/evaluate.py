@@ -18,7 +18,17 @@ from torch import Tensor
 
 from kiara.checkpoints import find_checkpoint, load_model, trained_on
 from kiara.console import progress
-from kiara.data import GIVEN, ChatSplit, Examples, Split, TokenIds, read_documents, resolve_source
+from kiara.data import (
+    GIVEN,
+    ChatSplit,
+    Dataset,
+    Examples,
+    Split,
+    TokenIds,
+    read_documents,
+    read_manifest,
+    resolve_source,
+)
 from kiara.model import GPT
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer
@@ -84,20 +94,30 @@ def predicted(
         yield row[counted], targets[counted]
 
 
-def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None) -> Split:
-    """The validation split of a checkpoint's training data, or the text of `source`."""
-    if source is not None:
-        start = tokenizer.first_token(TokenIds.read(checkpoint).bos)
-        begin, rows, text_bytes = np.array([start], dtype=np.uint32), list[np.ndarray](), 0
-        for document in read_documents(resolve_source(source)):
-            text = document.read()
-            if text.strip() and len(row := _encode(tokenizer, document.name, text)):
-                rows += [begin, row]
-                text_bytes += len(text.encode())
-        if sum(map(len, rows)) < 2:
-            raise UserError(source, "holds no text", "name a file or folder with text")
-        return Split(GIVEN, [np.concatenate(rows)], text_bytes)
-    return trained_on(checkpoint, "--text").val
+def held_out_text(checkpoint: Path, tokenizer: Tokenizer, source: str | None, split: str = "val") -> Split:
+    """The validation split of a checkpoint's training data, a split of the prepared folder `source`, or other text."""
+    if source is None:
+        return trained_on(checkpoint, "--text").val
+    if read_manifest(Path(source)) is None:
+        return _text_of(source, checkpoint, tokenizer)
+    dataset = Dataset.open(Path(source))
+    if dataset.tokenizer.definition != tokenizer.definition:
+        problem = f"was prepared with another tokenizer than that of {checkpoint}"
+        raise UserError(source, problem, f"prepare it with --tokenizer {checkpoint}, or name the text itself")
+    return dataset.train if split == "train" else dataset.val
+
+
+def _text_of(source: str, checkpoint: Path, tokenizer: Tokenizer) -> Split:
+    start = tokenizer.first_token(TokenIds.read(checkpoint).bos)
+    begin, rows, text_bytes = np.array([start], dtype=np.uint32), list[np.ndarray](), 0
+    for document in read_documents(resolve_source(source)):
+        text = document.read()
+        if text.strip() and len(row := _encode(tokenizer, document.name, text)):
+            rows += [begin, row]
+            text_bytes += len(text.encode())
+    if sum(map(len, rows)) < 2:
+        raise UserError(source, "holds no text", "name a file or folder with text")
+    return Split(GIVEN, [np.concatenate(rows)], text_bytes)
 
 
 def _encode(tokenizer: Tokenizer, name: str, text: str) -> np.ndarray:

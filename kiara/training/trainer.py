@@ -96,7 +96,7 @@ class Trainer:
         if isinstance(dataset.train, PairSplit):
             self.objective = Preference(self.model, reference(run, dataset).to(self.device), self.config.dpo_beta)
         self.gradient = Gradient(self.objective, dataset.train, run.config, world, self.autocast)
-        self.optimizers = make_optimizers(self.model, self.config)
+        self.optimizers = make_optimizers(self.model, self.config, self.bfloat16)
         quantize, selected = self.config.quantize, self.config.select_by or self.config.quantize
         self.rounding = Rounding(self.model, quantize) if quantize != "none" else None
         self.selection = Rounding(self.model, selected) if selected not in ("none", "val_bpb") else None

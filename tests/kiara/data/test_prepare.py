@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiara.config.load import load_config
-from kiara.data.dataset import Dataset, Split
+from kiara.data.dataset import Dataset
 from kiara.data.documents import read_documents
 from kiara.data.prepare import as_prepared, dataset_of, prepare
+from kiara.data.sequences import Split
 from kiara.data.sources import STDLIB, resolve_source
 from kiara.data.tokenizer_training import train_tokenizer
 from kiara_runtime.errors import UserError

@@ -13,7 +13,8 @@ import torch
 from click.testing import Result
 
 from kiara.checkpoints.checkpoint import find_checkpoint, load_model
-from kiara.data.dataset import Split
+from kiara.data.dataset import Dataset
+from kiara.data.sequences import Split
 from kiara.evaluation.evaluate import windows
 from kiara_runtime.engine.session import Decoder
 
@@ -47,6 +48,29 @@ def test_unusable_text_is_refused_with_a_remedy_for_this_command(
     result = kiara("evaluate", run, "--text", tmp_path / name)
     assert result.exit_code == 1 and expected in result.stderr
     assert result.stderr.count("\n") == 1 and "--set" not in result.stderr
+
+
+def test_a_prepared_folder_stands_for_its_held_out_part(
+    run: Path, dataset: Dataset, imported: Path, kiara: Callable[..., Result]
+) -> None:
+    own, named = (
+        json.loads(kiara("evaluate", run, *text, "--json").stdout) for text in ((), ("--text", dataset.folder))
+    )
+    assert own == named
+    result = kiara("evaluate", imported, "--text", dataset.folder)
+    assert result.exit_code == 1
+    assert f"was prepared with another tokenizer than that of {imported}; prepare it with --tokenizer" in result.stderr
+
+
+def test_of_prepared_conversations_the_answers_count(
+    imported: Path, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    lines = [json.dumps({"prompt": f"What is {i}?", "completion": f"It is {i}."}) + "\n" for i in range(20)]
+    (tmp_path / "chats.jsonl").write_text("".join(lines), "utf-8")
+    given = ("--tokenizer", imported, "--set", "data.format=chat", "--set", "data.val_fraction=0.3")
+    assert kiara("prepare", tmp_path / "chats.jsonl", "--out", tmp_path / "data", *given).exit_code == 0
+    found = json.loads(kiara("evaluate", imported, "--text", tmp_path / "data", "--json").stdout)
+    assert found["tokens"] == Dataset.open(tmp_path / "data").manifest["splits"]["val"]["answer_tokens"]
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 95, 96, 97, 98, 193, 250])

@@ -9,9 +9,11 @@ import pytest
 import torch
 from training_runs import _changed, _losses
 
-from kiara.config.sections import Config
+from kiara.config.sections import AdaptConfig, Config
 from kiara.data.dataset import Dataset
 from kiara.model.gpt import GPT
+from kiara.training.lora import add_lora
+from kiara.training.muon import Muon, orthogonal, packed_rows
 from kiara.training.optim import make_optimizers, schedule, set_learning_rates
 from kiara.training.run import Run
 from kiara.training.trainer import train
@@ -68,6 +70,47 @@ def test_adamw_alone_follows_pytorchs_adamw(small_config: Config) -> None:
         reference.step()
         optimizers["adamw"].step()
     torch.testing.assert_close(ours.get_parameter(name), weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rows", [[48], [16, 8, 24]])
+def test_muon_follows_pytorchs_on_each_packed_matrix(rows: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(48, 32, generator=generator))
+    parts = [torch.nn.Parameter(part.detach().clone()) for part in weight.split(rows)]
+    ours = Muon([{"params": [weight], "lr": 0.02, "weight_decay": 0.3}], {weight: rows}, torch.bfloat16)
+    reference = torch.optim.Muon(parts, lr=0.02, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        weight.grad = torch.randn(weight.shape, generator=generator)
+        for part, gradient in zip(parts, weight.grad.split(rows), strict=True):
+            part.grad = gradient.clone()
+        ours.step()
+        reference.step()
+    torch.testing.assert_close(weight, torch.cat([*parts]), rtol=1e-4, atol=2e-4)  # PyTorch rounds the update's scale
+
+
+def test_muon_in_float32_makes_singular_values_alike() -> None:
+    matrix = torch.randn(40, 24, generator=torch.Generator().manual_seed(0)) * 1e-3
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = torch.linalg.svdvals(orthogonal(matrix))
+    assert found.min() > 0.6 and found.max() < 1.3
+    assert torch.linalg.matrix_norm(orthogonal(matrix) - left @ right, 2) < 0.4
+
+
+def test_every_packed_matrix_of_a_model_has_its_rows(small_config: Config) -> None:
+    shape = small_config.model
+    gated = GPT(shape.model_copy(update={"mlp": "swiglu"}), 512)
+    parts = packed_rows(gated)
+    rows = {name: parts[weight] for name, weight in gated.named_parameters() if weight in parts and "layers.0" in name}
+    heads, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    assert rows == {
+        "layers.0.self_attn.qkv_proj.weight": [heads, keys, keys],
+        "layers.0.mlp.gate_up_proj.weight": [shape.intermediate_size] * 2,
+    }
+    add_lora(gated, AdaptConfig(rank=4), seed=0)
+    adapted = {name: packed_rows(gated).get(weight) for name, weight in gated.named_parameters()}
+    assert adapted["layers.0.self_attn.qkv_proj.lora_A"] == [4, 4, 4]
+    assert adapted["layers.0.self_attn.qkv_proj.lora_B"] == [heads, keys, keys]
+    assert adapted["layers.0.self_attn.o_proj.lora_B"] == [shape.hidden_size]
 
 
 def test_a_run_with_adamw_and_cosine_decay_resumes_exactly(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from training_runs import _changed, _losses
 
+import kiara
 from kiara.checkpoints.checkpoint import list_checkpoints
 from kiara.config.load import config_yaml
 from kiara.config.sections import Config
@@ -23,6 +25,7 @@ from kiara.training.run import Run
 from kiara.training.trainer import train
 
 STEPS = 10
+ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +52,30 @@ def _torchrun(config: Config, out: Path, *settings: str, processes: int = 2) -> 
     options = [part for setting in settings for part in ("--set", f"training.{setting}")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     arguments = ["kiara", "train", "--config", str(file), "--out", str(out), "--resume", *options]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=environ, check=False)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=ENVIRON, check=False)
+
+
+@pytest.mark.parametrize("kind", ["chat", "preference"])
+def test_two_processes_teach_a_checkpoint_as_one_does(kind: str, imported: Path, tmp_path: Path) -> None:
+    """Conversations with adapters, preferences with all weights."""
+    answers = {"chat": ("completion",), "preference": ("chosen", "rejected")}[kind]
+    records = [{"prompt": f"Is it {i}?", **{name: f"{name} {i}" for name in answers}} for i in range(40)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    data = {"data.format": kind, "data.val_fraction": 0.2, "training.sequence_length": 64}
+    kiara.prepare(str(tmp_path / "talks.jsonl"), tmp_path / "data", data, tokenizer=imported)
+    settings = {
+        "data.train": str(tmp_path / "data"), "training.sequence_length": 64, "training.max_steps": 5,
+        "training.batch_size": 4, "training.dtype": "float32", "training.sample_tokens": 0,
+    }  # fmt: skip
+    if kind == "chat":
+        settings["adapt.rank"] = 4
+    assert kiara.train(tmp_path / "one", settings, init_from=imported)
+    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "kiara"]
+    command += ["train", "--init-from", str(imported), "--out", str(tmp_path / "two"), *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRON, check=False)
+    assert done.returncode == 0, done.stderr
+    _assert_like(tmp_path / "two", tmp_path / "one")
 
 
 def _curve(run: Path) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from training_runs import _losses
+from training_runs import _change_weights, _losses
 
 import kiara as face
 from kiara.checkpoints.checkpoint import list_checkpoints, load_model
@@ -100,6 +100,15 @@ def test_a_choice_is_learned_and_an_interrupted_run_ends_the_same(
     assert face.train(tmp_path / "half", resume=True)
     ends = [load_model(list_checkpoints(tmp_path / name)[-1].folder)[0].state_dict() for name in ("run", "half")]
     assert all(torch.equal(ends[1][name], weight) for name, weight in ends[0].items())
+
+
+def test_a_reference_that_has_changed_is_refused(imported: Path, prepared: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(imported, tmp_path / "base")
+    _train(tmp_path / "run", tmp_path / "base", prepared, training_max_steps=4, training_checkpoint_every=2)
+    shutil.rmtree(list_checkpoints(tmp_path / "run")[-1].folder)
+    _change_weights(tmp_path / "base")
+    with pytest.raises(face.UserError, match="other weights"):
+        face.train(tmp_path / "run", resume=True)
 
 
 def test_the_best_checkpoint_is_that_of_the_preferences(imported: Path, prepared: Dataset, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from training_runs import _losses
+from training_runs import _change_weights, _losses
 
 import kiara
 from kiara.checkpoints.checkpoint import find_checkpoint, list_checkpoints, load_model
@@ -157,13 +156,7 @@ def test_adapters_without_a_checkpoint_are_refused(corpus: Path, tmp_path: Path,
 def test_changed_weights_under_an_adapter_are_refused(imported: Path, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(imported, tmp_path / "base")
     _train(tmp_path / "run", tmp_path / "base", prepared, adapt_rank=4)
-    (last := list_checkpoints(tmp_path / "run")[-1]) and shutil.rmtree(last.folder)
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(tmp_path / "base" / "model.safetensors")
-    tensors["model.norm.weight"] += 1
-    save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
-    state = json.loads((tmp_path / "base" / "trainer_state.json").read_text("utf-8"))
-    (tmp_path / "base" / "trainer_state.json").write_text(json.dumps({**state, "sha256": {}}), "utf-8")
+    shutil.rmtree(list_checkpoints(tmp_path / "run")[-1].folder)
+    _change_weights(tmp_path / "base")
     with pytest.raises(UserError, match="other weights"):
         kiara.train(tmp_path / "run", resume=True)

@@ -17,7 +17,8 @@ from training_runs import _changed, _losses
 import kiara.training.validation
 from kiara.checkpoints.checkpoint import best_checkpoint, list_checkpoints, load_model
 from kiara.config.sections import Config
-from kiara.data.dataset import Dataset, Examples
+from kiara.data.dataset import Dataset
+from kiara.data.sequences import Examples
 from kiara.evaluation.evaluate import rows_at_once, window_length
 from kiara.training.run import Run
 from kiara.training.trainer import Trainer, train

@@ -1,0 +1,75 @@
+"""Muon (Jordan et al. 2024): momentum whose update is orthogonalised, for the matrices inside the blocks.
+
+Own code and not `torch.optim.Muon`, for two reasons. Matrices that are packed in one weight (q, k and v; gate and up)
+are orthogonalised each by itself, which the ablation in docs/training.md accepts. And the iteration runs in the run's
+precision: bfloat16, which PyTorch's always takes, is half as fast as float32 on a CPU without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, optim
+
+from kiara.model import GPT, packed
+from kiara.training.lora import adapters
+from kiara.training.parallel import like, whole
+
+MOMENTUM = 0.95
+ITERATIONS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)  # Jordan's, for the steepest slope at zero
+UPDATE_RMS = 0.2  # about AdamW's, so that both optimizers take similar rates (Liu et al. 2025)
+
+
+class Muon(optim.Optimizer):
+    """Nesterov momentum, orthogonalised, and decoupled weight decay. Groups carry `lr` and `weight_decay`."""
+
+    def __init__(self, groups: list[dict[str, Any]], parts: Mapping[Tensor, list[int]], dtype: torch.dtype) -> None:
+        """parts: the rows of each matrix packed in a weight; others are one matrix. dtype: of the iteration."""
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        self._parts, self._dtype = parts, dtype
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the weights that have a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(self._update(weight, weight.grad), alpha=-group["lr"])
+
+    def _update(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """The step's direction; every matrix has an RMS of about UPDATE_RMS."""
+        state = self.state[weight]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
+        ahead = whole(torch.lerp(gradient, momentum, MOMENTUM)).to(self._dtype)
+        parts = ahead.split(self._parts.get(weight, len(ahead)))
+        update = [orthogonal(part) * UPDATE_RMS * max(part.shape) ** 0.5 for part in parts]
+        return like(torch.cat(update).to(weight.dtype), weight)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The matrix with singular values of about 1 (0.7 to 1.2), by Newton-Schulz iterations in its precision."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)  # singular values of at most 1
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+def packed_rows(model: GPT) -> dict[Tensor, list[int]]:
+    """The weights and adapters in which several matrices are packed, with the rows of each."""
+    found: dict[Tensor, list[int]] = {}
+    for name, weight in model.named_parameters():
+        if parts := packed(model.config, name):
+            found[weight] = [rows for _, rows in parts]
+    for layer in adapters(model).values():
+        found[layer.lora_A] = [layer.rank] * len(layer.rows)
+        found[layer.lora_B] = layer.rows
+    return found
