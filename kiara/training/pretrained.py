@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kiara.checkpoints import WEIGHTS_FILE, find_checkpoint, load_model, read_json
-from kiara.config import Config, TokenizerConfig
+from kiara.config import Config, ModelConfig, TokenizerConfig
 from kiara.data import Dataset, as_prepared
 from kiara.families import read_config
 from kiara.model import GPT
@@ -43,17 +43,36 @@ def as_continued(config: Config) -> Config:
         if config.adapt.rank is not None:
             raise UserError("adapt.rank", "needs a checkpoint to adapt", "name one with --init-from")
         return config
-    if config.adapt.rank is not None and training.quantize != "none":
-        remedy = "leave adapt.rank out, to train all weights"
-        raise UserError("training.quantize", "cannot be combined with adapt.rank", remedy, value=training.quantize)
     preferring = as_prepared(config).data.format == "preference"
-    if training.parallel == "fsdp" and (config.adapt.rank is not None or preferring):
-        raise UserError("training.parallel", "fsdp cannot be combined with adapters or preferences", "set it to ddp")
+    _check_combinations(config, preferring)
     folder = find_checkpoint(Path(training.init_from))
     try:
         shape, _ = read_config(read_json(folder / "config.json"))
     except UserError as error:
         raise error.inside(folder, "/") from None
+    _check_effect(config, shape, folder)
+    suited = {"sequence_length": min(shape.context_length, SEQUENCE_LENGTH), **_suited(config, preferring)}
+    chosen = {name: value for name, value in suited.items() if name not in training.model_fields_set}
+    return config.model_copy(
+        update={
+            "model": shape,
+            "tokenizer": config.tokenizer.model_copy(update={"source": str(folder)}),
+            "training": training.model_copy(update={**chosen, "init_from": str(folder)}),
+        }
+    )
+
+
+def _check_combinations(config: Config, preferring: bool) -> None:
+    training, adapting = config.training, config.adapt.rank is not None
+    if adapting and training.quantize != "none":
+        remedy = "leave adapt.rank out, to train all weights"
+        raise UserError("training.quantize", "cannot be combined with adapt.rank", remedy, value=training.quantize)
+    if training.parallel == "fsdp" and (adapting or preferring):
+        raise UserError("training.parallel", "fsdp cannot be combined with adapters or preferences", "set it to ddp")
+
+
+def _check_effect(config: Config, shape: ModelConfig, folder: Path) -> None:
+    """Raise UserError for a setting that the checkpoint's shape or tokenizer leaves without effect."""
     if (size := config.tokenizer).vocab_size != TokenizerConfig().vocab_size:
         raise UserError(
             "tokenizer.vocab_size", f"differs from that of {folder}", "remove this setting", value=size.vocab_size
@@ -61,26 +80,19 @@ def as_continued(config: Config) -> Config:
     for name in config.model.model_fields_set:
         if (given := getattr(config.model, name)) != (there := getattr(shape, name)):
             raise UserError(f"model.{name}", f"differs from {there!r} in {folder}", "remove this setting", value=given)
-    if (length := training.sequence_length) is not None and length > shape.context_length:
+    if (length := config.training.sequence_length) is not None and length > shape.context_length:
         raise UserError("training.sequence_length", f"is above the context of {folder}", "lower it", value=length)
     if config.tokenizer.source not in (None, str(folder)):
         raise UserError("tokenizer.source", f"has no effect together with {folder}", "remove it")
-    suited = {**_SUITED, **(_ALL_WEIGHTS if config.adapt.rank is None else _LORA)}
-    if preferring:
-        suited.update(_PREFERENCE[config.adapt.rank is not None])
-    if "max_steps" in training.model_fields_set:
+
+
+def _suited(config: Config, preferring: bool) -> dict[str, Any]:
+    """Defaults of the training settings."""
+    adapting = config.adapt.rank is not None
+    suited = {**_SUITED, **(_LORA if adapting else _ALL_WEIGHTS), **(_PREFERENCE[adapting] if preferring else {})}
+    if "max_steps" in config.training.model_fields_set:
         del suited["epochs"]
-    if training.sequence_length is None:
-        suited["sequence_length"] = min(shape.context_length, SEQUENCE_LENGTH)
-    chosen = {name: value for name, value in suited.items() if name not in training.model_fields_set}
-    chosen["init_from"] = str(folder)
-    return config.model_copy(
-        update={
-            "model": shape,
-            "tokenizer": config.tokenizer.model_copy(update={"source": str(folder)}),
-            "training": training.model_copy(update=chosen),
-        }
-    )
+    return suited
 
 
 def with_steps(config: Config, dataset: Dataset) -> Config:
