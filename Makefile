@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server bench-prepare bench-finetuning check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -47,6 +47,10 @@ lint: install-dev ## Check style, types, import contracts and the shipped config
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+bench-recipe: install-dev ## By hand: changes to the training recipe, and GPT-2's recipe (minutes on a GPU, hours without)
+	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/baseline.py
 
 bench-builder: install-dev ## By hand: compare our graph with that of onnxruntime-genai's model builder (minutes)
 	$(PIP) install -c constraints.txt accelerate
