@@ -36,6 +36,7 @@ ASPECT = 48  # width of a model of usual shape, for each of its layers
 FILES, ENTRY = 100_000, 45  # bytes of a bundle's small files, and of an entry in its tokenizer's
 MARGIN = 0.97  # of the time: what is measured varies by about as much
 STEPS, ROUNDS, ATTEMPTS = 24, 5, 4
+NARROWEST = 128  # width for which learning rates have been measured
 _FORM = "write a size, a time or a speed, such as '30MB, 20 ms a token' or '50 tokens/s'"
 
 
@@ -161,7 +162,7 @@ def _fastest_enough(shapes: list[Shape], budget: Budget, seconds: float) -> Shap
 
 def rates(model: ModelConfig, training: TrainingConfig) -> dict[str, float]:
     """Learning rates for a width, of those that are not set: the defaults' times the root of the ratio of widths."""
-    factor = min(1.0, (ModelConfig().hidden_size / model.hidden_size) ** 0.5)
+    factor = (ModelConfig().hidden_size / max(model.hidden_size, NARROWEST)) ** 0.5
     names = ("learning_rate", "embedding_learning_rate")
     return {
         f"training.{name}": round(factor * getattr(training, name), 5)

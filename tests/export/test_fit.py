@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiara.config.load import load_config
+from kiara.config.sections import TrainingConfig
 from kiara_export.fit import Budget, Costs, _largest, _shapes, fit, rates, step_seconds
 from kiara_runtime.bundle.variants import VARIANTS
 from kiara_runtime.errors import UserError
@@ -65,7 +66,10 @@ def test_a_smaller_budget_than_any_model_is_refused() -> None:
 
 def test_rates_fall_with_the_width_unless_they_are_given() -> None:
     config = load_config(assignments=["model.hidden_size=1024", "training.learning_rate=0.003"], environ={})
-    assert rates(config.model, config.training) == {"training.embedding_learning_rate": 0.03}
+    narrow = load_config(assignments=["model.hidden_size=64", "training.learning_rate=0.003"], environ={})
+    assert rates(narrow.model, narrow.training)["training.embedding_learning_rate"] == pytest.approx(0.0566, rel=0.01)
+    half = TrainingConfig().embedding_learning_rate / 2  # of a quarter of the width
+    assert rates(config.model, config.training) == {"training.embedding_learning_rate": half}
 
 
 @pytest.mark.parametrize(("budget", "quantize"), [("1MB", "none"), ("700kB", "int4")])
