@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose update is orthogonalised, for the matrices inside the blocks.
 
 Own code and not `torch.optim.Muon`, for two reasons. Matrices that are packed in one weight (q, k and v; gate and up)
-are orthogonalised each by itself, which the ablation in docs/training.md accepts. And the iteration runs in the run's
+are orthogonalised each by itself, which the ablation in docs/recipe.md accepts. And the iteration runs in the run's
 precision: bfloat16, which PyTorch's always takes, is half as fast as float32 on a CPU without it.
 """
 

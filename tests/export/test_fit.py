@@ -67,9 +67,10 @@ def test_a_smaller_budget_than_any_model_is_refused() -> None:
 def test_rates_fall_with_the_width_unless_they_are_given() -> None:
     config = load_config(assignments=["model.hidden_size=1024", "training.learning_rate=0.003"], environ={})
     narrow = load_config(assignments=["model.hidden_size=64", "training.learning_rate=0.003"], environ={})
-    assert rates(narrow.model, narrow.training)["training.embedding_learning_rate"] == pytest.approx(0.0566, rel=0.01)
-    half = TrainingConfig().embedding_learning_rate / 2  # of a quarter of the width
-    assert rates(config.model, config.training) == {"training.embedding_learning_rate": half}
+    default = TrainingConfig().embedding_learning_rate
+    found = rates(narrow.model, narrow.training)["training.embedding_learning_rate"]
+    assert found == pytest.approx(default * 2**0.5, rel=0.01)  # no more than that of half the default's width
+    assert rates(config.model, config.training) == {"training.embedding_learning_rate": default / 2}
 
 
 @pytest.mark.parametrize(("budget", "quantize"), [("1MB", "none"), ("700kB", "int4")])
