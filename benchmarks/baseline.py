@@ -19,7 +19,7 @@ from typing import Any
 from kiara import train
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-RATES = (0.001, 0.002, 0.003)
+RATES = (0.001, 0.002, 0.003, 0.005)
 STEPS, TOKENS_A_STEP = 400, 16 * 256
 Found = dict[str, dict[str, float]]
 

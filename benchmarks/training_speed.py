@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,15 @@ from kiara.config import Config, load_config
 from kiara.data import Dataset, dataset_of
 from kiara.families import write_config
 from kiara.training import trainer
-from kiara.training.device import use_bfloat16
 from kiara.training.run import Run
 
 Steps = Callable[[int], float]  # takes so many steps, returns their seconds
 
 
 def timed(step: Callable[[], Any]) -> Steps:
-    def take(count: int) -> float:
+    def take(steps: int) -> float:
         started = time.perf_counter()
-        for _ in range(count):
+        for _ in range(steps):
             step()
         return time.perf_counter() - started
 
@@ -51,16 +51,16 @@ def batch(config: Config, dataset: Dataset, step: int) -> Tensor:
     return torch.from_numpy(dataset.train.batch(0, step, config.training.sequences, config.sequence_length)[:, :-1])
 
 
-def plain_loop(config: Config, dataset: Dataset) -> Steps:
-    """`transformers`' model, compiled."""
-    model = same_shape(config, dataset).train()
+def plain_loop(config: Config, dataset: Dataset, ours: trainer.Trainer) -> Steps:
+    """`transformers`' model, compiled, on the device and under the autocast of `ours`."""
+    model = same_shape(config, dataset).to(ours.device).train()
     compiled: Any = torch.compile(model, dynamic=False)
     optimizer = optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    device, steps = next(model.parameters()).device.type, iter(range(1 << 30))
+    numbers = count()
 
     def step() -> None:
-        ids = batch(config, dataset, next(steps))
-        with torch.autocast(device, torch.bfloat16, enabled=use_bfloat16("auto", device)):
+        ids = batch(config, dataset, next(numbers)).to(ours.device)
+        with ours.autocast():
             loss = compiled(input_ids=ids, labels=ids).loss
         loss.backward()
         clip_grad_norm_(model.parameters(), 1.0)
@@ -82,11 +82,11 @@ def default_trainer(config: Config, dataset: Dataset, folder: Path) -> Steps:
     """`transformers`' Trainer as it comes."""
     model = same_shape(config, dataset)
 
-    def take(count: int) -> float:
-        rows = [row for step in range(count) for row in batch(config, dataset, step)]
+    def take(steps: int) -> float:
+        rows = [row for step in range(steps) for row in batch(config, dataset, step)]
         examples: Any = [{"input_ids": row, "labels": row} for row in rows]
         arguments = TrainingArguments(
-            str(folder), per_device_train_batch_size=config.training.sequences, max_steps=count, report_to=[],
+            str(folder), per_device_train_batch_size=config.training.sequences, max_steps=steps, report_to=[],
             save_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         clock = _Clock()
@@ -109,7 +109,7 @@ def main() -> None:
         ours = trainer.Trainer(Run(Path(folder, "run"), config, resume=False), dataset, trainer.ALONE)
         contenders = {
             "Kiara": timed(ours._step),  # pyright: ignore[reportPrivateUsage]
-            "transformers, compiled": plain_loop(config, dataset),
+            "transformers, compiled": plain_loop(config, dataset, ours),
             "Trainer's defaults": default_trainer(config, dataset, Path(folder, "trainer")),
         }
         tokens = arguments.steps * config.training.sequences * config.sequence_length

@@ -236,8 +236,8 @@ def generate(source: Path, **options: Any) -> None:
 )
 @click.option(
     "--text",
-    help="Source of held-out text to evaluate the variants on. Default: the validation split of the run's data. "
-    "Required for an imported checkpoint, which has no text of its own.",
+    help="Source of held-out text to evaluate the variants on, or a prepared folder. Default: the validation split of "
+    "the run's data. Required for an imported checkpoint, which has no text of its own.",
 )
 @click.option(
     "--calibration",

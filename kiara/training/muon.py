@@ -1,8 +1,8 @@
 """Muon (Jordan et al. 2024): momentum whose update is orthogonalised, for the matrices inside the blocks.
 
 Own code and not `torch.optim.Muon`, for two reasons. Matrices that are packed in one weight (q, k and v; gate and up)
-are orthogonalised each by itself, which the ablation in docs/recipe.md accepts. And the iteration runs in the run's
-precision: bfloat16, which PyTorch's always takes, is half as fast as float32 on a CPU without it.
+are orthogonalised separately; docs/recipe.md measures it for q, k and v. And the iteration has the run's precision:
+PyTorch's is always in bfloat16, which is slower than float32 on a CPU that has no instructions for it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Muon(optim.Optimizer):
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
         ahead = whole(torch.lerp(gradient, momentum, MOMENTUM)).to(self._dtype)
         parts = ahead.split(self._parts.get(weight, len(ahead)))
-        update = [orthogonal(part) * UPDATE_RMS * max(part.shape) ** 0.5 for part in parts]
-        return like(torch.cat(update).to(weight.dtype), weight)
+        update = [orthogonal(part).to(weight.dtype) * UPDATE_RMS * max(part.shape) ** 0.5 for part in parts]
+        return like(torch.cat(update), weight)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from click.testing import Result
 from kiara.checkpoints.checkpoint import find_checkpoint, load_model
 from kiara.data.dataset import Dataset
 from kiara.data.sequences import Split
-from kiara.evaluation.evaluate import windows
+from kiara.evaluation.evaluate import held_out_text, windows
 from kiara_runtime.engine.session import Decoder
 
 
@@ -57,6 +57,8 @@ def test_a_prepared_folder_stands_for_its_held_out_part(
         json.loads(kiara("evaluate", run, *text, "--json").stdout) for text in ((), ("--text", dataset.folder))
     )
     assert own == named
+    training = held_out_text(find_checkpoint(run), dataset.tokenizer, str(dataset.folder), "train")  # to calibrate on
+    assert training.sha256 == dataset.train.sha256
     result = kiara("evaluate", imported, "--text", dataset.folder)
     assert result.exit_code == 1
     assert f"was prepared with another tokenizer than that of {imported}; prepare it with --tokenizer" in result.stderr
