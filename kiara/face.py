@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kiara.data import Dataset
+    from kiara.data import Dataset, Engine
     from kiara.evaluation import Comparison
     from kiara_runtime.model import Model
     from kiara_runtime.verify import Metrics
@@ -28,12 +28,14 @@ def prepare(
     settings: Settings = (),
     config: Place | None = None,
     tokenizer: Place | None = None,
+    engine: Engine = "local",
 ) -> Dataset:
     """Tokenize text into the prepared folder `out` and open it; an up-to-date folder is not written again.
 
     source: a text file, a folder, a glob, a .jsonl or .parquet file, or `stdlib`; None for those of data.mix. settings:
     such as {"tokenizer.vocab_size": 4096}; they override the YAML file `config`. tokenizer: a checkpoint or run whose
-    tokenizer to use. Raises UserError if there is no text, or if `out` holds something else.
+    tokenizer to use. engine: ray prepares text on a cluster by Ray Data, which writes the same bytes. Raises UserError
+    if there is no text, or if `out` holds something else.
     """
     from kiara.config import load_config
     from kiara.data import prepare_folder
@@ -47,7 +49,7 @@ def prepare(
     loaded = load_config(_path(config), [*_assignments(settings), *_assignments(named)])
     if source is None and not loaded.data.mix:
         raise UserError("SOURCE", "is missing", "name text, or give several sources as data.mix")
-    return prepare_folder(loaded, Path(out))
+    return prepare_folder(loaded, Path(out), engine=engine)
 
 
 def train(

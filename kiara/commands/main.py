@@ -76,10 +76,16 @@ def config(config_file: Path | None, settings: tuple[str, ...]) -> None:
     type=click.Path(path_type=Path),
     help="Use the tokenizer of this checkpoint, to train from it. Default: train one on the text.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="ray: on the cluster of RAY_ADDRESS, by Ray Data; the same bytes.",
+)
 @CONFIG
 @SETTINGS
 def prepare(
-    source: str | None, out: Path, tokenizer: Path | None, config_file: Path | None, settings: tuple[str, ...]
+    source: str | None, out: Path, tokenizer: Path | None, engine: Any, config_file: Path | None, settings: Any
 ) -> None:
     """Turn text into token files.
 
@@ -98,7 +104,7 @@ def prepare(
         ):
             remedy = "use SOURCE and --out instead" if section == "data" else "pass it to `kiara train`"
             raise click.UsageError(f"--set {setting}: has no effect on `kiara prepare`; {remedy}")
-    face.prepare(source, out, settings, config_file, tokenizer)
+    face.prepare(source, out, settings, config_file, tokenizer, engine)
 
 
 @main.command()

@@ -7,6 +7,7 @@ from kiara.data.chat_split import ChatSplit, PairSplit
 from kiara.data.conversations import conversation_of
 from kiara.data.dataset import Dataset, read_manifest
 from kiara.data.documents import read_documents, read_records
+from kiara.data.engines import Engine
 from kiara.data.prepare import as_prepared, dataset_of, prepare_folder
 from kiara.data.sequences import GIVEN, Examples, Split
 from kiara.data.sources import resolve_source
@@ -16,6 +17,7 @@ __all__ = [
     "GIVEN",
     "ChatSplit",
     "Dataset",
+    "Engine",
     "Examples",
     "PairSplit",
     "Split",

@@ -6,9 +6,8 @@ Each document has a number of bytes; those that are dropped have none, and are s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,17 @@ import numpy as np
 
 from kiara.config import Config, DataConfig, is_default
 from kiara.console import logger
-from kiara.data.documents import Document, Reader
+from kiara.data.documents import Reader
 from kiara.data.duplicates import equal_copies, near_copies
+from kiara.data.engines import Engine
 from kiara.data.formats import has_records
+from kiara.data.measuring import measured
+from kiara.data.part import Part
+from kiara.data.pieces import Pieces
 from kiara.data.sources import resolve_source
-from kiara.data.split import TOLERANCE, divide, held_out, hold_out, measure, trained
+from kiara.data.split import TOLERANCE, divide, hold_out
 from kiara_runtime.errors import UserError
 
-Documents = Callable[[], Iterator[Document]]
 COPY, IN_VAL, BEYOND = "a copy of another", "also in data.val", "beyond the share of its source in data.mix"
 
 
@@ -76,24 +78,38 @@ def _val_files(source: str) -> list[Path]:
 class Corpus:
     """Documents measured, dropped and split.
 
-    readers and sizes: of each split, its documents and their bytes. card: the sources, what was dropped and why.
+    parts: what each split has of them. card: the sources, what was dropped and why.
     """
 
-    def __init__(self, config: Config, sources: Sources) -> None:
-        self._data = config.data
-        data = config.data
+    def __init__(
+        self,
+        config: Config,
+        sources: Sources,
+        work: Path,
+        engine: Engine = "local",
+        advance: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """work: a folder for pieces, of which those that are there already are not made again."""
+        self._data = data = config.data
         self._reader = Reader(data.text_field, data.format, replace=data.bad_text == "replace")
-        self._bad = None if config.data.bad_text == "fail" else Counter[str]()
         self._dropped = Counter[str]()
-        measured = [measure(self._reader.read(files), self._bad) for files in sources.train.values()]
-        train = partial(self._reader.read, [*chain(*sources.train.values())])
-        self._begins = np.cumsum([0, *(len(sizes) for sizes, _ in measured)])
-        sizes, hashes = (np.concatenate(each) for each in zip(*measured, strict=True))
+        files, lenient = [*chain(*sources.train.values())], data.bad_text != "fail"
+        found = measured(Pieces(work, "measured"), self._reader, sources.files, lenient, engine, advance)
+        self._bad, self._replaced = found.bad, found.replaced
+        self._begins = np.cumsum([0, *_sums(found.counts, [len(names) for names in sources.train.values()])])
+        end = self._begins[-1]
+        train = Part(self._reader, files, found.counts[: len(files)], found.sizes[:end], found.sizes[:end], False)
+        hashes = found.hashes[:end]
         if sources.val:
-            self._split_given(train, sizes, hashes, partial(self._reader.read, sources.val))
+            sizes = found.sizes[end:]
+            val = Part(self._reader, sources.val, found.counts[len(files) :], sizes, np.zeros_like(sizes), True)
+            self._split_given(train, hashes, val, found.hashes[end:])
         else:
-            self._split_held_out(train, sizes, hashes)
-        self.card = self._card(list(sources.train), sizes)
+            self._split_held_out(train, hashes)
+        self.sizes = {name: int(part.bytes.sum()) for name, part in self.parts.items()}
+        if not sources.val:
+            _warn_of_other_fraction(self.sizes, data.val_fraction)
+        self.card = self._card(list(sources.train), train.sizes)
 
     def _card(self, names: list[str], sizes: np.ndarray) -> dict[str, Any]:
         parts = [sizes[begin:end] for begin, end in zip(self._begins, self._begins[1:], strict=False)]
@@ -101,40 +117,31 @@ class Corpus:
             {"source": name, "documents": int(np.count_nonzero(part)), "bytes": int(part.sum())}
             for name, part in zip(names, parts, strict=True)
         ]
-        dropped = {**(self._bad or {}), **self._dropped}
-        return {"sources": used, "dropped": dropped, "replaced": len(self._reader.replaced)}
+        dropped = {**self._bad, **self._dropped}
+        return {"sources": used, "dropped": dropped, "replaced": self._replaced}
 
-    def _split_given(self, train: Documents, sizes: np.ndarray, hashes: np.ndarray, val: Documents) -> None:
-        val_sizes, val_hashes = measure(val(), self._bad)
+    def _split_given(self, train: Part, hashes: np.ndarray, val: Part, val_hashes: np.ndarray) -> None:
         if self._data.dedupe == "none":
-            _warn_of_shared(hashes[sizes > 0], val_hashes[val_sizes > 0])
+            _warn_of_shared(hashes[train.sizes > 0], val_hashes[val.sizes > 0])
         else:
-            self._drop(IN_VAL, sizes, np.isin(hashes, val_hashes[val_sizes > 0]))
-        self._choose(train, sizes, hashes)
-        self.readers: dict[str, Documents] = {
-            "train": lambda: trained(train(), sizes, sizes),
-            "val": lambda: held_out(val(), val_sizes, np.zeros_like(val_sizes)),
-        }
-        self.sizes = {"train": int(sizes.sum()), "val": int(val_sizes.sum())}
+            self._drop(IN_VAL, train.sizes, np.isin(hashes, val_hashes[val.sizes > 0]))
+        self._choose(train, hashes)
+        self.parts = {"train": train, "val": val}
 
-    def _split_held_out(self, train: Documents, sizes: np.ndarray, hashes: np.ndarray) -> None:
-        self._choose(train, sizes, hashes)
+    def _split_held_out(self, train: Part, hashes: np.ndarray) -> None:
+        self._choose(train, hashes)
         fraction, seed = self._data.val_fraction, self._data.split_seed
         whole = self._data.format != "text"
-        heads = divide(sizes, hashes, fraction, seed, None if whole else lambda i: next(islice(train(), i, None)))
-        self.readers = {
-            "train": lambda: trained(train(), sizes, heads),
-            "val": lambda: held_out(train(), sizes, heads),
-        }
-        self.sizes = {"train": int(heads.sum()), "val": int((sizes - heads).sum())}
-        _warn_of_other_fraction(self.sizes, fraction)
+        heads = divide(train.sizes, hashes, fraction, seed, None if whole else lambda i: next(train.stream(i)))
+        self.parts = {"train": replace(train, heads=heads), "val": replace(train, heads=heads, after=True)}
 
-    def _choose(self, train: Documents, sizes: np.ndarray, hashes: np.ndarray) -> None:
-        """Drop repeated documents, and those beyond the share of their source."""
+    def _choose(self, train: Part, hashes: np.ndarray) -> None:
+        """Drop repeated documents, and those beyond the share of their source, by setting their sizes to 0."""
+        sizes = train.sizes
         if self._data.dedupe != "none":
             self._drop(COPY, sizes, equal_copies(sizes, hashes))
         if self._data.dedupe == "near":
-            self._drop(COPY, sizes, near_copies(train(), sizes))
+            self._drop(COPY, sizes, near_copies(train.stream(0), sizes))
         if self._data.mix:
             self._mix(sizes)
 
@@ -163,6 +170,12 @@ class Corpus:
                 beyond = np.zeros(len(sizes), dtype=bool)
                 beyond[part] = ~chosen
                 self._drop(BEYOND, sizes, beyond)
+
+
+def _sums(counts: list[int], lengths: list[int]) -> list[int]:
+    """Sums of consecutive runs of counts."""
+    left = iter(counts)
+    return [sum(islice(left, length)) for length in lengths]
 
 
 def _warn_of_other_fraction(sizes: dict[str, int], fraction: float) -> None:

@@ -1,7 +1,8 @@
 """Make a prepared folder from text: read, split by document, learn the tokenizer, encode.
 
 The files are read three times, so that no pass holds more than a batch of text: to measure them, to learn the merges,
-and to write the tokens. The folder appears under its name only when it is complete.
+and to write the tokens. The folder appears under its name only when it is complete; until then, its pieces are beside
+it, and an interrupted command goes on with them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from kiara.data.dataset import MANIFEST, Dataset, read_manifest
 from kiara.data.documents import Document
 from kiara.data.encode import encode, token_type
 from kiara.data.encode_chats import encode_chats
+from kiara.data.engines import Engine, started
+from kiara.data.pieces import work_folder
 from kiara.data.token_ids import TokenIds
 from kiara.data.tokenizer_training import LEARN_BYTES, train_tokenizer
 from kiara.files import GENERATION_FILE, claim, new_folder
@@ -28,15 +32,18 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.system import hash_file
 from kiara_runtime.tokens import Tokenizer, template_of
 
-RECIPE = 4  # raised when the same files and settings give a different folder, so that it is prepared again
+RECIPE = 5  # raised when the same files and settings give a different folder, so that it is prepared again
+_LEARNED = "tokenizer"  # folder of the tokenizer, among the pieces
 TAKEN = ("tokenizer.json", "tokenizer_config.json", GENERATION_FILE)  # files of a checkpoint that it depends on, too
 
 
-def prepare(config: Config, out: Path, sources: Sources | None = None) -> bool:
-    """Write the prepared folder `out`; returns False if it was up to date already.
+def prepare(config: Config, out: Path, sources: Sources | None = None, engine: Engine = "local") -> bool:
+    """Write the prepared folder `out`; returns False if it was up to date already. Goes on where it was interrupted.
 
     sources: of the configuration, if found already. Raises UserError for text that is too short to train on.
     """
+    if engine == "ray" and config.data.format != "text":
+        raise UserError("--engine", "ray is for text alone", "use --engine local, or leave it out")
     sources = sources or Sources.of(config)
     named = ", ".join(sources.train)
     fingerprint = _fingerprint(config, sources)
@@ -48,8 +55,12 @@ def prepare(config: Config, out: Path, sources: Sources | None = None) -> bool:
         raise UserError(
             f"--out {out}", f"was prepared from {known['source']}", "choose another, or delete it if unused"
         )
-    with new_folder(out, "prepared folder", sources.files) as folder:
-        written = _write(config, sources, folder)
+    with (
+        started(engine),
+        new_folder(out, "prepared folder", sources.files) as folder,
+        work_folder(out, fingerprint) as work,
+    ):
+        written = _write(config, sources, folder, work, engine)
         if _fingerprint(config, sources) != fingerprint:
             raise UserError(named, "a file changed while it was read", "run the same command again")
         manifest = {
@@ -59,9 +70,9 @@ def prepare(config: Config, out: Path, sources: Sources | None = None) -> bool:
     return True
 
 
-def prepare_folder(config: Config, out: Path, sources: Sources | None = None) -> Dataset:
+def prepare_folder(config: Config, out: Path, sources: Sources | None = None, engine: Engine = "local") -> Dataset:
     """Prepare `out` if it is not up to date, log its contents, and open it."""
-    fresh = prepare(config, out, sources)
+    fresh = prepare(config, out, sources, engine)
     dataset = Dataset.open(out)
     splits = dataset.manifest["splits"]
     train, val = splits["train"], splits["val"]
@@ -140,11 +151,12 @@ def _fingerprint(config: Config, sources: Sources) -> str:
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 
-def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
+def _write(config: Config, sources: Sources, folder: Path, work: Path, engine: Engine) -> dict[str, Any]:
     if config.data.format != "text" and config.tokenizer.source is None:
         problem, remedy = "needs the tokenizer of a checkpoint", "name it with --tokenizer"
         raise UserError("data.format", problem, remedy, value=config.data.format)
-    corpus = Corpus(config, sources)
+    with progress("Reading", sum(file.stat().st_size for file in sources.files)) as advance:
+        corpus = Corpus(config, sources, work, engine, advance)
     named = ", ".join(sources.train)
     for split, size in corpus.sizes.items():
         if not size:
@@ -152,12 +164,16 @@ def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
             raise UserError(
                 source, f"has no text, or too little to hold some out, for the {split} split", "give more text"
             )
-    tokenizer, ids = _tokenizer(config, corpus)
-    tokenizer.save(folder)
-    (folder / GENERATION_FILE).write_text(json.dumps(ids.json(), indent=2) + "\n", "utf-8")
+    if not (work / _LEARNED).is_dir():
+        _save_tokenizer(*_tokenizer(config, corpus), work / _LEARNED)
+    tokenizer, ids = Tokenizer.load(work / _LEARNED), TokenIds.read(work / _LEARNED)
     with progress("Encoding", sum(corpus.sizes.values())) as advance:
-        write = encode_chats if config.data.format != "text" else encode
-        splits = {name: write(tokenizer, ids, read(), folder, name, advance) for name, read in corpus.readers.items()}
+        splits: dict[str, dict[str, Any]] = {}
+        for name, part in corpus.parts.items():
+            if config.data.format == "text":
+                splits[name] = encode(work / _LEARNED, ids, part, work, folder, name, engine, advance)
+            else:
+                splits[name] = encode_chats(tokenizer, ids, part.read(), folder, name, advance)
     length, tokens = config.sequence_length, splits["train"]["tokens"]
     if tokens <= length and config.data.format == "text":
         raise UserError(
@@ -165,14 +181,26 @@ def _write(config: Config, sources: Sources, folder: Path) -> dict[str, Any]:
             f"its {tokens} training tokens are too few for sequences of {length}",
             "give more text, or set a shorter training.sequence_length",
         )
+    for file in (work / _LEARNED).iterdir():
+        shutil.copyfile(file, folder / file.name)
     dtype = token_type(tokenizer).str
     return {"vocab_size": tokenizer.vocab_size, "dtype": dtype, "splits": splits, **corpus.card}
+
+
+def _save_tokenizer(tokenizer: Tokenizer, ids: TokenIds, place: Path) -> None:
+    """Write the tokenizer's folder whole."""
+    new = place.with_name(f"{place.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    tokenizer.save(new)
+    (new / GENERATION_FILE).write_text(json.dumps(ids.json(), indent=2) + "\n", "utf-8")
+    new.rename(place)
 
 
 def _tokenizer(config: Config, corpus: Corpus) -> tuple[Tokenizer, TokenIds]:
     """The tokenizer, with the ids that begin and end texts; for conversations with a chat template."""
     if config.tokenizer.source is None:
-        tokenizer = _trained(config, corpus.readers["train"](), corpus.sizes["train"])
+        tokenizer = _trained(config, corpus.parts["train"].read(), corpus.sizes["train"])
         return tokenizer, TokenIds.of(tokenizer)
     tokenizer, ids = _existing(config.tokenizer)
     if config.data.format == "text":

@@ -1,0 +1,169 @@
+"""Which shape and how many bits learn most, at equal bundle bytes and equal training seconds.
+
+python benchmarks/equal_bytes.py [--megabytes 3 6 12] [--seconds 240] [--out benchmarks/results/equal_bytes]
+
+For each size, int8, int4 and int2: the largest model whose bundle is that small, trained as usual, or with the rounding
+in its loop. Seconds of a step of every model are measured in turn first, and each is trained for as many steps as the
+seconds allow. Then each is exported: bits per byte are the receipt's, and decode speed is measured on the bundles in
+turn. What is in the output folder already is not repeated, so that the script can be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kiara
+import kiara_runtime
+from kiara.config import Config, load_config
+from kiara.data import dataset_of
+from kiara.training import trainer
+from kiara.training.run import Run
+from kiara_export import fit
+from kiara_runtime.bundle import find_variant
+from kiara_runtime.errors import UserError
+
+VARIANTS = ("int8", "int4", "int2")
+ROUNDED = 0.2  # of the steps, with the rounding in the loop
+ROUNDS, TOKENS = 5, 128
+Found = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table."""
+
+    megabytes: float
+    variant: str
+    loop: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.megabytes:g}MB-{self.variant}-{'loop' if self.loop else 'plain'}"
+
+    def settings(self, data: Path, **others: Any) -> dict[str, Any]:
+        """Shape and rates as `kiara train --fit` chooses them."""
+        fixed = {
+            "data.prepared_dir": str(data), "training.compile": "never", "training.sample_tokens": 0,
+            "training.quantize": self.variant if self.loop else "none", "training.quantize_from": 1 - ROUNDED,
+        }  # fmt: skip
+        config, variant = load_config(None, _assignments(fixed)), find_variant(self.variant)
+        assert variant is not None
+        shapes = [*fit._shapes(config.model, None, variant, self.loop)]  # pyright: ignore[reportPrivateUsage]
+        budget = fit.Budget(bytes=round(1e6 * self.megabytes))
+        shape = fit._largest(shapes, budget, None)  # pyright: ignore[reportPrivateUsage]
+        return {**fixed, **shape.settings(), **fit.rates(shape.model, config.training), **others}
+
+    def config(self, data: Path, **others: Any) -> Config:
+        return load_config(None, _assignments(self.settings(data, **others)))
+
+
+def _assignments(settings: dict[str, Any]) -> list[str]:
+    return [f"{path}={value}" for path, value in settings.items()]
+
+
+def step_seconds(cells: list[Cell], data: Path) -> dict[str, float]:
+    """Seconds of a mean step of each, of the fastest rounds, as other programs can only add to them."""
+    best: dict[str, list[float]] = {cell.name: [float("inf")] * 2 for cell in cells}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(2):
+            for cell in cells:
+                config = cell.config(data)
+                run = Run(Path(folder, f"{cell.name}-{turn}"), config, resume=False)
+                made = trainer.Trainer(run, dataset_of(config), trainer.ALONE)
+                for rounded in (0, 1) if cell.loop else (0,):
+                    made.step = rounded * (config.training.max_steps - 9)
+                    for _ in range(2):
+                        started = time.perf_counter()
+                        made._step()  # pyright: ignore[reportPrivateUsage]
+                        best[cell.name][rounded] = min(best[cell.name][rounded], time.perf_counter() - started)
+                run.close()
+    loops = {cell.name: cell.loop for cell in cells}
+    return {
+        name: (1 - ROUNDED) * exact + ROUNDED * rounded if loops[name] else exact
+        for name, (exact, rounded) in best.items()
+    }
+
+
+def trained(cell: Cell, steps: int, data: Path, out: Path) -> dict[str, Any]:
+    """Train and export; figures of the training and of the receipt."""
+    run, bundle = out / cell.name / "run", out / cell.name / "bundle"
+    every = {"training.max_steps": steps, "training.eval_every": steps, "training.checkpoint_every": steps}
+    config = cell.config(data, **every)
+    made = {"steps": steps, "tokens": steps * config.training.sequences * config.sequence_length}
+    kiara.train(run, cell.settings(data, **every), resume=True)
+    try:
+        receipt = kiara.export(run, bundle, [cell.variant], max_bpb_loss=1.0)[cell.variant]
+    except UserError as error:
+        return {**made, "refused": str(error)}
+    size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    parameters = round(receipt["size_bytes"] / receipt["bytes_per_parameter"])
+    return {**made, "bytes": size, "parameters": parameters, "bits_per_byte": receipt["bits_per_byte"]}
+
+
+def decode_speeds(bundles: dict[str, Path]) -> dict[str, float]:
+    """Tokens per second of each, the median of rounds in turn."""
+    speeds: dict[str, list[float]] = {name: [] for name in bundles}
+    with ExitStack() as stack:
+        models = {name: stack.enter_context(closing(kiara_runtime.load(path))) for name, path in bundles.items()}
+        for _ in range(ROUNDS):
+            for name, model in models.items():
+                started = time.perf_counter()
+                model.generate("def ", max_tokens=TOKENS, seed=1, ignore_eos=True)
+                speeds[name].append(TOKENS / (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def table(found: Found, cells: list[Cell]) -> str:
+    lines = [
+        "| bundle | variant | trained | parameters | tokens | bundle, MB | bits per byte | tokens/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in (cell for cell in cells if cell.name in found):
+        figures = found[cell.name]
+        start = f"| {cell.megabytes:g} MB | {cell.variant} | {'in the loop' if cell.loop else 'plain'} |"
+        if "refused" in figures:
+            lines.append(f"{start} | {figures['tokens']:,} | not exported: {figures['refused']} | | |")
+            continue
+        size, speed = figures["bytes"] / 1e6, figures.get("tokens_per_second", 0)
+        lines.append(
+            f"{start} {figures['parameters'] / 1e6:.1f}M | {figures['tokens']:,} | {size:.2f} | "
+            f"{figures['bits_per_byte']:.4f} | {speed:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--megabytes", type=float, nargs="+", default=[3, 6, 12])
+    parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/equal_bytes"))
+    arguments = parser.parse_args()
+    out, data = arguments.out, arguments.out / "data"
+    out.mkdir(parents=True, exist_ok=True)
+    kept = out / "found.json"
+    found: Found = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    cells = [Cell(size, name, loop) for size in arguments.megabytes for name in VARIANTS for loop in (False, True)]
+    if missing := [cell for cell in cells if cell.name not in found]:
+        seconds = step_seconds(missing, data)
+        for cell in missing:
+            steps = round(arguments.seconds / seconds[cell.name])
+            found[cell.name] = trained(cell, steps, data, out)
+            kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+            print(cell.name, found[cell.name], flush=True)
+    bundles = {cell.name: out / cell.name / "bundle" for cell in cells if "bytes" in found[cell.name]}
+    for name, speed in decode_speeds(bundles).items():
+        found[name]["tokens_per_second"] = speed
+    kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    print(table(found, cells))
+
+
+if __name__ == "__main__":
+    main()
