@@ -36,6 +36,21 @@ class Grid:
         """The grid of a variant whose weights lie in blocks without zero points."""
         return cls(variant.bits, variant.blocks)
 
+    @classmethod
+    def for_matrix(cls, variant: Variant, name: str, inputs: int) -> Grid:
+        """The grid of a matrix in a variant. name: in the model; inputs: its columns.
+
+        Where activations have 8 bits, too, a row of a matrix inside the blocks has one scale; tables are as in others.
+        """
+        if variant.rounding == "dynamic" and name.startswith("layers."):
+            return cls.rows(inputs)
+        return cls.of(variant)
+
+    @classmethod
+    def rows(cls, inputs: int) -> Grid:
+        """8 bits with one scale a row."""
+        return cls(8, (inputs,))
+
     @property
     def bytes_per_weight(self) -> float:
         """Bytes on disk, including a share of the block's scale."""

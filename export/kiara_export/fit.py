@@ -117,6 +117,9 @@ def fit(budget: Budget, config: Config, vocab_size: int | None = None) -> Shape:
     is given. Raises UserError if nothing is small enough.
     """
     trained_for = find_variant(config.training.quantize)
+    if trained_for and trained_for.rounding == "dynamic":
+        problem, remedy = "is not measured by --fit", "use int8, whose size is about the same"
+        raise UserError("training.quantize", problem, remedy, value=trained_for.name)
     variant = trained_for or find_variant("int8")
     assert variant is not None
     shapes = [*_shapes(config.model, vocab_size, variant, trained_for is not None)]

@@ -107,11 +107,11 @@ class TrainingConfig(Section):
     """Steps between checkpoints."""
     keep_last: int = Field(default=2, ge=1)
     """Newest checkpoints to keep, in addition to the best one."""
-    quantize: Literal["none", "int8", "int4", "int2"] = "none"
-    """Variant to train for: the last part of the run rounds all weights to its grid, so that export changes nothing."""
+    quantize: Literal["none", "int8", "int4", "int2", "int8-dynamic"] = "none"
+    """Variant to train for: the end of the run rounds weights (for int8-dynamic also activations) as export does."""
     quantize_from: float = Field(default=0.8, ge=0, lt=1)
     """Fraction of `max_steps` trained in full precision before rounding begins."""
-    select_by: Literal["val_bpb", "int8", "int4", "int2"] | None = None
+    select_by: Literal["val_bpb", "int8", "int4", "int2", "int8-dynamic"] | None = None
     """Loss that picks the best checkpoint: of the weights as trained, or rounded for a variant; null: as `quantize`."""
     patience: int | None = Field(default=None, ge=1)
     """End the run after so many validations without a better loss; null: never."""

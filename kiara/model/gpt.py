@@ -25,12 +25,16 @@ from kiara.model.wiring import Projection, projections
 
 
 class Linear(nn.Linear):
+    """rounded: whether inputs are rounded to 8 bits, as the graph of int8-dynamic does it."""
+
+    rounded = False
+
     @classmethod
     def of(cls, wired: Projection) -> Linear:
         return cls(wired.inputs, wired.outputs, bias=wired.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        return ops.linear(input, self.weight, self.bias)
+        return ops.linear(ops.round_rows(input) if self.rounded else input, self.weight, self.bias)
 
 
 class Norm(nn.Module):

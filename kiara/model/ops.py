@@ -85,6 +85,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.onnx.ops.symbolic("kiara::Linear", inputs, dtype=x.dtype, shape=(*x.shape[:-1], weight.shape[0]))
 
 
+def round_rows(x: Tensor) -> Tensor:
+    """Each row rounded to 127ths of its largest absolute value; its gradient is that of x. x (..., in) -> the same."""
+    peak = x.detach().float().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    rounded = (x.detach().float() / peak * 127).round() * (peak / 127)
+    return x + (rounded.to(x.dtype) - x).detach()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root mean square norm over the last axis (Zhang and Sennrich 2019). x (B, S, D) -> (B, S, D)."""
     if not _emitting:

@@ -76,7 +76,10 @@ def announce(config: Config, gpt: GPT, dataset: Dataset, machine: str) -> None:
         )
     if trained_for is not None:
         begins = round(training.quantize_from * training.max_steps)
-        logger.info("Weights are rounded to %s from step %d on; the export rounds nothing.", trained_for.name, begins)
+        what = "Weights and activations" if trained_for.rounding == "dynamic" else "Weights"
+        logger.info(
+            "%s are rounded to %s from step %d on; the export rounds no weight.", what, trained_for.name, begins
+        )
     if isinstance(dataset.train, ChatSplit):
         _announce_packing(dataset.train, config.sequence_length)
     step_tokens = training.sequences * config.sequence_length

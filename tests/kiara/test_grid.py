@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiara.grid import Grid
-from kiara_export.quantize.blocks import round_to
+from kiara_export.quantize.blocks import per_channel, round_to
 from kiara_runtime.bundle.variants import VARIANTS
 
 GRIDS = [Grid(8, (64, 32, 16)), Grid(4, (32, 16)), Grid(2, (32, 16))]
@@ -35,6 +35,17 @@ def test_rounding_what_lies_on_the_grid_changes_no_bit(grid: Grid, seed: int, co
     assert grid.holds(weight) == torch.equal(once, weight)
     made = round_to(grid, once.numpy())
     np.testing.assert_array_equal(made.weight(), once.numpy())
+
+
+@given(st.integers(0, 10_000), st.integers(1, 70), st.sampled_from([0.0, 1e-30, 1e-8, 1e-5, 1e-2, 1.0, 1e3]))
+@settings(max_examples=200, deadline=None)
+def test_rows_that_lie_on_the_grid_keep_every_bit(seed: int, columns: int, size: float) -> None:
+    weight = _weights(seed, columns, size)
+    once = Grid.rows(columns).nearest(weight)
+    values, scales = per_channel(once.numpy())
+    np.testing.assert_array_equal(values * scales[:, None], once.numpy())
+    assert values.min() >= -127 and Grid.rows(columns).holds(once)
+    assert (once - weight).abs().amax(1).le(weight.abs().amax(1) / 127 * 0.51 + 1e-6).all()
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.bits} bits")

@@ -89,7 +89,14 @@ def _blocks(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]
 
 
 def _dynamic(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
-    """Quantise activations too; each attempt quarters the loss they may cause, so that more matrices stay in blocks."""
+    """Quantise activations too; each attempt quarters the loss they may cause, so that more matrices stay in blocks.
+
+    A model that was trained for it is neither smoothed nor rounded, and no matrix stays in blocks.
+    """
+    matrices = material.model.matrices().items()
+    if all(Grid.for_matrix(order.variant, name, weight.shape[1]).holds(weight) for name, weight in matrices):
+        logger.info("%s: the model was trained on this grid, no weight is rounded", order.variant.name)
+        return lower.dynamic(material.traced, _rounded(order), {}), ()
     factors = smoothing(material.model, material.text)
     kept = costly(material.model, material.text, factors, SHARE / 4**order.attempt)
     logger.info("%s keeps %d matrices in blocks: %s", order.variant.name, len(kept), " ".join(sorted(kept)))

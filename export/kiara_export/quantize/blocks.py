@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kiara.grid import SMALLEST_SCALE, Grid
+from kiara.grid import Grid
 from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.errors import UserError
 
@@ -99,9 +99,9 @@ def round_to(grid: Grid, weight: NDArray[np.float32]) -> Blocks:
 
 
 def per_channel(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 with one scale a row: values (out, in), scales (out,)."""
-    scales = np.maximum(np.abs(weight).max(axis=1) / np.float32(127), np.float32(SMALLEST_SCALE))
-    return np.rint(weight / scales[:, None]).astype(np.int8), scales
+    """Symmetric int8 with one scale a row: values (out, in), scales (out,), float32 with the values of float16."""
+    made = round_to(Grid.rows(weight.shape[1]), weight)
+    return (made.values[:, 0].astype(np.int16) - 128).astype(np.int8), made.scales[:, 0].astype(np.float32)
 
 
 def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

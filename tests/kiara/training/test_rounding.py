@@ -18,7 +18,7 @@ from kiara.checkpoints.checkpoint import find_checkpoint, list_checkpoints, load
 from kiara.config.sections import Config
 from kiara.data.dataset import Dataset
 from kiara.grid import Grid
-from kiara.model.gpt import GPT
+from kiara.model.gpt import GPT, Linear
 from kiara.training.rounding import Rounding
 from kiara.training.run import Run
 from kiara.training.trainer import Trainer, train
@@ -51,6 +51,54 @@ def test_the_bundle_holds_the_trained_weights_bit_for_bit(
         np.testing.assert_array_equal(found[matrix], weight, err_msg=matrix)
     receipt = json.loads((tmp_path / "bundle" / "receipt.json").read_text("utf-8"))
     assert abs(receipt["variants"][name]["bits_per_byte_loss"]) < 1e-3, bits
+
+
+def test_int8_dynamic_ships_the_trained_weights_without_smoothing(
+    small_config: Config, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
+    config = _changed(small_config, max_steps=12, checkpoint_every=6, quantize="int8-dynamic", quantize_from=0.5)
+    assert train(Run(tmp_path / "run", config, resume=False), dataset)
+    model, _ = load_model(find_checkpoint(tmp_path / "run"))
+    options = ("--quantize", "int8-dynamic", "--out", tmp_path / "bundle", "--max-bpb-loss", "int8-dynamic=5%")
+    result = kiara("export", tmp_path / "run", *options)
+    assert result.exit_code == 0, result.stderr
+    path = next((tmp_path / "bundle" / "onnx").glob("*.onnx"))
+    graph, found = onnx.load(path).graph, _dequantised(path)
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in (node for node in graph.node if node.op_type == "MatMulIntegerToFloat"):
+        matrix, scales = tensors[node.input[1]].astype(np.float32), tensors[node.input[3]]
+        found[node.input[1].removesuffix(".int8")] = matrix.T * scales[:, None]
+    trained = {f"model.{name}": weight.detach().numpy() for name, weight in model.matrices().items()}
+    assert found.keys() == trained.keys() and len(found) > 4
+    for name, weight in trained.items():
+        np.testing.assert_array_equal(found[name], weight, err_msg=name)
+
+
+def test_activations_are_rounded_only_while_weights_are(small_config: Config) -> None:
+    torch.manual_seed(0)
+    model = GPT(small_config.model, 300)
+    model.initialise(0)
+    with torch.no_grad():
+        for weight in model.matrices().values():
+            weight.normal_(std=0.05)
+    ids = torch.arange(1, 33)[None]
+    exact = model.predict(ids)
+    with Rounding(model, "int8-dynamic")():
+        both = model.predict(ids)
+        for layer in model.layers.modules():
+            if isinstance(layer, Linear):
+                layer.register_forward_pre_hook(lambda _, inputs: (_as_the_operator_rounds(inputs[0]),))
+                layer.rounded = False
+        torch.testing.assert_close(both, model.predict(ids))
+        model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    assert not torch.equal(both, exact) and (both - exact).abs().max() < 0.2 * exact.abs().max()
+
+
+def _as_the_operator_rounds(rows: torch.Tensor) -> torch.Tensor:
+    """By the definition of QuantizeLinear, with zero point 128."""
+    peak = rows.abs().amax(-1, keepdim=True)
+    quantised = ((rows / peak) / (1 / 127)).round().add(128).clamp(0, 255)
+    return (quantised - 128) / 127 * peak
 
 
 def _dequantised(path: Path) -> dict[str, np.ndarray]:
