@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from kiara_runtime.commands.generate import generate_options, run_generate
 from kiara_runtime.commands.main import Commands, figures_line
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import CODES, json_text
+
+if TYPE_CHECKING:
+    from kiara.data import Engine
 
 CONFIG = click.option(
     "--config",
@@ -85,7 +88,12 @@ def config(config_file: Path | None, settings: tuple[str, ...]) -> None:
 @CONFIG
 @SETTINGS
 def prepare(
-    source: str | None, out: Path, tokenizer: Path | None, engine: Any, config_file: Path | None, settings: Any
+    source: str | None,
+    out: Path,
+    tokenizer: Path | None,
+    engine: Engine,
+    config_file: Path | None,
+    settings: tuple[str, ...],
 ) -> None:
     """Turn text into token files.
 

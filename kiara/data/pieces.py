@@ -79,6 +79,6 @@ def work_folder(out: Path, fingerprint: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     except BaseException:
-        logger.warning("Interrupted. The same command goes on with the pieces in %s.", folder)
+        logger.warning("What is done so far is kept in %s.", folder)
         raise
     shutil.rmtree(folder)

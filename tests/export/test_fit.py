@@ -104,6 +104,7 @@ def test_a_time_is_measured_with_the_proposed_graph() -> None:
     ("options", "expected"),
     [
         (["--set", "model.hidden_size=64"], "model.hidden_size=64: has no effect together with --fit"),
+        (["--set", "training.quantize=int8-dynamic"], "training.quantize: 'int8-dynamic' is not measured by --fit"),
         (["--resume"], "--fit: has no effect on a run that exists"),
         (["--branch", "{run}"], "--fit: has no effect on a run that exists"),
     ],
