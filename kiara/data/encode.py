@@ -106,9 +106,7 @@ def encode(
     """
     pieces = Pieces(work, split)
     encoder = Encoder(pieces, part, tokenizer, token_ids, 1 if engine == "ray" else os.cpu_count() or 1)
-    missing = [number for number in range(len(encoder)) if not pieces.whole(number)]
-    advance(sum(encoder.size(number) for number in range(len(encoder)) if number not in set(missing)))
-    make_pieces(engine, encoder, missing, advance)
+    make_pieces(engine, encoder, pieces.missing(len(encoder), encoder.size, advance), advance)
     loaded = Tokenizer.load(tokenizer)
     return _joined_pieces(pieces, len(encoder), out, split, len(ending(loaded, token_ids)), token_type(loaded))
 

@@ -77,11 +77,9 @@ def measured(
 ) -> Measured:
     """Measure all documents of the files, but for pieces that are there already."""
     measurer = Measurer(pieces, reader, [*_groups(files)], lenient)
-    numbers = range(len(measurer.groups))
-    missing = [number for number in numbers if not pieces.whole(number)]
-    advance(sum(measurer.size(number) for number in numbers if number not in set(missing)))
-    make_pieces(engine, measurer, missing, advance)
-    return Measured.joined([measurer.read(number) for number in numbers])
+    count = len(measurer.groups)
+    make_pieces(engine, measurer, pieces.missing(count, measurer.size, advance), advance)
+    return Measured.joined([measurer.read(number) for number in range(count)])
 
 
 def _groups(files: list[Path]) -> Iterator[list[Path]]:

@@ -47,6 +47,16 @@ class Pieces:
     def card(self, number: int) -> Card:
         return read_bounded_json(self.data(number).with_suffix(".json"), MAX_JSON_BYTES)
 
+    def missing(self, count: int, size: Callable[[int], int], advance: Callable[[int], None]) -> list[int]:
+        """Those of the first `count` pieces that are not whole. advance: receives the sizes of the others."""
+        numbers: list[int] = []
+        for number in range(count):
+            if self.whole(number):
+                advance(size(number))
+            else:
+                numbers.append(number)
+        return numbers
+
     def whole(self, number: int) -> bool:
         """Whether the piece was written, and is as it was written."""
         try:
