@@ -100,9 +100,12 @@ def trained(cell: Cell, steps: int, data: Path, out: Path) -> dict[str, Any]:
     made = {"steps": steps, "tokens": steps * config.training.sequences * config.sequence_length}
     kiara.train(run, cell.settings(data, **every), resume=True)
     try:
-        receipt = kiara.export(run, bundle, [cell.variant], max_bpb_loss=1.0)[cell.variant]
+        figures = kiara.export(run, bundle, [cell.variant], max_bpb_loss=1.0)
     except UserError as error:
         return {**made, "refused": str(error)}
+    if cell.variant not in figures:
+        return {**made, "refused": json.loads((bundle / "receipt.json").read_text("utf-8"))["left_out"][cell.variant]}
+    receipt = figures[cell.variant]
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     parameters = round(receipt["size_bytes"] / receipt["bytes_per_parameter"])
     return {**made, "bytes": size, "parameters": parameters, "bits_per_byte": receipt["bits_per_byte"]}
@@ -151,13 +154,13 @@ def main() -> None:
     kept = out / "found.json"
     found: Found = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     cells = [Cell(size, name, loop) for size in arguments.megabytes for name in VARIANTS for loop in (False, True)]
-    if missing := [cell for cell in cells if cell.name not in found]:
-        seconds = step_seconds(missing, data)
-        for cell in missing:
-            steps = round(arguments.seconds / seconds[cell.name])
-            found[cell.name] = trained(cell, steps, data, out)
-            kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-            print(cell.name, found[cell.name], flush=True)
+    if unmeasured := [cell for cell in cells if cell.name not in found]:
+        for name, seconds in step_seconds(unmeasured, data).items():
+            found[name] = {"steps": round(arguments.seconds / seconds)}
+    for cell in (cell for cell in cells if "tokens" not in found[cell.name]):
+        kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        found[cell.name] = trained(cell, found[cell.name]["steps"], data, out)
+        print(cell.name, found[cell.name], flush=True)
     bundles = {cell.name: out / cell.name / "bundle" for cell in cells if "bytes" in found[cell.name]}
     for name, speed in decode_speeds(bundles).items():
         found[name]["tokens_per_second"] = speed
