@@ -69,7 +69,7 @@ class Pieces:
 def work_folder(out: Path, fingerprint: str) -> Iterator[Path]:
     """The folder for the pieces of `out`, whose lock the caller holds; with those of an interrupted attempt.
 
-    Removed when the block ends, but for an interruption. fingerprint: of all that the pieces depend on; if it has
+    Removed when the block ends, except by Ctrl-C or a signal. fingerprint: of all that the pieces depend on; if it has
     changed, none is kept. Raises UserError if the place is taken by a folder of another kind.
     """
     place = out.resolve()
@@ -85,7 +85,7 @@ def work_folder(out: Path, fingerprint: str) -> Iterator[Path]:
     mark.write_text(fingerprint, "utf-8")
     try:
         yield folder
-    except UserError:
+    except Exception:  # such as bad text, or a full disk, which needs the room
         shutil.rmtree(folder, ignore_errors=True)
         raise
     except BaseException:
