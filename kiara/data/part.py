@@ -34,11 +34,8 @@ class Part:
         return self.sizes - self.heads if self.after else self.heads
 
     def read(self) -> Iterator[Document]:
-        return self.documents(0, len(self.sizes))
-
-    def documents(self, begin: int, end: int) -> Iterator[Document]:
-        """What the split has of documents begin to end."""
-        return self.chosen(self.stream(begin), begin, end)
+        """What the split has of all documents."""
+        return self.chosen(self.stream(0), 0, len(self.sizes))
 
     def stream(self, begin: int) -> Iterator[Document]:
         """All documents from `begin` on, whole; those before it in the same file are skipped unread."""

@@ -69,8 +69,8 @@ class Pieces:
 def work_folder(out: Path, fingerprint: str) -> Iterator[Path]:
     """The folder for the pieces of `out`, whose lock the caller holds; with those of an interrupted attempt.
 
-    Removed when the block ends, except by Ctrl-C or a signal. fingerprint: of all that the pieces depend on; if it has
-    changed, none is kept. Raises UserError if the place is taken by a folder of another kind.
+    Removed when the block ends, unless Ctrl-C or a signal ends it. fingerprint: of all that the pieces depend on; if it
+    has changed, none is kept. Raises UserError if the place is taken by a folder of another kind.
     """
     place = out.resolve()
     folder = place.with_name(f".{place.name}.pieces")

@@ -19,6 +19,7 @@ from kiara.config.sections import Config
 from kiara.data.dataset import Dataset
 from kiara.grid import Grid
 from kiara.model.gpt import GPT, Linear
+from kiara.model.ops import round_rows
 from kiara.training.rounding import Rounding
 from kiara.training.run import Run
 from kiara.training.trainer import Trainer, train
@@ -87,18 +88,23 @@ def test_activations_are_rounded_only_while_weights_are(small_config: Config) ->
         both = model.predict(ids)
         for layer in model.layers.modules():
             if isinstance(layer, Linear):
-                layer.register_forward_pre_hook(lambda _, inputs: (_as_the_operator_rounds(inputs[0]),))
+                layer.register_forward_pre_hook(lambda _, inputs: (round_rows(inputs[0]),))
                 layer.rounded = False
         torch.testing.assert_close(both, model.predict(ids))
         model.loss(ids[:, :-1], ids[:, 1:]).backward()
     assert not torch.equal(both, exact) and (both - exact).abs().max() < 0.2 * exact.abs().max()
 
 
-def _as_the_operator_rounds(rows: torch.Tensor) -> torch.Tensor:
-    """By the definition of QuantizeLinear, with zero point 128."""
-    peak = rows.abs().amax(-1, keepdim=True)
-    quantised = ((rows / peak) / (1 / 127)).round().add(128).clamp(0, 255)
-    return (quantised - 128) / 127 * peak
+def test_rows_are_rounded_as_the_operator_defines_it() -> None:
+    """QuantizeLinear with zero point 128, in float64; values on the border between two steps may take either."""
+    rows = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    peak = rows.double().abs().amax(-1, keepdim=True)
+    exact = rows.double() / peak * 127
+    quantised = exact.round().add(128).clamp(0, 255)
+    border = (exact - exact.floor() - 0.5).abs() < 1e-3
+    expected = torch.where(border, round_rows(rows).double(), (quantised - 128) / 127 * peak)
+    torch.testing.assert_close(round_rows(rows).double(), expected, rtol=1e-5, atol=1e-6)
+    assert border.double().mean() < 0.02 and not round_rows(torch.zeros(2, 8)).any()
 
 
 def _dequantised(path: Path) -> dict[str, np.ndarray]:
