@@ -32,7 +32,7 @@ from kiara_runtime.errors import UserError
 
 VARIANTS = ("int8", "int4", "int2")
 ROUNDED = 0.2  # of the steps, with the rounding in the loop
-ROUNDS, TOKENS = 5, 128
+STEP_ROUNDS, ROUNDS, TOKENS = 4, 5, 128
 Found = dict[str, dict[str, Any]]
 
 
@@ -70,26 +70,35 @@ def _assignments(settings: dict[str, Any]) -> list[str]:
 
 
 def step_seconds(cells: list[Cell], data: Path) -> dict[str, float]:
-    """Seconds of a mean step of each, of the fastest rounds, as other programs can only add to them."""
-    best: dict[str, list[float]] = {cell.name: [float("inf")] * 2 for cell in cells}
+    """Seconds of a mean step of each, of the fastest rounds, as other programs can only add to them.
+
+    Cells of one shape share the seconds of a step without rounding.
+    """
+    exact, rounding = dict[str, float](), dict[str, float]()
+    shapes = {cell.name: str(cell.config(data).model) for cell in cells}
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(2):
+        for turn in range(STEP_ROUNDS):
             for cell in cells:
                 config = cell.config(data)
                 run = Run(Path(folder, f"{cell.name}-{turn}"), config, resume=False)
                 made = trainer.Trainer(run, dataset_of(config), trainer.ALONE)
-                for rounded in (0, 1) if cell.loop else (0,):
-                    made.step = rounded * (config.training.max_steps - 9)
-                    for _ in range(2):
-                        started = time.perf_counter()
-                        made._step()  # pyright: ignore[reportPrivateUsage]
-                        best[cell.name][rounded] = min(best[cell.name][rounded], time.perf_counter() - started)
+                _measure(made, exact, shapes[cell.name])
+                if cell.loop:
+                    made.step = config.training.max_steps - 9
+                    _measure(made, rounding, cell.name)
                 run.close()
-    loops = {cell.name: cell.loop for cell in cells}
     return {
-        name: (1 - ROUNDED) * exact + ROUNDED * rounded if loops[name] else exact
-        for name, (exact, rounded) in best.items()
+        name: (1 - ROUNDED) * exact[shape] + ROUNDED * rounding.get(name, exact[shape])
+        for name, shape in shapes.items()
     }
+
+
+def _measure(made: trainer.Trainer, seconds: dict[str, float], name: str) -> None:
+    """Take two steps; the fastest one counts."""
+    for _ in range(2):
+        started = time.perf_counter()
+        made._step()  # pyright: ignore[reportPrivateUsage]
+        seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - started)
 
 
 def trained(cell: Cell, steps: int, data: Path, out: Path) -> dict[str, Any]:

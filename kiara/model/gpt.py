@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kiara.config import ModelConfig
 from kiara.model import ops
+from kiara.model.head_loss import head_loss
 from kiara.model.ops import KeyValue, Lengths, Packed
 from kiara.model.wiring import Projection, projections
 
@@ -168,12 +169,19 @@ class GPT(nn.Module):
 
         ids_BS: int64 token ids. past: the KV cache so far, or None at the start of a sequence.
         """
+        x_BSD, delta_BSD, present = self._through_layers(ids_BS, past, lengths)
+        return self.head(x_BSD, delta_BSD, lengths), present
+
+    def _through_layers(
+        self, ids_BS: Tensor, past: Sequence[KeyValue] | None, lengths: Lengths | Packed | None
+    ) -> tuple[Tensor, Tensor | None, list[KeyValue]]:
+        """-> (stream, last sublayer's output), both (B, S, D), and the KV cache."""
         (x_BSD, rope), delta_BSD, present = self.embed(ids_BS, past, lengths), None, []
         for i, layer in enumerate(self.layers):
             run = partial(checkpoint, layer, use_reentrant=False) if self.recompute and self.training else layer
             x_BSD, delta_BSD, layer_present = run(x_BSD, delta_BSD, rope, past[i] if past else None, lengths)
             present.append(layer_present)
-        return self.head(x_BSD, delta_BSD, lengths), present
+        return x_BSD, delta_BSD, present
 
     def predict(self, ids_BS: Tensor, segments_BS: Tensor | None = None) -> Tensor:
         """Logits of whole sequences, (B, S, V). segments_BS: the number of each token's text, of several in a row."""
@@ -182,8 +190,11 @@ class GPT(nn.Module):
     def head(self, x_BSD: Tensor, delta_BSD: Tensor | None, lengths: Lengths | Packed | None = None) -> Tensor:
         """Logits from the output of the last layer, (B, S, V)."""
         normed, _ = self.norm(x_BSD, delta_BSD)
-        table = self.embed_tokens if self.lm_head is None else self.lm_head
-        return ops.linear(ops.wanted_positions(normed, lengths), table.weight, None)
+        return ops.linear(ops.wanted_positions(normed, lengths), self._head_table(), None)
+
+    def _head_table(self) -> Tensor:
+        """The LM head's weight, (V, D)."""
+        return (self.embed_tokens if self.lm_head is None else self.lm_head).weight
 
     def embed(
         self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | Packed | None = None
@@ -219,8 +230,10 @@ class GPT(nn.Module):
 
         segments_BS: the number of each token's text, of several in a row; None if a row is one text.
         """
-        logits = self.predict(ids_BS, segments_BS)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets_BS.flatten())
+        packed = None if segments_BS is None else Packed.of(segments_BS)
+        x_BSD, delta_BSD, _ = self._through_layers(ids_BS, None, packed)
+        normed, _ = self.norm(x_BSD, delta_BSD)
+        return head_loss(normed.flatten(0, 1), self._head_table(), targets_BS.flatten())
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -56,11 +56,37 @@ def orthogonal(matrix: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-7)  # singular values of at most 1
-    a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.shape[1] >= 2 * x.shape[0] and x.dtype == torch.float32:
+        x = _factor(x @ x.T) @ x
+    else:
+        for _ in range(ITERATIONS):
+            x = torch.addmm(x, _higher_terms(x @ x.T), x, beta=COEFFICIENTS[0])
     return x.T if tall else x
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """The product of all iterations' polynomials, computed on the small matrix X X^T: half the work if X is wide.
+
+    Rounding errors of the squares grow with every iteration, too much for bfloat16.
+    """
+    factor = polynomial = _polynomial(gram)
+    for _ in range(ITERATIONS - 1):
+        gram = polynomial @ gram @ polynomial
+        polynomial = _polynomial(gram)
+        factor = polynomial @ factor
+    return factor
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """a I + b G + c G^2."""
+    polynomial = _higher_terms(gram)
+    polynomial.diagonal().add_(COEFFICIENTS[0])
+    return polynomial
+
+
+def _higher_terms(gram: Tensor) -> Tensor:
+    _, b, c = COEFFICIENTS
+    return torch.addmm(gram, gram, gram, beta=b, alpha=c)
 
 
 def packed_rows(model: GPT) -> dict[Tensor, list[int]]:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -114,6 +114,7 @@ def distribute(objective: Objective | Preference, world: World, parallel: Parall
         for layer in model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
+        register_fsdp_forward_method(model, "loss")  # it gathers the weights, as forward does
         return objective
     return DistributedDataParallel(objective) if world.size > 1 else objective
 

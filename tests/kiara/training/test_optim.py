@@ -13,7 +13,7 @@ from kiara.config.sections import AdaptConfig, Config
 from kiara.data.dataset import Dataset
 from kiara.model.gpt import GPT
 from kiara.training.lora import add_lora
-from kiara.training.muon import Muon, orthogonal, packed_rows
+from kiara.training.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonal, packed_rows
 from kiara.training.optim import make_optimizers, schedule, set_learning_rates
 from kiara.training.run import Run
 from kiara.training.trainer import train
@@ -94,6 +94,21 @@ def test_muon_in_float32_makes_singular_values_alike() -> None:
     found = torch.linalg.svdvals(orthogonal(matrix))
     assert found.min() > 0.6 and found.max() < 1.3
     assert torch.linalg.matrix_norm(orthogonal(matrix) - left @ right, 2) < 0.4
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (256, 64), (16, 1024)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-8])
+def test_wide_matrices_are_iterated_as_their_definition_says(shape: tuple[int, int], smallest: float) -> None:
+    """Also with singular values too small for the float32 of their squares."""
+    generator = torch.Generator().manual_seed(shape[0])
+    left, values, right = torch.linalg.svd(torch.randn(*shape, generator=generator), full_matrices=False)
+    matrix = left @ torch.diag(torch.logspace(0, math.log10(smallest), len(values))) @ right
+    x = matrix.double() / matrix.double().norm()
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonal(matrix), x.float(), rtol=0, atol=1e-3)
 
 
 def test_every_packed_matrix_of_a_model_has_its_rows(small_config: Config) -> None:
