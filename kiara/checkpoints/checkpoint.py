@@ -29,7 +29,7 @@ from kiara.console import logger
 from kiara.data import Dataset
 from kiara.families import Family, family_of, is_transposed, read_config, tensor_names, write_config
 from kiara.files import GENERATION_FILE, STATE_FILE, new_folder
-from kiara.model import GPT, rope_tables
+from kiara.model import GPT
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import hash_file
 from kiara_runtime.tokens import Tokenizer
@@ -186,7 +186,7 @@ def load_model(folder: Path) -> tuple[GPT, Tokenizer]:
     except UserError as error:
         raise error.inside(folder, "/") from None
     model.load_state_dict(state, assign=True)
-    model.cos, model.sin = rope_tables(model.config)
+    model.make_tables()
     return model.eval(), tokenizer
 
 

@@ -109,8 +109,8 @@ def _with_rows(model: GPT, rows: Tensor) -> GPT:
     """The model with these rows of its embedding and LM head."""
     with torch.device("meta"):
         smaller = GPT(model.config, len(rows))
-    tables = ("embed_tokens.weight", "lm_head.weight")
+    tables = ("embed_tokens.weight", "lm_head.weight", "lm_head.bias")
     state = {name: weight[rows] if name in tables else weight for name, weight in model.state_dict().items()}
     smaller.load_state_dict(state, assign=True)
-    smaller.cos, smaller.sin = model.cos, model.sin
+    smaller.make_tables()
     return smaller.eval()

@@ -5,8 +5,8 @@ Not here: weight names of other model families (`families`), training, export.
 
 from kiara.model import sizes
 from kiara.model.gpt import GPT, Linear
-from kiara.model.ops import KeyValue, Lengths, emitting_operators, rope_tables
-from kiara.model.rotary import frequencies
+from kiara.model.ops import KeyValue, Lengths, emitting_operators
+from kiara.model.rotary import frequencies, table_factor
 from kiara.model.wiring import norm_before, packed, projections
 
 __all__ = [
@@ -19,6 +19,6 @@ __all__ = [
     "norm_before",
     "packed",
     "projections",
-    "rope_tables",
     "sizes",
+    "table_factor",
 ]

@@ -21,8 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from kiara.config import ModelConfig
 from kiara.model import ops
 from kiara.model.head_loss import head_loss
-from kiara.model.ops import KeyValue, Lengths, Packed
-from kiara.model.wiring import Projection, projections
+from kiara.model.ops import AttentionForm, KeyValue, Lengths, Packed
+from kiara.model.wiring import ALL_NORMS, Projection, norms, projections
+
+Ropes = tuple[KeyValue | None, KeyValue | None]  # rotary tables of full layers, and of sliding ones; None: no rotation
 
 
 class Linear(nn.Linear):
@@ -59,11 +61,11 @@ class Norm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of each head separately, one weight shared by all heads (Qwen3)."""
+    """RMS norm of each head separately, one weight shared by all heads (Qwen3), or of all heads together (OLMo 2)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, heads: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.head_dim))
+        self.weight = nn.Parameter(torch.empty(config.head_dim * (heads if config.qk_norm_width == "all" else 1)))
         self.eps = config.norm_eps
 
     def forward(self, x_BSE: Tensor) -> Tensor:
@@ -73,15 +75,17 @@ class HeadNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, sliding: bool) -> None:
         super().__init__()
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        window = config.sliding_window if sliding else None
+        self.form = AttentionForm(heads, kv_heads, config.attention_scale, config.attention_softcap, window)
         wired = projections(config)
         self.widths = [rows for _, rows in wired["self_attn.qkv_proj"].parts]
         self.qkv_proj = Linear.of(wired["self_attn.qkv_proj"])
         self.o_proj = Linear.of(wired["self_attn.o_proj"])
-        self.q_norm = HeadNorm(config) if config.qk_norm else None
-        self.k_norm = HeadNorm(config) if config.qk_norm else None
+        self.q_norm = HeadNorm(config, heads) if config.qk_norm else None
+        self.k_norm = HeadNorm(config, kv_heads) if config.qk_norm else None
 
     def forward(
         self, x_BSD: Tensor, rope: KeyValue | None, past: KeyValue | None, lengths: Lengths | Packed | None
@@ -90,7 +94,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = q.split(self.widths, dim=-1)
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed, present = ops.attention(q, k, v, self.heads, self.kv_heads, rope, past, lengths)
+        mixed, present = ops.attention(q, k, v, self.form, rope, past, lengths)
         return self.o_proj(mixed), present
 
 
@@ -99,49 +103,78 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gelu, wired = config.mlp == "gelu", projections(config)
+        self.kind, wired = config.mlp, projections(config)
         self.up_proj, self.down_proj = Linear.of(wired["mlp.up_proj"]), Linear.of(wired["mlp.down_proj"])
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         up = self.up_proj(x_BSD)
-        return self.down_proj(F.gelu(up, approximate="tanh") if self.gelu else F.relu(up).square())
+        if self.kind == "relu2":
+            return self.down_proj(F.relu(up).square())
+        return self.down_proj(F.gelu(up, approximate="tanh" if self.kind == "gelu" else "none"))
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU (Shazeer 2020), gate and up projection packed in one matrix."""
+    """SwiGLU, or GeGLU with GELU in its tanh form (Shazeer 2020), gate and up projection packed in one matrix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        wired = projections(config)
+        self.gelu, wired = config.mlp == "geglu", projections(config)
         self.gate_up_proj, self.down_proj = Linear.of(wired["mlp.gate_up_proj"]), Linear.of(wired["mlp.down_proj"])
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x_BSD).chunk(2, dim=-1)
-        return self.down_proj(ops.silu(gate) * up)
+        return self.down_proj((F.gelu(gate, approximate="tanh") if self.gelu else ops.silu(gate)) * up)
 
 
 class Block(nn.Module):
-    """Transformer block. Keeps the residual stream and the last sublayer's output apart, to let add and norm fuse."""
+    """Transformer block. Keeps the residual stream and the last sublayer's output apart, to let add and norm fuse.
 
-    def __init__(self, config: ModelConfig) -> None:
+    The norms before the sublayers have Llama's names, and those after them names of their own; which of them exist
+    depends on the configuration.
+    """
+
+    def __init__(self, config: ModelConfig, sliding: bool) -> None:
         super().__init__()
-        self.input_layernorm = Norm(config)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = Norm(config)
-        self.mlp = GatedMLP(config) if config.mlp == "swiglu" else MLP(config)
+        self.sliding, self.parallel, self.scale = sliding, config.parallel != "no", config.residual_scale
+        for name in ALL_NORMS:
+            setattr(self, name, Norm(config) if name in norms(config) else None)
+        self.input_layernorm: Norm | None
+        self.self_attn = Attention(config, sliding)
+        self.attention_output_norm: Norm | None
+        self.post_attention_layernorm: Norm | None
+        self.mlp = GatedMLP(config) if config.mlp in ("swiglu", "geglu") else MLP(config)
+        self.mlp_output_norm: Norm | None
 
     def forward(
         self,
         x_BSD: Tensor,
         delta_BSD: Tensor | None,
-        rope: KeyValue | None,
+        ropes: Ropes,
         past: KeyValue | None,
         lengths: Lengths | Packed | None,
     ) -> tuple[Tensor, Tensor, KeyValue]:
-        normed, x_BSD = self.input_layernorm(x_BSD, delta_BSD)
-        delta_BSD, present = self.self_attn(normed, rope, past, lengths)
-        normed, x_BSD = self.post_attention_layernorm(x_BSD, delta_BSD)
-        return x_BSD, self.mlp(normed), present
+        normed, x_BSD = _entered(self.input_layernorm, x_BSD, delta_BSD)
+        mixed, present = self.self_attn(normed, ropes[self.sliding], past, lengths)
+        if self.parallel:
+            if self.post_attention_layernorm is not None:
+                normed, _ = self.post_attention_layernorm(x_BSD, None)
+            return x_BSD, mixed + self.mlp(normed), present
+        normed, x_BSD = _entered(self.post_attention_layernorm, x_BSD, self._left(self.attention_output_norm, mixed))
+        return x_BSD, self._left(self.mlp_output_norm, self.mlp(normed)), present
+
+    def _left(self, norm: Norm | None, output_BSD: Tensor) -> Tensor:
+        """A sublayer's output as it is added to the stream."""
+        if norm is not None:
+            output_BSD, _ = norm(output_BSD, None)
+        return output_BSD if self.scale == 1 else output_BSD * self.scale
+
+
+def _entered(norm: Norm | None, x_BSD: Tensor, delta_BSD: Tensor | None) -> tuple[Tensor, Tensor]:
+    """-> (what a sublayer reads, stream with delta added)."""
+    if norm is not None:
+        return norm(x_BSD, delta_BSD)
+    x_BSD = x_BSD if delta_BSD is None else x_BSD + delta_BSD
+    return x_BSD, x_BSD
 
 
 class GPT(nn.Module):
@@ -152,15 +185,40 @@ class GPT(nn.Module):
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
         learned = config.position == "learned"
         self.embed_positions = nn.Embedding(config.context_length, config.hidden_size) if learned else None
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, config.slides(i)) for i in range(config.num_hidden_layers))
         self.norm = Norm(config)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else Linear(config.hidden_size, vocab_size, bias=False)
-        cos, sin = ops.rope_tables(config)
+        self.lm_head = None if tied else Linear(config.hidden_size, vocab_size, bias=config.head_bias)
         self.cos: Tensor
         self.sin: Tensor
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.sliding_cos: Tensor
+        self.sliding_sin: Tensor
+        for name, table in self._tables().items():
+            self.register_buffer(name, table, persistent=False)
+
+    def _tables(self) -> dict[str, Tensor]:
+        """The rotary tables: cos and sin, and if the model has both kinds of layers, those of sliding ones."""
+        kinds = {self.config.slides(i) for i in range(self.config.num_hidden_layers)}
+        cos, sin = ops.rope_tables(self.config, sliding=kinds == {True})
+        if len(kinds) == 1:
+            return {"cos": cos, "sin": sin}
+        sliding_cos, sliding_sin = ops.rope_tables(self.config, sliding=True)
+        return {"cos": cos, "sin": sin, "sliding_cos": sliding_cos, "sliding_sin": sliding_sin}
+
+    def make_tables(self, device: torch.device | None = None) -> None:
+        """Compute the rotary tables, which no checkpoint holds, in a model that was made without memory."""
+        for name, table in self._tables().items():
+            setattr(self, name, table.to(device))
+
+    @property
+    def ropes(self) -> Ropes:
+        """The tables of full layers, and of sliding ones."""
+        if self.config.position == "learned":
+            return None, None
+        if self.config.layer_types is None:
+            return (self.cos, self.sin), (self.cos, self.sin)
+        sliding = (self.sliding_cos, self.sliding_sin) if hasattr(self, "sliding_cos") else (self.cos, self.sin)
+        return (self.cos, self.sin) if self.config.full_attention_rope else None, sliding
 
     def forward(
         self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | Packed | None = None
@@ -176,10 +234,10 @@ class GPT(nn.Module):
         self, ids_BS: Tensor, past: Sequence[KeyValue] | None, lengths: Lengths | Packed | None
     ) -> tuple[Tensor, Tensor | None, list[KeyValue]]:
         """-> (stream, last sublayer's output), both (B, S, D), and the KV cache."""
-        (x_BSD, rope), delta_BSD, present = self.embed(ids_BS, past, lengths), None, []
+        (x_BSD, ropes), delta_BSD, present = self.embed(ids_BS, past, lengths), None, []
         for i, layer in enumerate(self.layers):
             run = partial(checkpoint, layer, use_reentrant=False) if self.recompute and self.training else layer
-            x_BSD, delta_BSD, layer_present = run(x_BSD, delta_BSD, rope, past[i] if past else None, lengths)
+            x_BSD, delta_BSD, layer_present = run(x_BSD, delta_BSD, ropes, past[i] if past else None, lengths)
             present.append(layer_present)
         return x_BSD, delta_BSD, present
 
@@ -190,20 +248,29 @@ class GPT(nn.Module):
     def head(self, x_BSD: Tensor, delta_BSD: Tensor | None, lengths: Lengths | Packed | None = None) -> Tensor:
         """Logits from the output of the last layer, (B, S, V)."""
         normed, _ = self.norm(x_BSD, delta_BSD)
-        return ops.linear(ops.wanted_positions(normed, lengths), self._head_table(), None)
+        bias = None if self.lm_head is None else self.lm_head.bias
+        logits = ops.linear(self._scaled(ops.wanted_positions(normed, lengths)), self._head_table(), bias)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     def _head_table(self) -> Tensor:
         """The LM head's weight, (V, D)."""
         return (self.embed_tokens if self.lm_head is None else self.lm_head).weight
 
+    def _scaled(self, normed_BSD: Tensor) -> Tensor:
+        """What the LM head reads."""
+        return normed_BSD if self.config.logit_scale == 1 else normed_BSD * self.config.logit_scale
+
     def embed(
         self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | Packed | None = None
-    ) -> tuple[Tensor, KeyValue | None]:
-        """Input of the first layer (B, S, D), and the rotary tables, None with learned positions."""
+    ) -> tuple[Tensor, Ropes]:
+        """Input of the first layer (B, S, D), and the rotary tables."""
         x_BSD = self.embed_tokens(ids_BS)
-        if self.embed_positions is None:
-            return x_BSD, (self.cos, self.sin)
-        return x_BSD + self._positions(ids_BS, past, lengths), None
+        if self.config.embedding_scale != 1:
+            x_BSD = x_BSD * self.config.embedding_scale
+        if self.embed_positions is not None:
+            x_BSD = x_BSD + self._positions(ids_BS, past, lengths)
+        return x_BSD, self.ropes
 
     def _positions(self, ids_BS: Tensor, past: Sequence[KeyValue] | None, lengths: Lengths | Packed | None) -> Tensor:
         """Rows of the learned table for the new tokens, (1 or B, S, D).
@@ -232,8 +299,11 @@ class GPT(nn.Module):
         """
         packed = None if segments_BS is None else Packed.of(segments_BS)
         x_BSD, delta_BSD, _ = self._through_layers(ids_BS, None, packed)
+        if self.config.logit_softcap is not None or self.config.head_bias:
+            logits = self.head(x_BSD, delta_BSD)
+            return F.cross_entropy(logits.flatten(0, 1).float(), targets_BS.flatten())
         normed, _ = self.norm(x_BSD, delta_BSD)
-        return head_loss(normed.flatten(0, 1), self._head_table(), targets_BS.flatten())
+        return head_loss(self._scaled(normed).flatten(0, 1), self._head_table(), targets_BS.flatten())
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

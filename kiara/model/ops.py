@@ -10,6 +10,7 @@ K key/value heads, E head size, C context length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kiara.config import ModelConfig
-from kiara.model.rotary import frequencies
+from kiara.model.rotary import frequencies, table_factor
 
 KeyValue = tuple[Tensor, Tensor]
 _emitting = False
@@ -160,25 +161,51 @@ def wanted_positions(x: Tensor, lengths: Lengths | Packed | None) -> Tensor:
     return torch.onnx.ops.symbolic("Slice", (x, lengths.wanted, end, axis), dtype=x.dtype, shape=x.shape)
 
 
-def rope_tables(config: ModelConfig) -> KeyValue:
-    """Cosines and sines of rotary positions, each float32 (C, E / 2)."""
-    turns = torch.tensor(frequencies(config), dtype=torch.float64)
+def rope_tables(config: ModelConfig, sliding: bool = False) -> KeyValue:
+    """Cosines and sines of rotary positions, each float32 (C, R / 2). sliding: of sliding layers."""
+    turns = torch.tensor(frequencies(config, sliding), dtype=torch.float64)
     angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * turns
-    return angles.cos().float(), angles.sin().float()
+    factor = table_factor(config, sliding)
+    return (factor * angles.cos()).float(), (factor * angles.sin()).float()
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of each head (the non-interleaved form). x (B, heads, S, E), tables (S, E / 2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+    """Rotate the halves of the first R dimensions of each head (the non-interleaved form).
+
+    x (B, heads, S, E), tables (S, R / 2).
+    """
+    turned, rest = x.split((2 * cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]), dim=-1)
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).type_as(x)
+
+
+@dataclass(frozen=True)
+class AttentionForm:
+    """heads, kv_heads: of queries, and of keys and values. scale: of the scores; None is 1 / sqrt(E).
+
+    softcap: scores s become cap * tanh(s / cap). window: tokens that each one sees, including itself.
+    """
+
+    heads: int
+    kv_heads: int
+    scale: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+
+    @property
+    def attributes(self) -> dict[str, int | float]:
+        """Those of com.microsoft GroupQueryAttention that differ from its defaults."""
+        given: dict[str, int | float | None] = {"scale": self.scale, "softcap": self.softcap}
+        given["local_window_size"] = self.window
+        shape = {"num_heads": self.heads, "kv_num_heads": self.kv_heads}
+        return shape | {name: value for name, value in given.items() if value is not None}
 
 
 def attention(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    heads: int,
-    kv_heads: int,
+    form: AttentionForm,
     rope: KeyValue | None,
     past: KeyValue | None,
     lengths: Lengths | Packed | None,
@@ -186,24 +213,25 @@ def attention(
     """Causal grouped-query attention over a KV cache, with rotary positions if `rope` is given.
 
     q: (B, S, (H + 2 K) * E), the three projections packed, with k and v None; or (B, S, H * E), with k and v
-    (B, S, K * E). rope: cosines and sines (C, E / 2). past: keys and values (B, K, P, E), already rotated, or
+    (B, S, K * E). rope: cosines and sines (C, R / 2). past: keys and values (B, K, P, E), already rotated, or
     None. Returns the attention output (B, S, H * E) and the cache with the new tokens appended, (B, K, T, E) each.
 
     The eager body needs sequences of equal length, or packed ones; only the operator handles padded batches.
     Exported as com.microsoft GroupQueryAttention.
     """
     batch, new, width = q.shape
+    heads, kv_heads = form.heads, form.kv_heads
     size = width // (heads if k is not None else heads + 2 * kv_heads)
     if not _emitting:
         packed = q if k is None or v is None else torch.cat((q, k, v), dim=-1)
         layout = lengths if isinstance(lengths, Packed) else None
-        return _eager_attention(packed, heads, kv_heads, size, rope, past, layout)
+        return _eager_attention(packed, form, size, rope, past, layout)
     assert past is not None and isinstance(lengths, Lengths), "the exported graph always has a cache"
     cached = (batch, kv_heads, past[0].shape[2] + new, size)
     mixed, keys, values = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         (q, k, v, *past, lengths.last, lengths.total, *(rope or ())),
-        {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": int(rope is not None)},
+        {**form.attributes, "do_rotary": int(rope is not None)},
         dtypes=(q.dtype,) * 3,
         shapes=((batch, new, heads * size), cached, cached),
     )
@@ -212,8 +240,7 @@ def attention(
 
 def _eager_attention(
     qkv: Tensor,
-    heads: int,
-    kv_heads: int,
+    form: AttentionForm,
     size: int,
     rope: KeyValue | None,
     past: KeyValue | None,
@@ -221,7 +248,8 @@ def _eager_attention(
 ) -> tuple[Tensor, KeyValue]:
     batch, new, _ = qkv.shape
     start = 0 if past is None else past[0].shape[2]
-    q, k, v = qkv.view(batch, new, -1, size).transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
+    parts = (form.heads, form.kv_heads, form.kv_heads)
+    q, k, v = qkv.view(batch, new, -1, size).transpose(1, 2).split(parts, dim=1)
     if rope is not None:
         here = slice(start, start + new) if layout is None else layout.positions
         cos, sin = (table[here] if layout is None else table[here][:, None] for table in rope)
@@ -229,7 +257,24 @@ def _eager_attention(
     if past is not None:
         k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
     mask = None if layout is None else layout.mask
-    if start:  # query i is at position start + i and attends to the keys up to there
+    narrow = form.window is not None and form.window < start + new
+    if start or (mask is None and (narrow or form.softcap is not None)):
+        # query i is at position start + i and attends to the keys up to there
         mask = torch.ones(new, start + new, dtype=torch.bool, device=qkv.device).tril(start)
-    mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != kv_heads)
-    return mixed.transpose(1, 2).reshape(batch, new, heads * size), (k, v)
+    if narrow and mask is not None and form.window is not None:  # texts in a row are neighbours, so indices will do
+        mask = mask & torch.ones_like(mask).triu(start - form.window + 1)
+    mixed = _mixed(q, k, v, mask, form)
+    return mixed.transpose(1, 2).reshape(batch, new, form.heads * size), (k, v)
+
+
+def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor:
+    if form.softcap is None:
+        grouped = form.heads != form.kv_heads
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None, scale=form.scale, enable_gqa=grouped
+        )
+    k, v = (part.repeat_interleave(form.heads // form.kv_heads, dim=1) for part in (k, v))
+    scores = q @ k.transpose(-1, -2) * (form.scale or q.shape[-1] ** -0.5)
+    scores = form.softcap * (scores / form.softcap).tanh()
+    assert mask is not None
+    return scores.masked_fill(~mask, -math.inf).softmax(-1, dtype=torch.float32).type_as(v) @ v

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kiara.config import ModelConfig
 from kiara.grid import Grid
-from kiara.model.wiring import projections
+from kiara.model.wiring import norms, projections
 from kiara_runtime.bundle import VARIANTS, Variant
 
 CACHE_BYTES = 4  # float32 keys and values
@@ -25,12 +25,13 @@ def table_parameters(config: ModelConfig, vocab_size: int) -> int:
 def parameters(config: ModelConfig, vocab_size: int) -> int:
     """Number of trained weights."""
     width, layers = config.hidden_size, config.num_hidden_layers
-    norms = (2 * layers + 1) * width * (2 if config.norm == "layer" else 1)
-    head_norms = 2 * layers * config.head_dim * config.qk_norm
+    block_norms = (len(norms(config)) * layers + 1) * width * (2 if config.norm == "layer" else 1)
+    normed = config.num_attention_heads + config.num_key_value_heads if config.qk_norm_width == "all" else 2
+    head_norms = normed * layers * config.head_dim * config.qk_norm
     biases = sum(projection.outputs * projection.bias for projection in projections(config).values())
     positions = config.context_length * width * (config.position == "learned")
     tables = matrix_parameters(config) + table_parameters(config, vocab_size)
-    return tables + norms + head_norms + layers * biases + positions
+    return tables + block_norms + head_norms + layers * biases + positions + vocab_size * config.head_bias
 
 
 def graph_bytes(config: ModelConfig, vocab_size: int, variant: Variant, trained: bool = False) -> int:

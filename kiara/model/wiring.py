@@ -12,6 +12,15 @@ from typing import Literal
 from kiara.config import ModelConfig
 
 ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
+ALL_NORMS = (ATTENTION_NORM, "attention_output_norm", MLP_NORM, "mlp_output_norm")  # in a block
+
+
+def norms(config: ModelConfig) -> tuple[str, ...]:
+    """The norms that a block has, of ALL_NORMS."""
+    before, after = (ATTENTION_NORM, MLP_NORM), ("attention_output_norm", "mlp_output_norm")
+    if config.parallel != "no":
+        return before[:1] if config.parallel == "one_norm" else before
+    return {"before": before, "after": after, "both": (*before, *after)}[config.norm_position]
 
 
 @dataclass(frozen=True)
@@ -45,22 +54,25 @@ def projections(config: ModelConfig) -> dict[str, Projection]:
     """The projections of a block, by name, in the order of computation."""
     heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     width, inner = config.hidden_size, config.intermediate_size
-    gated = config.mlp == "swiglu"
+    gated = config.mlp in ("swiglu", "geglu")
     up = "mlp.gate_up_proj" if gated else "mlp.up_proj"
     up_parts = (("gate_proj", inner), ("up_proj", inner)) if gated else (("up_proj", inner),)
-    through = {"swiglu": "gate", "relu2": "square", "gelu": None}
+    through = {"swiglu": "gate", "geglu": "gate", "relu2": "square"}
+    # A norm that two projections read has none of its own.
+    own = norms(config) if config.parallel != "one_norm" else ()
+    read = {norm: norm if norm in own else None for norm in (ATTENTION_NORM, MLP_NORM)}
     qkv = (("q_proj", heads * size), ("k_proj", kv_heads * size), ("v_proj", kv_heads * size))
     found = (
-        Projection("self_attn.qkv_proj", qkv, width, config.attention_bias, norm=ATTENTION_NORM),
+        Projection("self_attn.qkv_proj", qkv, width, config.attention_bias, norm=read[ATTENTION_NORM]),
         Projection("self_attn.o_proj", (("o_proj", width),), heads * size, config.attention_out_bias),
-        Projection(up, up_parts, width, config.mlp_bias, norm=MLP_NORM),
+        Projection(up, up_parts, width, config.mlp_bias, norm=read[MLP_NORM]),
         Projection(
             "mlp.down_proj",
             (("down_proj", width),),
             inner,
             config.mlp_bias,
             made_by=up,
-            through=through[config.mlp],  # pyright: ignore[reportArgumentType]
+            through=through.get(config.mlp),  # pyright: ignore[reportArgumentType]
         ),
     )
     return {projection.name: projection for projection in found}
@@ -74,7 +86,7 @@ def packed(config: ModelConfig, tensor: str) -> tuple[tuple[str, int], ...]:
 
 
 def norm_before(module: str) -> str | None:
-    """The norm whose output a projection reads, or None; the same in every configuration."""
+    """The norm that a projection reads alone, in the configurations where it reads any."""
     return _NORMS.get(module)
 
 

@@ -85,7 +85,7 @@ def merged(model: GPT) -> GPT:
     with torch.device("meta"):
         copy = GPT(model.config, model.vocab_size)
     copy.load_state_dict(state, assign=True)
-    copy.cos, copy.sin = model.cos, model.sin
+    copy.make_tables(model.cos.device)
     return copy.eval()
 
 

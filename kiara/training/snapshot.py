@@ -42,7 +42,7 @@ def whole_model(model: GPT) -> GPT:
     with torch.device("meta"):
         copy = GPT(model.config, model.vocab_size)
     copy.load_state_dict(gathered, assign=True)
-    copy.cos, copy.sin = model.cos.cpu(), model.sin.cpu()
+    copy.make_tables()
     return copy.eval()
 
 

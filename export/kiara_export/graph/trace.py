@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kiara.config import ModelConfig
-from kiara.model import GPT, Lengths, emitting_operators, frequencies
+from kiara.model import GPT, Lengths, emitting_operators, frequencies, table_factor
 from kiara_runtime.bundle import io_names
 
 OPSET = 21
@@ -85,33 +85,40 @@ def trace(model: GPT) -> ir.Model:
         value.const_value = None  # the exporter's optimiser keeps its last graph alive, but must not keep the weights
     _tidy(graph)
     if model.embed_positions is None:
-        _compute_rope(graph, model.config)
+        every = {model.config.slides(i) for i in range(model.config.num_hidden_layers)}
+        _compute_rope(graph, model.config, "", sliding=every == {True})
+        _compute_rope(graph, model.config, "sliding_", sliding=True)
     return graph
 
 
-def _compute_rope(model: ir.Model, config: ModelConfig) -> None:
-    """Replace the rotary tables by their computation, which ONNX Runtime constant-folds when it loads the graph.
+def _compute_rope(model: ir.Model, config: ModelConfig, kind: str, sliding: bool) -> None:
+    """Replace the rotary tables, if the graph reads them, by their computation, which ONNX Runtime constant-folds when it loads the graph.
 
     The tables of a long context take megabytes. Since angles add up, products of two small tables give them:
     cos(a + b) = cos a cos b - sin a sin b, where a is the multiple of FINE below the position and b the remainder.
     Everything is in float32, the only type for which ONNX Runtime's build for browsers has Add, Sub and Mul.
     """
-    coarse = -(-config.context_length // FINE)
-    turns = frequencies(config)
+    if f"model.{kind}cos" not in model.graph.initializers:
+        return
+    coarse, factor = -(-config.context_length // FINE), table_factor(config, sliding)
+    turns = frequencies(config, sliding)
     angles = {
-        "coarse": np.arange(coarse)[:, None, None] * FINE * turns,  # (C / FINE, 1, E / 2)
-        "fine": np.arange(FINE)[None, :, None] * turns,  # (1, FINE, E / 2)
+        "coarse": np.arange(coarse)[:, None, None] * FINE * turns,  # (C / FINE, 1, R / 2)
+        "fine": np.arange(FINE)[None, :, None] * turns,  # (1, FINE, R / 2)
     }
+    scale = {"coarse": factor, "fine": 1.0}
     waves = {
-        f"{wave}.{part}": constant(model, f"{ROPE}{wave}.{part}", getattr(np, wave)(angle).astype(np.float32))
+        f"{wave}.{part}": constant(
+            model, f"{ROPE}{kind}{wave}.{part}", (scale[part] * getattr(np, wave)(angle)).astype(np.float32)
+        )
         for wave in ("cos", "sin")
         for part, angle in angles.items()
     }
-    shape = constant(model, f"{ROPE}shape", np.array([coarse * FINE, config.head_dim // 2]))
+    shape = constant(model, f"{ROPE}{kind}shape", np.array([coarse * FINE, len(turns)]))
     nodes: list[ir.Node] = []
 
     def node(kind: str, *inputs: ir.Value, **attributes: ir.DataType) -> ir.Value:
-        nodes.append(ir.node(kind, inputs, attributes, name=f"{ROPE}{len(nodes)}"))
+        nodes.append(ir.node(kind, inputs, attributes, name=f"{ROPE}{kind}{len(nodes)}"))
         return nodes[-1].outputs[0]
 
     for table, combine, first, second in (
@@ -121,9 +128,9 @@ def _compute_rope(model: ir.Model, config: ModelConfig) -> None:
         products = [node("Mul", waves[f"{a}.coarse"], waves[f"{b}.fine"]) for a, b in (first, second)]
         whole = node("Reshape", node(combine, *products), shape)
         ir.convenience.replace_all_uses_with(
-            model.graph.initializers[f"model.{table}"], node("Cast", whole, to=ir.DataType.FLOAT)
+            model.graph.initializers[f"model.{kind}{table}"], node("Cast", whole, to=ir.DataType.FLOAT)
         )
-        del model.graph.initializers[f"model.{table}"]
+        del model.graph.initializers[f"model.{kind}{table}"]
     model.graph.insert_before(model.graph[0], nodes)
 
 

@@ -86,10 +86,10 @@ def _logits_behind(model: GPT, past: Cached, ids: Tensor, dtype: torch.dtype) ->
         keys, values = (torch.from_numpy(part[:, positions])[None].to(dtype) for part in parts)
         return keys, values
 
-    (x, rope), delta = model.embed(ids, [cache(0)]), None
+    (x, ropes), delta = model.embed(ids, [cache(0)]), None
     x = x.to(dtype)
-    rope = None if rope is None else (rope[0].to(dtype), rope[1].to(dtype))
+    full, sliding = (None if rope is None else (rope[0].to(dtype), rope[1].to(dtype)) for rope in ropes)
     for i, layer in enumerate(model.layers):
         converted = layer if dtype == torch.float32 else copy.deepcopy(layer).to(dtype)
-        x, delta, _ = converted(x, delta, rope, cache(i), None)
+        x, delta, _ = converted(x, delta, (full, sliding), cache(i), None)
     return model.head(x.float(), None if delta is None else delta.float())[0].numpy()

@@ -49,14 +49,14 @@ def _layer_by_layer(
     batches = list(windows(split, length, CALIBRATION_TOKENS, ROWS))
     streams = [model.embed(batch[:, :-1])[0] for batch in batches]
     deltas: list[Tensor | None] = [None for _ in batches]
-    rope = model.embed(batches[0][:, :-1])[1]
+    ropes = model.embed(batches[0][:, :-1])[1]
     tokens = sum(stream.shape[0] * stream.shape[1] for stream in streams)
     for i, layer in enumerate(model.layers):
         linears = {name: part for name, part in layer.named_modules() if isinstance(part, Linear)}
         moments = {name: torch.zeros(part.in_features, part.in_features) for name, part in linears.items()}
         hooks = [part.register_forward_pre_hook(_adding(moments[name])) for name, part in linears.items()]
         for stream, delta in zip(streams, deltas, strict=True):
-            layer(stream, delta, rope, None, None)
+            layer(stream, delta, ropes, None, None)
         for hook in hooks:
             hook.remove()
         for name, part in linears.items():
@@ -68,7 +68,7 @@ def _layer_by_layer(
             part.weight.copy_(torch.from_numpy(four.weight()))
             yield full, Choice(four, eight, cost)
         for j, (stream, delta) in enumerate(zip(streams, deltas, strict=True)):
-            streams[j], deltas[j], _ = layer(stream, delta, rope, None, None)
+            streams[j], deltas[j], _ = layer(stream, delta, ropes, None, None)
         advance(1)
 
 
