@@ -17,6 +17,12 @@ SMALL = {
     "max_position_embeddings": 64,
     "initializer_range": 0.2,
 }
+HALF = {  # half of each head is rotated
+    **SMALL,
+    "num_attention_heads": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+}
+FALCON = {key: value for key, value in SMALL.items() if key != "intermediate_size"}
 GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.2}
 MODELS: dict[str, dict[str, Any]] = {
     "arcee": {**SMALL, "num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -42,10 +48,104 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2-untied": {**SMALL, "num_key_value_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "qwen3": {**SMALL, "num_key_value_heads": 2, "head_dim": 16},
     "qwen3-biases": {**SMALL, "num_key_value_heads": 2, "head_dim": 32, "attention_bias": True},
+    "mistral-window": {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 24},
+    "qwen2-window": {
+        **SMALL,
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 20,
+        "max_window_layers": 1,
+    },
+    "granite": {
+        **SMALL,
+        "num_key_value_heads": 2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 1.7,
+        "attention_multiplier": 0.2,
+    },
+    "smollm3": {**SMALL, "num_hidden_layers": 5, "num_key_value_heads": 2},
+    "phi3": {**SMALL, "num_key_value_heads": 2},
+    "phi3-mini": {
+        **SMALL,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "original_max_position_embeddings": 48,
+        "sliding_window": 30,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.1, 1.2, 1.4, 1.5, 1.9, 2.0, 2.1],
+            "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 9.0, 9.0, 9.0],
+        },
+    },
+    "phi": {**SMALL, "num_attention_heads": 2},
+    "stablelm": {**HALF, "num_key_value_heads": 1, "use_qkv_bias": True},
+    "stablelm-parallel": {**HALF, "num_key_value_heads": 2, "use_parallel_residual": True},
+    "gpt_neox": HALF,
+    "gpt_neox-serial": {**HALF, "use_parallel_residual": False, "attention_bias": False},
+    "olmo2": {**SMALL, "num_key_value_heads": 2},
+    "olmo3": {
+        **SMALL,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "sliding_window": 20,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    },
+    "exaone4": {**SMALL, "num_hidden_layers": 5, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 20},
+    "exaone4-full": {
+        **SMALL,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 2,
+    },
+    "gemma2": {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 20, "query_pre_attn_scalar": 24},
+    "gemma3_text": {
+        **SMALL,
+        "num_hidden_layers": 7,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "sliding_window": 20,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    },
+    "falcon": {**FALCON, "ffn_hidden_size": 96},
+    "falcon-several": {**FALCON, "multi_query": False},
     "gpt2": GPT2,
     "gpt2-untied": {**GPT2, "n_inner": 64, "tie_word_embeddings": False},
 }
-STYLES = {"arcee": "llama3", "llama": "llama3", "mistral": "smollm", "qwen2": "qwen", "qwen3": "qwen", "gpt2": "gpt2"}
+STYLES = {
+    "granite": "gpt2",
+    "smollm3": "llama3",
+    "phi3": "llama3",
+    "phi": "gpt2",
+    "stablelm": "gpt2",
+    "gpt_neox": "gpt2",
+    "olmo2": "gpt2",
+    "olmo3": "gpt2",
+    "exaone4": "gpt2",
+    "gemma2": "gpt2",
+    "gemma3_text": "gpt2",
+    "falcon": "gpt2",
+    "arcee": "llama3",
+    "llama": "llama3",
+    "mistral": "smollm",
+    "qwen2": "qwen",
+    "qwen3": "qwen",
+    "gpt2": "gpt2",
+}
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -27,7 +27,7 @@ from torch import Tensor
 from kiara.checkpoints.json_files import read_json, write_json
 from kiara.console import logger
 from kiara.data import Dataset
-from kiara.families import Family, family_of, is_transposed, read_config, tensor_names, write_config
+from kiara.families import Family, family_of, read_config, tensor_names, to_ours, to_theirs, write_config
 from kiara.files import GENERATION_FILE, STATE_FILE, new_folder
 from kiara.model import GPT
 from kiara_runtime.errors import UserError
@@ -195,10 +195,7 @@ def to_hugging_face(model: GPT) -> dict[str, Tensor]:
     family = family_of(write_config(model.config, model.vocab_size, {}))
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        names = tensor_names(family, model.config, name)
-        parts = tensor.split([rows or len(tensor) for rows in names.values()])
-        turned = [part.T if is_transposed(family, name) else part for part in parts]
-        tensors.update(zip(names, turned, strict=True))
+        tensors.update(to_theirs(family, model.config, name, tensor))
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -209,15 +206,13 @@ def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -
         missing = [part for part in names if part not in tensors]
         if missing:
             raise UserError(WEIGHTS_FILE, f"the weight {missing[0]} is missing", "copy the whole folder again")
-        parts = [tensors[part].T if is_transposed(family, name) else tensors[part] for part in names]
-        packed = torch.cat(parts) if len(parts) > 1 else parts[0].clone(memory_format=torch.contiguous_format)
-        if packed.shape != like.shape:
+        state[name] = to_ours(family, model.config, name, [tensors[part] for part in names])
+        if state[name].shape != like.shape:
             raise UserError(
                 WEIGHTS_FILE,
-                f"{names[0]} gives shape {list(packed.shape)}, config.json needs {list(like.shape)}",
+                f"{names[0]} gives shape {list(state[name].shape)}, config.json needs {list(like.shape)}",
                 "use both from the same model",
             )
-        state[name] = packed.float()
         check_finite(f"{WEIGHTS_FILE}: {names[0]}", state[name])
     return state
 

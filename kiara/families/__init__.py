@@ -19,15 +19,8 @@ from kiara.families.known_keys import (
     TOKENIZER_CONFIG_FIXED,
     check_keys,
 )
-from kiara.families.registry import (
-    Family,
-    expected_tensors,
-    family_of,
-    is_transposed,
-    read_config,
-    tensor_names,
-    write_config,
-)
+from kiara.families.layout import expected_tensors, tensor_names, to_ours, to_theirs
+from kiara.families.registry import Family, family_of, read_config, write_config
 
 __all__ = [
     "BPE",
@@ -47,8 +40,9 @@ __all__ = [
     "check_keys",
     "expected_tensors",
     "family_of",
-    "is_transposed",
     "read_config",
     "tensor_names",
+    "to_ours",
+    "to_theirs",
     "write_config",
 ]

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kiara.config import ModelConfig
+
 ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Keys of config.json that do not stand for one field each.
+
+    keys: that it covers. read: (config.json, fields so far) -> further fields of ModelConfig. write: the keys.
+    """
+
+    keys: tuple[str, ...]
+    read: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    write: Callable[[ModelConfig], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -14,10 +28,13 @@ class Family:
     """features: fields of ModelConfig that the family fixes. keys: the key in config.json of each other field.
 
     defaults: values of keys that config.json may omit. switches: further keys with their supported values, the first of
-    which is written; ABSENT means no such key. window: attention window if config.json has no `sliding_window`; None
-    if the family does not use that key. names: the family's names for our modules; if empty, they are ours, with packed
-    matrices stored separately. prefix: of all tensor names but the head's. transposed: whether matrices are stored as
-    (inputs, outputs).
+    which is written; ABSENT means no such key. groups: keys that stand for several fields, or for parts of one.
+    rope_by_type: whether rotary settings are written for each kind of layer.
+
+    names: the family's names for our modules, where they differ; head: for the LM head. prefix: of all tensor names but
+    the head's. aliases: other names for a tensor, in some files. packed: whether matrices that we pack are packed there, too; grouped_qkv:
+    with the rows of q, k and v of one key/value head together. transposed: whether matrices are stored as (inputs,
+    outputs). norm_offset: what is added to the stored weights of RMS norms.
     """
 
     model_type: str
@@ -26,10 +43,22 @@ class Family:
     keys: Mapping[str, str]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    rope_by_type: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     prefix: str = "model."
+    head: str = "lm_head"
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    packed: bool = False
+    grouped_qkv: bool = False
     transposed: bool = False
-    window: int | None = None
+    norm_offset: float = 0.0
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """All that decides how tensors are named and stored."""
+        flags = (self.packed, self.grouped_qkv, self.transposed, self.norm_offset)
+        return (dict(self.names), self.prefix, self.head, *flags)
 
 
 # Shared by Llama and similar families.
@@ -45,8 +74,9 @@ LLAMA_KEYS = {
     "rope_theta": "rope_theta",
     "tie_word_embeddings": "tie_word_embeddings",
 }
+LAYER_NORM_KEYS = {**LLAMA_KEYS, "norm_eps": "layer_norm_eps"}
 BIASES = {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
 LLAMA_DEFAULTS = {"rope_theta": 10000.0, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}
 LLAMA = {"norm": "rms", "position": "rope", "qk_norm": False}
+NO_BIAS = {"attention_bias": False, "mlp_bias": False}
 SILU = {"hidden_act": ("silu", ABSENT)}
-QWEN_WINDOW = {"use_sliding_window": (False, ABSENT)}

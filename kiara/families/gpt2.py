@@ -45,5 +45,6 @@ GPT2 = Family(
     },
     names=NAMES,
     prefix="transformer.",
+    packed=True,
     transposed=True,
 )

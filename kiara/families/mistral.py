@@ -1,13 +1,14 @@
-"""Mistral, if its attention window covers the whole context."""
+"""Mistral: Llama, in older models with a sliding window in all layers."""
 
-from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family
+from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, NO_BIAS, SILU, Family
+from kiara.families.groups import windows
 
 MISTRAL = Family(
     "mistral",
     "MistralForCausalLM",
-    {**LLAMA, "mlp": "swiglu", "attention_bias": False, "mlp_bias": False},
+    {**LLAMA, "mlp": "swiglu", **NO_BIAS},
     LLAMA_KEYS,
     LLAMA_DEFAULTS,
     SILU,
-    window=4096,
+    (windows(default=4096),),
 )

@@ -1,6 +1,7 @@
 """Qwen2: Llama with biases on the queries, keys and values."""
 
-from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, QWEN_WINDOW, SILU, Family
+from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family
+from kiara.families.groups import QWEN_WINDOWS
 
 QWEN2 = Family(
     "qwen2",
@@ -8,5 +9,6 @@ QWEN2 = Family(
     {**LLAMA, "mlp": "swiglu", "attention_bias": True, "attention_out_bias": False, "mlp_bias": False},
     LLAMA_KEYS,
     LLAMA_DEFAULTS,
-    {**SILU, **QWEN_WINDOW},
+    SILU,
+    (QWEN_WINDOWS,),
 )

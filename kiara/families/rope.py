@@ -1,58 +1,137 @@
-"""RoPE settings of a config.json: unscaled, or scaled as in Llama 3.1 and later."""
+"""Rotary settings of a config.json: `rope_parameters`, of all layers or of each kind, or the older `rope_scaling`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from kiara.config import ModelConfig
+from kiara.families.groups import FULL, SLIDING
 from kiara.families.known_keys import check_keys
 from kiara_runtime.errors import UserError
 
 _PLAIN = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-_LLAMA3 = {
-    "factor": "rope_factor",
-    "low_freq_factor": "rope_low_freq_factor",
-    "high_freq_factor": "rope_high_freq_factor",
-    "original_max_position_embeddings": "rope_original_context",
+_ORIGINAL = {"original_max_position_embeddings": "rope_original_context"}
+_FACTOR = {"factor": "rope_factor"}
+# Fields by key; those that config.json may omit have defaults in ModelConfig.
+_KINDS: dict[str, dict[str, str]] = {
+    "default": {},
+    "dynamic": {},  # changes nothing within the context
+    "linear": _FACTOR,
+    "llama3": {
+        **_FACTOR,
+        "low_freq_factor": "rope_low_freq_factor",
+        "high_freq_factor": "rope_high_freq_factor",
+        **_ORIGINAL,
+    },
+    "yarn": {
+        **_FACTOR,
+        **_ORIGINAL,
+        "beta_fast": "rope_beta_fast",
+        "beta_slow": "rope_beta_slow",
+        "attention_factor": "rope_attention_factor",
+    },
+    "longrope": {
+        **_ORIGINAL,
+        "short_factor": "rope_short_factors",
+        "attention_factor": "rope_attention_factor",
+    },
 }
+_OPTIONAL = ("beta_fast", "beta_slow", "attention_factor", *_ORIGINAL)
+_UNUSED = {"linear": (), "dynamic": ("factor", *_ORIGINAL), "longrope": ("long_factor", "factor")}
+_OLD_NAMES = {"su": "longrope"}  # in the first files of Phi-3
+_FIXED: dict[str, tuple[Any, ...]] = {"truncate": (True,), "mscale": (None,), "mscale_all_dim": (None,)}
 
 
 def with_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with `rope_scaling` or `rope_parameters` merged into the top level; refuses unsupported positions."""
+    """The values, with rotary settings as `rope_theta`, `partial_rotary_factor`, `rope_local_base_freq` and `rope`.
+
+    `rope` has the type and parameters of scaled positions, if there are any. Refuses unsupported ones.
+    """
     merged = dict(values)
     for key in ("rope_scaling", "rope_parameters"):
-        rope = merged.pop(key, None) or {}
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-        if kind not in ("default", "llama3"):
-            problem = f"{key} {kind!r} is not supported"
-            raise UserError("config.json", problem, "only plain rotary positions and 'llama3' are")
-        check_keys(f"config.json: {key}", rope, (*_PLAIN, *(_LLAMA3 if kind == "llama3" else ())), {})
-        merged.update({name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope})
-        if kind == "llama3":
-            merged["llama3"] = rope
-    if merged.get("partial_rotary_factor", 1.0) not in (1, None):
-        given = merged["partial_rotary_factor"]
-        raise UserError("config.json", f"partial_rotary_factor {given!r} is not supported", "only 1.0 is")
-    if isinstance(merged.get("rope_theta"), int) and not isinstance(merged["rope_theta"], bool):
-        merged["rope_theta"] = float(merged["rope_theta"])
+        given = merged.pop(key, None) or {}
+        if isinstance(given, dict) and FULL in given:
+            given = _of_full_layers(key, given, merged)
+        kind = given.get("rope_type", given.get("type", "default")) if isinstance(given, dict) else given
+        kind = _OLD_NAMES.get(str(kind), kind)
+        if kind not in _KINDS:
+            raise UserError("config.json", f"{key} {kind!r} is not supported", f"use one of {', '.join(_KINDS)}")
+        known = (*_PLAIN, *_KINDS[kind], *_UNUSED.get(kind, ()))
+        check_keys(f"config.json: {key}", given, known, _FIXED)
+        merged.update({name: given[name] for name in ("rope_theta", "partial_rotary_factor") if name in given})
+        if kind not in ("default", "dynamic"):
+            merged["rope"] = {**given, "rope_type": kind}
+    for key in ("rope_theta", "rope_local_base_freq"):
+        if isinstance(merged.get(key), int) and not isinstance(merged[key], bool):
+            merged[key] = float(merged[key])
     return merged
 
 
+def _of_full_layers(key: str, given: Mapping[str, Any], merged: dict[str, Any]) -> Any:
+    """The settings of full layers; the base of sliding ones is merged."""
+    check_keys(f"config.json: {key}", given, (FULL, SLIDING), {})
+    full, sliding = given[FULL], given.get(SLIDING)
+    if isinstance(sliding, dict):
+        if sliding.get("rope_type", "default") != "default" or set(sliding) - {"rope_type", "rope_theta"}:
+            problem = f"{key} of sliding layers is {sliding.get('rope_type')!r:.40}, which is not supported"
+            raise UserError("config.json", problem, "only plain rotary positions are")
+        if "rope_theta" in sliding:
+            merged["rope_local_base_freq"] = sliding["rope_theta"]
+    return full or {}
+
+
 def rope_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """ModelConfig fields of scaled RoPE, from what `with_rope` returns."""
-    if "llama3" not in values:
+    """ModelConfig fields of scaled positions, from what `with_rope` returns."""
+    rope = values.get("rope")
+    if rope is None:
         return {}
-    given = {field: values["llama3"][key] for key, field in _LLAMA3.items() if key in values["llama3"]}
-    if len(given) < len(_LLAMA3):
-        raise UserError("config.json", "rope_scaling lacks a field of 'llama3'", f"give {', '.join(_LLAMA3)}")
-    floats = {name: float(value) for name, value in given.items() if name != "rope_original_context"}
-    return {"rope_scaling": "llama3", **given, **floats}
+    kind, context = rope["rope_type"], values.get("max_position_embeddings")
+    names = _KINDS[kind]
+    original = values.get("original_max_position_embeddings", context)
+    rope = {**({"original_max_position_embeddings": original} if _ORIGINAL.keys() <= names.keys() else {}), **rope}
+    missing = [key for key in names if key not in rope and key not in _OPTIONAL]
+    if missing:
+        raise UserError("config.json", f"{missing[0]} of {kind!r} is missing", f"give {', '.join(names)}")
+    found = {field: rope[key] for key, field in names.items() if rope.get(key) is not None}
+    for name, value in found.items():
+        if isinstance(value, int) and not isinstance(value, bool) and name != "rope_original_context":
+            found[name] = float(value)
+    if kind == "longrope":
+        found.update(_within_original(found, rope, context))
+    return {"rope_scaling": kind, **found}
 
 
-def rope_parameters(config: ModelConfig) -> dict[str, Any]:
-    """The `rope_parameters` of a config.json."""
-    if config.rope_scaling == "none":
-        return {"rope_type": "default", "rope_theta": config.rope_theta}
-    scaling = {key: getattr(config, field) for key, field in _LLAMA3.items()}
-    return {"rope_type": "llama3", "rope_theta": config.rope_theta, **scaling}
+def _within_original(found: Mapping[str, Any], rope: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    """longrope has other factors beyond the original context, also for keys in the cache: the context ends there."""
+    original = found["rope_original_context"]
+    factors = found["rope_short_factors"]
+    whole = isinstance(original, int) and isinstance(context, int) and original > 1
+    if not whole or not isinstance(factors, list) or not all(isinstance(factor, int | float) for factor in factors):
+        raise UserError("config.json", "the fields of 'longrope' are not numbers", "copy the whole folder again")
+    longer = max(1.0, context / original)
+    factor = found.get("rope_attention_factor") or (1 + math.log(longer) / math.log(original)) ** 0.5
+    return {
+        "context_length": min(original, context),
+        "rope_attention_factor": factor,
+        "rope_short_factors": tuple(float(factor) for factor in factors),
+    }
+
+
+def rope_parameters(config: ModelConfig, by_type: bool) -> dict[str, Any]:
+    """The `rope_parameters` of a config.json. by_type: of each kind of layer."""
+    kind = "default" if config.rope_scaling == "none" else config.rope_scaling
+    scaling = {key: getattr(config, field) for key, field in _KINDS[kind].items()}
+    if kind == "longrope":
+        scaling = {
+            **scaling,
+            "short_factor": list(scaling["short_factor"]),
+            "long_factor": list(scaling["short_factor"]),
+        }
+    scaling = {key: value for key, value in scaling.items() if value is not None}
+    found = {"rope_type": kind, "rope_theta": config.rope_theta, **scaling}
+    if not by_type:
+        return found
+    sliding = {"rope_type": "default", "rope_theta": config.sliding_rope_theta or config.rope_theta}
+    return {FULL: found, SLIDING: sliding}

@@ -31,6 +31,9 @@ from kiara.families import (
     expected_tensors,
     family_of,
     read_config,
+    tensor_names,
+    to_ours,
+    to_theirs,
     write_config,
 )
 from kiara.files import claim, new_folder
@@ -77,9 +80,12 @@ def import_model(source: Path, out: Path) -> None:
             "name a folder with config.json, safetensors and tokenizer.json",
         )
     try:
+        found = {family_of(values).aliases.get(name, name): tensor for name, tensor in found.items()}
         values = _with_own_head(values, found)
         config, vocab_size = read_config(values)
-        tensors = _match(found, family_of(values), config, vocab_size)
+        tensors = _as_written(
+            _match(found, family_of(values), config, vocab_size), family_of(values), config, vocab_size
+        )
         if tokenizer.vocab_size > vocab_size:
             raise UserError(
                 "config.json",
@@ -118,7 +124,7 @@ def _with_own_head(values: dict[str, Any], found: Mapping[str, Source]) -> dict[
     `transformers` keeps such a head, too.
     """
     family = family_of(values)
-    head = found.get("lm_head.weight")
+    head = found.get(f"{family.head}.weight")
     name = family.prefix + family.names.get("embed_tokens", "embed_tokens") + ".weight"
     embedding = found.get(name) or found.get(name.removeprefix(PREFIX))
     tied = values.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])
@@ -137,10 +143,36 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Source]:
-    """The source of each tensor of the checkpoint; refuses missing, misshapen and unknown ones."""
+def _as_written(found: dict[str, Source], family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Source]:
+    """The tensors under the names, and stored in the way, of the family that the checkpoint is written as."""
+    target = family_of(write_config(config, vocab_size, {}))
+    if target.layout == family.layout:
+        return found
+    written: dict[str, Source] = {}
+    for name, shape in _shapes(config, vocab_size).items():
+        parts = [found[part] for part in tensor_names(family, config, name)]
+        for part, stored in expected_tensors(target, config, {name: shape}).items():
+            read = partial(_converted, parts, family, target, config, name, part)
+            written[part] = Source(parts[0].file, part, stored, read)
+    return written
+
+
+def _converted(
+    parts: list[Source], family: Family, target: Family, config: ModelConfig, name: str, part: str
+) -> Tensor:
+    ours = to_ours(family, config, name, [source.read() for source in parts])
+    return to_theirs(target, config, name, ours)[part]
+
+
+def _shapes(config: ModelConfig, vocab_size: int) -> dict[str, list[int]]:
+    """The shapes of our tensors, by name."""
     with torch.device("meta"):
-        shapes = {name: list(tensor.shape) for name, tensor in GPT(config, vocab_size).state_dict().items()}
+        return {name: list(tensor.shape) for name, tensor in GPT(config, vocab_size).state_dict().items()}
+
+
+def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Source]:
+    """The source of each of the family's tensors; refuses missing, misshapen and unknown ones."""
+    shapes = _shapes(config, vocab_size)
     bare = family.prefix == PREFIX and not any(name.startswith(PREFIX) for name in found)
     rest, matched = dict(found), {}
     for name, shape in expected_tensors(family, config, shapes).items():
@@ -154,14 +186,11 @@ def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_
                 "use both from the same model",
             )
         matched[name] = tensor
-    unknown = [name for name in rest if not name.endswith(IGNORED) and not _is_tied_head(name, config)]
+    head = {f"{family.head}.weight"} if config.tie_word_embeddings else set()
+    unknown = [name for name in rest if not name.endswith(IGNORED) and name not in head]
     if unknown:
         raise UserError(unknown[0], "the weight is not part of this model", "use the config.json of the same model")
     return matched
-
-
-def _is_tied_head(name: str, config: ModelConfig) -> bool:
-    return name == "lm_head.weight" and config.tie_word_embeddings
 
 
 def _weight_files(source: Path) -> list[Path]:

@@ -91,14 +91,16 @@ def trace(model: GPT) -> ir.Model:
     return graph
 
 
-def _compute_rope(model: ir.Model, config: ModelConfig, kind: str, sliding: bool) -> None:
-    """Replace the rotary tables, if the graph reads them, by their computation, which ONNX Runtime constant-folds when it loads the graph.
+def _compute_rope(model: ir.Model, config: ModelConfig, prefix: str, sliding: bool) -> None:
+    """Replace the rotary tables, if the graph reads them, by their computation.
+
+    ONNX Runtime constant-folds it when it loads the graph.
 
     The tables of a long context take megabytes. Since angles add up, products of two small tables give them:
     cos(a + b) = cos a cos b - sin a sin b, where a is the multiple of FINE below the position and b the remainder.
     Everything is in float32, the only type for which ONNX Runtime's build for browsers has Add, Sub and Mul.
     """
-    if f"model.{kind}cos" not in model.graph.initializers:
+    if f"model.{prefix}cos" not in model.graph.initializers:
         return
     coarse, factor = -(-config.context_length // FINE), table_factor(config, sliding)
     turns = frequencies(config, sliding)
@@ -109,16 +111,16 @@ def _compute_rope(model: ir.Model, config: ModelConfig, kind: str, sliding: bool
     scale = {"coarse": factor, "fine": 1.0}
     waves = {
         f"{wave}.{part}": constant(
-            model, f"{ROPE}{kind}{wave}.{part}", (scale[part] * getattr(np, wave)(angle)).astype(np.float32)
+            model, f"{ROPE}{prefix}{wave}.{part}", (scale[part] * getattr(np, wave)(angle)).astype(np.float32)
         )
         for wave in ("cos", "sin")
         for part, angle in angles.items()
     }
-    shape = constant(model, f"{ROPE}{kind}shape", np.array([coarse * FINE, len(turns)]))
+    shape = constant(model, f"{ROPE}{prefix}shape", np.array([coarse * FINE, len(turns)]))
     nodes: list[ir.Node] = []
 
     def node(kind: str, *inputs: ir.Value, **attributes: ir.DataType) -> ir.Value:
-        nodes.append(ir.node(kind, inputs, attributes, name=f"{ROPE}{kind}{len(nodes)}"))
+        nodes.append(ir.node(kind, inputs, attributes, name=f"{ROPE}{prefix}{len(nodes)}"))
         return nodes[-1].outputs[0]
 
     for table, combine, first, second in (
@@ -128,9 +130,9 @@ def _compute_rope(model: ir.Model, config: ModelConfig, kind: str, sliding: bool
         products = [node("Mul", waves[f"{a}.coarse"], waves[f"{b}.fine"]) for a, b in (first, second)]
         whole = node("Reshape", node(combine, *products), shape)
         ir.convenience.replace_all_uses_with(
-            model.graph.initializers[f"model.{kind}{table}"], node("Cast", whole, to=ir.DataType.FLOAT)
+            model.graph.initializers[f"model.{prefix}{table}"], node("Cast", whole, to=ir.DataType.FLOAT)
         )
-        del model.graph.initializers[f"model.{kind}{table}"]
+        del model.graph.initializers[f"model.{prefix}{table}"]
     model.graph.insert_before(model.graph[0], nodes)
 
 
