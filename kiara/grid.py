@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kiara.compensation import compensated
 from kiara_runtime.bundle import Variant
 
 SMALLEST_SCALE = 2.0**-24  # of float16
@@ -78,6 +79,23 @@ class Grid:
         """The weights rounded to the grid, (O, I)."""
         steps_ONK, scale_ON = self.steps(weight_OI)
         return steps_ONK.mul_(scale_ON[..., None]).flatten(1)
+
+    def compensated(self, weight_OI: Tensor, moments_II: Tensor) -> Tensor:
+        """The weights rounded to the grid, (O, I), so that errors of a row compensate each other.
+
+        moments: second moments of the inputs. The scales are those of `nearest`; the largest step of a block is also
+        as there, so that the same scale is found again.
+        """
+        steps_ONK, scale_ON = self.steps(weight_OI)
+        size, low = steps_ONK.shape[-1], -(1 << (self.bits - 1))
+        largest_ON = steps_ONK.abs().argmax(-1)
+
+        def rounded(values_O: Tensor, column: int) -> Tensor:
+            block, place = divmod(column, size)
+            steps_O = (values_O / scale_ON[:, block]).round().clamp(low, -low - 1)
+            return torch.where(largest_ON[:, block] == place, steps_ONK[:, block, place], steps_O) * scale_ON[:, block]
+
+        return compensated(weight_OI, moments_II, rounded)
 
     def holds(self, weight_OI: Tensor) -> bool:
         """Whether every weight is on the grid already."""

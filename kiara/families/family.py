@@ -32,7 +32,9 @@ class Family:
     rope_by_type: whether rotary settings are written for each kind of layer.
 
     names: the family's names for our modules, where they differ; head: for the LM head. prefix: of all tensor names but
-    the head's. aliases: other names for a tensor, in some files. packed: whether matrices that we pack are packed there, too; grouped_qkv:
+    the head's. aliases: other names for a tensor, in some files.
+
+    packed: whether matrices that we pack are packed there, too; grouped_qkv:
     with the rows of q, k and v of one key/value head together. transposed: whether matrices are stored as (inputs,
     outputs). norm_offset: what is added to the stored weights of RMS norms.
     """

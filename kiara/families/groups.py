@@ -25,7 +25,9 @@ def windows(every: int | None = None, *, default: int | None = None, kinds_diffe
         window, context = values.get("sliding_window", default), fields.get("context_length")
         layers, listed = fields.get("num_hidden_layers"), values.get("layer_types")
         pattern = values.get("sliding_window_pattern", values.get("_sliding_window_pattern")) or every
-        if not isinstance(layers, int) or not isinstance(window, int | None) or not isinstance(pattern, int | None):
+        if isinstance(window, bool) or not isinstance(window, int | None):
+            raise UserError("config.json", f"sliding_window {window!r} is not a number of tokens", "give one, or null")
+        if not isinstance(layers, int) or not isinstance(pattern, int | None):
             return {}
         if listed is None and pattern is not None:
             listed = [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layers)]

@@ -29,13 +29,14 @@ from kiara.families.olmo import OLMO2, OLMO3
 from kiara.families.phi import PHI, PHI3
 from kiara.families.qwen2 import QWEN2
 from kiara.families.qwen3 import QWEN3
-from kiara.families.rope import rope_fields, rope_parameters, with_rope
+from kiara.families.rope import OLD_NAMES, rope_fields, rope_parameters, with_rope
 from kiara.families.smollm3 import SMOLLM3
 from kiara.families.stablelm import STABLELM
 from kiara_runtime.errors import UserError
 
 # Keys of config.json that separate functions handle.
 _ELSEWHERE = (
+    *OLD_NAMES,
     "rope_scaling",
     "rope_parameters",
     "rope_theta",
@@ -126,6 +127,8 @@ def _written(family: Family, config: ModelConfig) -> dict[str, Any]:
         written["rope_parameters"] = rope_parameters(config, family.rope_by_type)
     for group in family.groups:
         written.update(group.write(config))
+    if "partial_rotary_factor" in written:
+        written["rope_parameters"]["partial_rotary_factor"] = written.pop("partial_rotary_factor")
     return written
 
 

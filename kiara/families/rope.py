@@ -40,7 +40,8 @@ _KINDS: dict[str, dict[str, str]] = {
 }
 _OPTIONAL = ("beta_fast", "beta_slow", "attention_factor", *_ORIGINAL)
 _UNUSED = {"linear": (), "dynamic": ("factor", *_ORIGINAL), "longrope": ("long_factor", "factor")}
-_OLD_NAMES = {"su": "longrope"}  # in the first files of Phi-3
+_OLD_KINDS = {"su": "longrope"}  # in the first files of Phi-3
+OLD_NAMES = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}  # in those of GPT-NeoX
 _FIXED: dict[str, tuple[Any, ...]] = {"truncate": (True,), "mscale": (None,), "mscale_all_dim": (None,)}
 
 
@@ -49,13 +50,13 @@ def with_rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
     `rope` has the type and parameters of scaled positions, if there are any. Refuses unsupported ones.
     """
-    merged = dict(values)
+    merged = {OLD_NAMES.get(key, key): value for key, value in values.items()}
     for key in ("rope_scaling", "rope_parameters"):
         given = merged.pop(key, None) or {}
         if isinstance(given, dict) and FULL in given:
             given = _of_full_layers(key, given, merged)
         kind = given.get("rope_type", given.get("type", "default")) if isinstance(given, dict) else given
-        kind = _OLD_NAMES.get(str(kind), kind)
+        kind = _OLD_KINDS.get(str(kind), kind)
         if kind not in _KINDS:
             raise UserError("config.json", f"{key} {kind!r} is not supported", f"use one of {', '.join(_KINDS)}")
         known = (*_PLAIN, *_KINDS[kind], *_UNUSED.get(kind, ()))

@@ -48,7 +48,9 @@ from kiara_runtime.tokens import Tokenizer
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Buffers in older files, which the configuration determines.
-IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+IGNORED = (
+    ".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias",
+)  # fmt: skip
 PREFIX = "transformer."  # absent in the first GPT-2 files
 
 

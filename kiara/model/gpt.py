@@ -22,7 +22,7 @@ from kiara.config import ModelConfig
 from kiara.model import ops
 from kiara.model.head_loss import head_loss
 from kiara.model.ops import AttentionForm, KeyValue, Lengths, Packed
-from kiara.model.wiring import ALL_NORMS, Projection, norms, projections
+from kiara.model.wiring import Projection, norms, projections
 
 Ropes = tuple[KeyValue | None, KeyValue | None]  # rotary tables of full layers, and of sliding ones; None: no rotation
 
@@ -136,14 +136,13 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, sliding: bool) -> None:
         super().__init__()
         self.sliding, self.parallel, self.scale = sliding, config.parallel != "no", config.residual_scale
-        for name in ALL_NORMS:
-            setattr(self, name, Norm(config) if name in norms(config) else None)
-        self.input_layernorm: Norm | None
+        made = {name: Norm(config) for name in norms(config)}
+        self.input_layernorm = made.get("input_layernorm")
         self.self_attn = Attention(config, sliding)
-        self.attention_output_norm: Norm | None
-        self.post_attention_layernorm: Norm | None
+        self.attention_output_norm = made.get("attention_output_norm")
+        self.post_attention_layernorm = made.get("post_attention_layernorm")
         self.mlp = GatedMLP(config) if config.mlp in ("swiglu", "geglu") else MLP(config)
-        self.mlp_output_norm: Norm | None
+        self.mlp_output_norm = made.get("mlp_output_norm")
 
     def forward(
         self,

@@ -12,11 +12,10 @@ from typing import Literal
 from kiara.config import ModelConfig
 
 ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
-ALL_NORMS = (ATTENTION_NORM, "attention_output_norm", MLP_NORM, "mlp_output_norm")  # in a block
 
 
 def norms(config: ModelConfig) -> tuple[str, ...]:
-    """The norms that a block has, of ALL_NORMS."""
+    """The norms that a block has."""
     before, after = (ATTENTION_NORM, MLP_NORM), ("attention_output_norm", "mlp_output_norm")
     if config.parallel != "no":
         return before[:1] if config.parallel == "one_norm" else before

@@ -1,6 +1,8 @@
 """Quantisation-aware training: passes use weights on the grid of a variant, and the optimizer updates exact ones.
 
-For int8-dynamic, passes round the activations that the projections read, too.
+For int8-dynamic, passes round the activations that the projections read, too. For int4, passes use exact tables, whose
+noise costs more than their adaptation gains; at validations and in checkpoints they are rounded, too, with errors that
+compensate each other in the logits (docs/training.md has figures).
 
 The gradient at the rounded weights is applied to the exact ones (the straight-through estimator, Bengio et al. 2013).
 Weights are rounded in place around a pass, so compiled code, gradient buckets and shards need no change.
@@ -14,43 +16,86 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from kiara.data import Split
+from kiara.evaluation import rows_at_once, window_length, windows
 from kiara.grid import Grid
 from kiara.model import GPT, Linear
 from kiara.training.parallel import like, local, whole
 from kiara_runtime.bundle import find_variant
 
 _EXACT = "exact/"  # prefix of exact weights among the optimizers' tensors
+_EXACT_TABLES = ("int4",)  # the variants whose tables stay exact in a pass
+_TOKENS = 1 << 13  # of training text, from which the second moments of the head's inputs are estimated
 
 
 class Rounding:
     """Rounds the matrices of a model to a variant's grid, and restores them."""
 
-    def __init__(self, model: GPT, name: str) -> None:
-        """name: of a variant with block-quantised weights."""
+    def __init__(self, model: GPT, name: str, text: Split | None = None) -> None:
+        """name: of a variant with block-quantised weights. text: on which errors of the tables compensate each other;
+        None rounds tables to the nearest.
+        """
         variant = find_variant(name)
         assert variant is not None
         self.variant = name
         self.exact: dict[str, Tensor] = {}  # filled while the model's weights are rounded
         self._matrices = model.matrices()
         self._grids = {name: Grid.for_matrix(variant, name, weight.shape[1]) for name, weight in self._matrices.items()}
+        self._model, self._text = model, text if name in _EXACT_TABLES else None
         dynamic = variant.rounding == "dynamic"
         self._projections = [part for part in model.layers.modules() if dynamic and isinstance(part, Linear)]
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Round the weights until the block ends."""
+    def __call__(self, training: bool = False) -> Iterator[None]:
+        """Round the weights until the block ends. training: for the passes of a step."""
+        compensating = self._text is not None
         with torch.no_grad():
             self.exact = {name: weight.detach().clone() for name, weight in self._matrices.items()}
             for name, weight in self._matrices.items():
-                mine = local(weight)
-                mine.copy_(self._grids[name].nearest(mine))
+                if not compensating or name.startswith("layers."):
+                    mine = local(weight)
+                    mine.copy_(self._grids[name].nearest(mine))
         self._round_activations(True)
+        if compensating and not training:
+            self._round_tables()
         try:
             yield
         finally:
             self._round_activations(False)
             _set(self._matrices, self.exact)
             self.exact = {}
+
+    @torch.no_grad()
+    def _round_tables(self) -> None:
+        """Round the tables so that the errors of a row compensate each other in the logits.
+
+        A tied table is the embedding, too, of which no direction counts more than another.
+        """
+        moments = self._head_moments()
+        tied = self._model.lm_head is None
+        if tied:
+            moments += torch.eye(len(moments), device=moments.device) * moments.diagonal().mean()
+        for name in (name for name in self._matrices if not name.startswith("layers.")):
+            mine, grid = local(self._matrices[name]), self._grids[name]
+            is_head = tied or name.startswith("lm_head")
+            mine.copy_(grid.compensated(mine, moments) if is_head else grid.nearest(mine))
+
+    def _head_moments(self) -> Tensor:
+        """Second moments of what the head reads, (D, D), the same in all processes."""
+        assert self._text is not None
+        model, width = self._model, self._model.config.hidden_size
+        moments = torch.zeros(width, width, device=model.cos.device)
+
+        def add(module: object, inputs: object, output: tuple[Tensor, Tensor]) -> None:
+            rows = output[0].flatten(0, 1).float()
+            moments.addmm_(rows.T, rows)
+
+        length = window_length(model)
+        hook = model.norm.register_forward_hook(add)
+        for batch in windows(self._text, length, _TOKENS, rows_at_once(model)):
+            model.predict(batch[:, :-1].to(moments.device))
+        hook.remove()
+        return moments / moments.diagonal().mean()
 
     def _round_activations(self, rounded: bool) -> None:
         for projection in self._projections:

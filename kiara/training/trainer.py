@@ -98,7 +98,7 @@ class Trainer:
         self.gradient = Gradient(self.objective, dataset.train, run.config, world, self.autocast)
         self.optimizers = make_optimizers(self.model, self.config, self.bfloat16)
         quantize, selected = self.config.quantize, self.config.select_by or self.config.quantize
-        self.rounding = Rounding(self.model, quantize) if quantize != "none" else None
+        self.rounding = Rounding(self.model, quantize, dataset.train) if quantize != "none" else None
         self.selection = Rounding(self.model, selected) if selected not in ("none", "val_bpb") else None
         self.saved = self.step
         if run.last:
@@ -204,7 +204,7 @@ class Trainer:
         set_learning_rates(self.optimizers, self.config, self.step)
         if self.run.config.adapt.dropout:
             torch.manual_seed(step_seed(self.config.seed, self.step, self.world.rank))
-        with self._as_shipped():
+        with self._as_shipped(training=True):
             mine = self.gradient.add(self.step)
         (loss,) = self.world.total([mine])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
@@ -266,10 +266,10 @@ class Trainer:
         logger.info("Preferences: loss %.4f, %.1f %% of the choices are right.", loss, 100 * right)
         return loss
 
-    def _as_shipped(self) -> AbstractContextManager[None]:
-        """Round the weights, once the full-precision part of the run is over."""
+    def _as_shipped(self, training: bool = False) -> AbstractContextManager[None]:
+        """Round the weights, once the full-precision part of the run is over. training: for the passes of a step."""
         start = round(self.config.quantize_from * self.config.max_steps)
-        return self.rounding() if self.rounding and self.step >= start else nullcontext()
+        return self.rounding(training) if self.rounding and self.step >= start else nullcontext()
 
     def _selection_loss(self, metrics: Metrics) -> float:
         """The loss that picks the best checkpoint: of the weights as they are, or rounded for a variant; or that on

@@ -1,8 +1,7 @@
-"""4-bit quantisation by GPTQ (Frantar et al. 2023): the columns that follow compensate each column's rounding error.
+"""4-bit quantisation by GPTQ, which `kiara.compensation` describes, on calibration text.
 
-It minimises the error of a projection's outputs on calibration text, tr(E H E^T), where H is the second moments of its
-inputs. Layers are quantised in order; each one's inputs come from the quantised layers before it. The scale and zero
-point of a block are found by a search, weighted by H's diagonal, before its columns are rounded.
+Layers are quantised in order; each one's inputs come from the quantised layers before it. The scale and zero point of a
+block are found by a search, weighted by the inputs' mean squares, before its columns are rounded.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kiara.compensation import compensated
 from kiara.data import Split
 from kiara.evaluation import windows
 from kiara.grid import SMALLEST_SCALE
@@ -23,7 +23,6 @@ from kiara_export.quantize.mixed import Choice
 CALIBRATION_TOKENS = 1 << 14
 SLOPE_TOKENS, SLOPE_LENGTH = 1 << 11, 256  # a backward pass holds the activations of one window
 MAX_LENGTH, ROWS = 512, 8  # tokens of a window, and windows per pass
-DAMPING = 0.01  # of H's mean diagonal, added to the diagonal (as in the paper)
 SHRINKS = torch.linspace(0.7, 1.0, 13)  # of a block's range: clipping its extremes can fit the rest better
 TOP = 15  # the largest value of 4 bits
 
@@ -108,35 +107,21 @@ def _adding(moments: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
 
 @torch.inference_mode()
 def gptq(weight: Tensor, moments: Tensor, blocks: tuple[int, ...]) -> Blocks:
-    """4-bit blocks of weight (out, in) for inputs with second moments (in, in).
-
-    Columns are rounded in order of falling importance, each on the grid of its own block, so that all other columns
-    can compensate the errors of the important ones.
-    """
+    """4-bit blocks of weight (out, in) for inputs with second moments (in, in)."""
     rows, columns = weight.shape
     size = block_size(columns, blocks)
-    importance = moments.diagonal()
     grouped = weight.view(rows, -1, size)
-    scales, zeros = search_grid(grouped, importance.view(-1, size))
-    mean = importance.mean().clamp(min=1e-12)
-    order = importance.argsort(descending=True)
-    damped = (moments + torch.diag((importance == 0) * mean + DAMPING * mean))[order][:, order]
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    left, values = weight[:, order].contiguous(), torch.empty_like(weight)
-    for start in range(0, columns, size):  # later columns are updated once per run of `size` columns
-        end = start + size
-        run, inner = left[:, start:end], factor[start:end, start:end]
-        errors = torch.empty(rows, size)
-        for j, column in enumerate(order[start:end].tolist()):
-            scale, zero = scales[:, column // size], zeros[:, column // size]
-            steps = (torch.round(run[:, j] / scale) + zero).clamp(0, TOP)
-            values[:, column] = steps
-            errors[:, j] = (run[:, j] - (steps - zero) * scale) / inner[j, j]
-            run[:, j + 1 :] -= errors[:, j, None] * inner[j, j + 1 :]
-        left[:, end:] -= errors @ factor[start:end, end:]
+    scales, zeros = search_grid(grouped, moments.diagonal().view(-1, size))
+
+    def nearest(values: Tensor, column: int) -> Tensor:
+        scale, zero = scales[:, column // size], zeros[:, column // size]
+        return ((torch.round(values / scale) + zero).clamp(0, TOP) - zero) * scale
+
+    found = compensated(weight, moments, nearest, size).view(rows, -1, size)
+    values = torch.round(found / scales[..., None]) + zeros[..., None]
     return Blocks(
         bits=4,
-        values=values.to(torch.uint8).view(rows, -1, size).numpy(),
+        values=values.to(torch.uint8).numpy(),
         scales=scales.numpy().astype(np.float16),
         zeros=zeros.numpy().astype(np.uint8),
     )

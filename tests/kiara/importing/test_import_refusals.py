@@ -94,8 +94,11 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "wrong shape": (_config(intermediate_size=96), "config.json needs"),
     "wrong heads": (_config(num_key_value_heads=3), "num_key_value_heads"),
     "wrong activation": (_config(hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
-    "scaled positions": (_config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "'yarn' is not supported"),
-    "scaled positions, old": (_config(rope_scaling={"type": "linear", "factor": 2}), "'linear' is not supported"),
+    "scaled positions": (
+        _config(rope_parameters={"rope_type": "axial", "rope_theta": 1e4}),
+        "'axial' is not supported",
+    ),
+    "scaled positions, a field": (_config(rope_scaling={"type": "linear"}), "factor of 'linear' is missing"),
     "small vocabulary": (_config(vocab_size=400), "config.json needs"),
     "pickled": (_pickled, "pickled weights, which can run code"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: there is no such file"),
@@ -136,11 +139,22 @@ def test_malformed_folders_give_a_one_line_error(
     assert not (tmp_path / "ours").exists() and not list(tmp_path.glob(".ours*"))
 
 
-def test_sliding_windows_are_refused(texts: list[str], tmp_path: Path, kiara: Callable[..., Result]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window": 32, "layer_types": ["full_attention"]}, "give 'full_attention' or 'sliding_attention' for"),
+        ({"sliding_window": 32, "layer_types": ["chunked_attention"] * 2}, "layer_types ['chunked_attention'"),
+        ({"sliding_window": -1}, "sliding_window -1 cannot be used"),
+        ({"sliding_window": "wide"}, "sliding_window 'wide'"),
+    ],
+)
+def test_windows_that_are_none_are_refused(
+    changes: dict[str, Any], message: str, texts: list[str], tmp_path: Path, kiara: Callable[..., Result]
+) -> None:
     make_folder("mistral", tmp_path / "mistral", texts)
-    _edit(tmp_path / "mistral/config.json", sliding_window=32)
+    _edit(tmp_path / "mistral/config.json", **changes)
     result = kiara("import", tmp_path / "mistral", "--out", tmp_path / "ours")
-    assert result.exit_code == 1 and "sliding_window 32 is not supported" in result.stderr
+    assert result.exit_code == 1 and message in result.stderr and "Traceback" not in result.stderr
 
 
 def test_exporting_an_imported_checkpoint_asks_for_held_out_text(

@@ -190,3 +190,38 @@ def test_a_checkpoint_in_full_precision_is_no_match_for_one_that_ships(
     exact, rounded = list_checkpoints(tmp_path / "run")
     assert exact.state()["selection_loss"] > exact.state()["val_loss"]  # of weights that were not trained for it
     assert rounded.state()["selection_loss"] == rounded.state()["val_loss"]
+
+
+def test_tables_stay_exact_in_passes_of_int4_and_are_rounded_with_less_error_in_logits(
+    small_config: Config, dataset: Dataset
+) -> None:
+    torch.manual_seed(0)
+    model = GPT(small_config.model, dataset.tokenizer.vocab_size)
+    model.initialise(0)
+    with torch.no_grad():
+        model.embed_tokens.weight.normal_()
+    exact = model.embed_tokens.weight.detach().clone()
+    rounding = Rounding(model, "int4", dataset.train)
+    with rounding(training=True):
+        assert torch.equal(model.embed_tokens.weight, exact)
+        assert all(_grid("int4").holds(w) for name, w in model.matrices().items() if name.startswith("layers."))
+        hidden = _normed(model, dataset)
+    with rounding():
+        compensated = model.embed_tokens.weight.detach().clone()
+    assert torch.equal(model.embed_tokens.weight, exact) and _grid("int4").holds(compensated)
+    nearest = _grid("int4").nearest(exact)
+    error = [(hidden @ (table - exact).T).square().mean() for table in (nearest, compensated)]
+    assert error[1] < 0.95 * error[0]
+    with Rounding(model, "int8", dataset.train)(training=True):
+        assert not torch.equal(model.embed_tokens.weight, exact)
+
+
+def _normed(model: GPT, dataset: Dataset) -> torch.Tensor:
+    """What the head reads on training text."""
+    found: list[torch.Tensor] = []
+    hook = model.norm.register_forward_hook(lambda *given: found.append(given[2][0].detach().flatten(0, 1)))
+    with torch.no_grad():
+        for i in range(8):
+            model.predict(torch.from_numpy(dataset.train.window(i, model.config.context_length)[None, :-1]))
+    hook.remove()
+    return torch.cat(found)
