@@ -201,6 +201,7 @@ def to_hugging_face(model: GPT) -> dict[str, Tensor]:
 
 def _from_hugging_face(model: GPT, family: Family, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}  # all copies, so that nothing keeps the file mapped
+    tensors = {family.aliases.get(name, name): tensor for name, tensor in tensors.items()}
     for name, like in model.state_dict().items():
         names = list(tensor_names(family, model.config, name))
         missing = [part for part in names if part not in tensors]

@@ -25,6 +25,8 @@ def windows(every: int | None = None, *, default: int | None = None, kinds_diffe
         window, context = values.get("sliding_window", default), fields.get("context_length")
         layers, listed = fields.get("num_hidden_layers"), values.get("layer_types")
         pattern = values.get("sliding_window_pattern", values.get("_sliding_window_pattern")) or every
+        if isinstance(pattern, str):  # EXAONE's: a letter per layer, L for a local one
+            pattern = len(pattern)
         if isinstance(window, bool) or not isinstance(window, int | None):
             raise UserError("config.json", f"sliding_window {window!r} is not a number of tokens", "give one, or null")
         if not isinstance(layers, int) or not isinstance(pattern, int | None):

@@ -22,7 +22,7 @@ CONFIG = frozenset(
     "summary_proj_to_labels summary_first_dropout n_ctx is_decoder is_llama_config rope_interleaved "
     "transformers.js_config unsloth_version unsloth_fixed _attn_implementation attn_implementation "
     "_attn_implementation_autoset bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id "
-    "vocab_size".split()
+    "vocab_size cache_implementation sliding_window_size".split()
 )
 # config.json: keys that could mean another computation, with the values that do not.
 CONFIG_FIXED: dict[str, tuple[Any, ...]] = {
@@ -36,6 +36,10 @@ CONFIG_FIXED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "use_qk_norm": (False, None),
     "use_sliding_window": (False, None),
+    "lm_head_bias": (False, None),
+    "full_attn_mod": (1,),
+    "interpolate_factor": (1,),
+    "apply_residual_connection_post_layernorm": (False, None),
 }
 
 # generation_config.json: sampling settings are not imported; each request gives its own.

@@ -21,7 +21,7 @@ from kiara.families.gemma import GEMMA2, GEMMA3
 from kiara.families.gpt2 import GPT2
 from kiara.families.gpt_neox import GPT_NEOX
 from kiara.families.granite import GRANITE
-from kiara.families.groups import NO_WINDOWS
+from kiara.families.groups import FULL, NO_WINDOWS
 from kiara.families.known_keys import CONFIG, CONFIG_FIXED, check_keys
 from kiara.families.llama import LLAMA
 from kiara.families.mistral import MISTRAL
@@ -55,11 +55,39 @@ FAMILIES = {
 }  # fmt: skip
 
 
+_MIXTURE = "mixtures of experts are not: use a dense model, such as "
+_STATES = "state-space layers are not: use a model with attention only, such as "
+_TEXT = "models with other inputs than text are not: save its text model alone, as "
+# What comes nearest to models that people will try.
+_INSTEAD = {
+    "mixtral": _MIXTURE + "mistral",
+    "qwen2_moe": _MIXTURE + "qwen2",
+    "qwen3_moe": _MIXTURE + "qwen3",
+    "olmoe": _MIXTURE + "olmo2",
+    "phimoe": _MIXTURE + "phi3",
+    "granitemoe": _MIXTURE + "granite",
+    "granitemoehybrid": _STATES + "granite",
+    "mamba": _STATES + "llama",
+    "mamba2": _STATES + "llama",
+    "falcon_mamba": _STATES + "falcon",
+    "falcon_h1": _STATES + "falcon",
+    "jamba": _STATES + "llama",
+    "gemma": "its successors are: gemma2, gemma3_text",
+    "gemma3": _TEXT + "gemma3_text",
+    "mistral3": _TEXT + "mistral",
+    "mllama": _TEXT + "llama",
+    "qwen2_vl": _TEXT + "qwen2",
+    "qwen2_5_vl": _TEXT + "qwen2",
+    "qwen3_vl": _TEXT + "qwen3",
+}
+
+
 def family_of(values: Mapping[str, Any]) -> Family:
     """The family that a config.json names; raises UserError if it is not supported."""
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError("config.json", f"model_type {name!r} is not supported", f"use one of {', '.join(FAMILIES)}")
+        remedy = _INSTEAD.get(str(name), f"use one of {', '.join(FAMILIES)}")
+        raise UserError("config.json", f"model_type {name!r} is not supported", remedy)
     return FAMILIES[name]
 
 
@@ -71,6 +99,10 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
     check_keys(
         "config.json", values, {*family.keys.values(), *family.switches, *grouped, *CONFIG, *_ELSEWHERE}, CONFIG_FIXED
     )
+    rope = values.get("rope_parameters")
+    if family.rope_by_type and rope and not (isinstance(rope, dict) and FULL in rope):
+        problem = "rope_parameters are not given for each kind of layer"
+        raise UserError("config.json", problem, "give those of full_attention and sliding_attention")
     values = {**family.defaults, **with_rope(values)}
     for key, supported in family.switches.items():
         if values.get(key, ABSENT) not in supported:

@@ -51,6 +51,9 @@ def with_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     `rope` has the type and parameters of scaled positions, if there are any. Refuses unsupported ones.
     """
     merged = {OLD_NAMES.get(key, key): value for key, value in values.items()}
+    if merged.get("rope_scaling") and merged.get("rope_parameters"):
+        problem = "rope_scaling is given beside rope_parameters"
+        raise UserError("config.json", problem, "delete the one that the model was not trained with")
     for key in ("rope_scaling", "rope_parameters"):
         given = merged.pop(key, None) or {}
         if isinstance(given, dict) and FULL in given:

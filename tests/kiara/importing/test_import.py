@@ -68,7 +68,23 @@ def test_imported_models_match_transformers(name: str, texts: list[str], corpus:
             assert whole == original(text)["input_ids"]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "gpt2",
+        "qwen2",
+        "granite",
+        "phi",
+        "phi3-mini",
+        "gpt_neox",
+        "olmo3",
+        "exaone4",
+        "gemma2",
+        "gemma3_text",
+        "falcon",
+    ],
+)
 def test_int8_with_odd_widths_biases_and_untied_tables_matches_the_rounded_model(
     name: str, texts: list[str], tmp_path: Path
 ) -> None:

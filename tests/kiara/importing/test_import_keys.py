@@ -15,15 +15,19 @@ from families import make_folder
 import kiara.importing.tokenizers
 from kiara.checkpoints.checkpoint import _from_hugging_face
 from kiara.families.known_keys import GENERATION, GENERATION_FIXED, RECOMMENDED, check_keys
-from kiara.families.registry import family_of, read_config
+from kiara.families.registry import family_of, read_config, write_config
 from kiara.importing.importer import import_model
 from kiara.importing.tokenizers import hard_texts, read_tokenizer
 from kiara.model.gpt import GPT
 from kiara_runtime.errors import UserError
 
-FAMILIES = ("arcee", "llama", "mistral", "qwen2", "qwen3", "gpt2")
+FAMILIES = (
+    "arcee", "llama", "mistral", "qwen2", "qwen3", "gpt2", "granite", "smollm3", "phi3", "phi", "stablelm", "gpt_neox",
+    "olmo2", "olmo3", "exaone4", "gemma2", "gemma3_text", "falcon",
+)  # fmt: skip
 TEXTS = ["some text to learn a few merges from, and the text of a test: def f(x): return x + 12345"] * 3
 IDS = torch.randint(0, 300, (1, 64), generator=torch.Generator().manual_seed(1))
+ODD = {"falcon": {"output_attentions"}}  # it changes the logits of `transformers`' own Falcon
 # Keys that occur in files, in addition to the defaults of the `transformers` class.
 OTHERS: dict[str, list[Any]] = {
     "rope_scaling": [None, {"type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0}],
@@ -111,7 +115,9 @@ def test_every_key_of_config_json_is_used_harmless_or_refused(family: tuple[Path
     changes: Iterator[tuple[str, Any]] = (
         (key, other)
         for key in sorted(
-            {*defaults, *values, *OTHERS} - {"model_type", "architectures", "vocab_size", "tie_word_embeddings"}
+            {*defaults, *values, *OTHERS}
+            - {"model_type", "architectures", "vocab_size", "tie_word_embeddings"}
+            - ODD.get(values["model_type"], set())
         )
         for other in [*_other_values(key, values.get(key, defaults.get(key))), ...]
     )
@@ -295,3 +301,75 @@ def test_non_finite_weights_are_refused_by_name(value: float, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"are NaN or infinite"):
         load_model(tmp_path / "ours")
     assert not (tmp_path / "again").exists()
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Gemma 3 270M": (
+        {
+            "model_type": "gemma3_text", "_sliding_window_pattern": 6, "attention_bias": False,
+            "attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 640, "intermediate_size": 2048,
+            "max_position_embeddings": 32768, "num_attention_heads": 4, "num_hidden_layers": 18,
+            "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 10000.0, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512,
+            "use_bidirectional_attention": False, "use_cache": True, "vocab_size": 262144,
+        },
+        {"sliding_rope_theta": 10000.0, "rope_theta": 1e6, "attention_scale": 0.0625, "logit_softcap": None},
+    ),
+    "Phi-3.5 mini": (
+        {
+            "model_type": "phi3", "attention_bias": False, "embd_pdrop": 0.0, "hidden_act": "silu",
+            "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 131072,
+            "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+            "original_max_position_embeddings": 4096, "resid_pdrop": 0.0, "rms_norm_eps": 1e-05,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48},
+            "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": False, "vocab_size": 32064,
+        },
+        {"context_length": 4096, "sliding_window": None, "rope_attention_factor": (1 + 5 / 12) ** 0.5},
+    ),
+    "Pythia 160M": (
+        {
+            "model_type": "gpt_neox", "hidden_act": "gelu", "hidden_size": 768, "intermediate_size": 3072,
+            "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 12,
+            "num_hidden_layers": 12, "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
+            "use_parallel_residual": True, "vocab_size": 50304,
+        },
+        {"rotary_dim": 16, "rope_theta": 10000.0, "parallel": "two_norms", "attention_out_bias": True},
+    ),
+    "EXAONE 4 32B": (
+        {
+            "model_type": "exaone4", "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+            "intermediate_size": 27392, "max_position_embeddings": 131072, "num_attention_heads": 40,
+            "num_hidden_layers": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000,
+            "rope_scaling": {
+                "factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192, "rope_type": "llama3",
+            },
+            "sliding_window": 4096, "sliding_window_pattern": "LLLG", "tie_word_embeddings": False,
+            "vocab_size": 102400,
+        },
+        {"full_attention_rope": False, "sliding_window": 4096, "rope_scaling": "llama3"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_settings_of_published_models_are_read_and_written_back(name: str) -> None:
+    values, expected = PUBLISHED[name]
+    config, vocab_size = read_config(values)
+    assert {field: getattr(config, field) for field in expected} == pytest.approx(expected)
+    if config.layer_types is not None:
+        every = {"Gemma 3 270M": 6}.get(name, 4)
+        assert [config.slides(i) for i in range(2 * every)] == [(i + 1) % every != 0 for i in range(2 * every)]
+    written = write_config(config, vocab_size, {})
+    assert written["model_type"] == {"phi3": "llama"}.get(
+        values["model_type"], values["model_type"]
+    )  # without a window
+    assert read_config(written)[0] == config
+
+
+def test_models_that_cannot_be_imported_are_refused_with_what_comes_nearest() -> None:
+    for kind, nearest in (("mixtral", "mistral"), ("mamba2", "llama"), ("gemma3", "gemma3_text"), ("bert", "arcee")):
+        with pytest.raises(UserError) as caught:
+            read_config({"model_type": kind})
+        assert nearest in caught.value.remedy
