@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe bench-shapes bench-training check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -54,6 +54,9 @@ bench-recipe: install-dev ## By hand: changes to the training recipe, and GPT-2'
 
 bench-shapes: install-dev ## By hand: models of several widths of weights at equal bytes and seconds (an hour and a half)
 	$(BIN)/python benchmarks/equal_bytes.py
+
+models-page: install-dev ## By hand: compare every family with transformers again and write docs/models.md (a minute)
+	$(BIN)/python benchmarks/models_page.py
 
 bench-training: install-dev ## By hand: training steps beside those of transformers (minutes)
 	$(BIN)/python benchmarks/training_speed.py

@@ -2,7 +2,7 @@
 
 For int8-dynamic, passes round the activations that the projections read, too. For int4, passes use exact tables, whose
 noise costs more than their adaptation gains; at validations and in checkpoints they are rounded, too, with errors that
-compensate each other in the logits (docs/training.md has figures).
+compensate each other (docs/training.md has figures).
 
 The gradient at the rounded weights is applied to the exact ones (the straight-through estimator, Bengio et al. 2013).
 Weights are rounded in place around a pass, so compiled code, gradient buckets and shards need no change.
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from kiara.data import Split
 from kiara.evaluation import rows_at_once, window_length, windows
@@ -25,7 +27,7 @@ from kiara_runtime.bundle import find_variant
 
 _EXACT = "exact/"  # prefix of exact weights among the optimizers' tensors
 _EXACT_TABLES = ("int4",)  # the variants whose tables stay exact in a pass
-_TOKENS = 1 << 13  # of training text, from which the second moments of the head's inputs are estimated
+_TOKENS = 1 << 13  # of training text, on which errors of the tables are weighed
 
 
 class Rounding:
@@ -65,37 +67,43 @@ class Rounding:
             _set(self._matrices, self.exact)
             self.exact = {}
 
-    @torch.no_grad()
     def _round_tables(self) -> None:
-        """Round the tables so that the errors of a row compensate each other in the logits.
-
-        A tied table is the embedding, too, of which no direction counts more than another.
-        """
-        moments = self._head_moments()
+        """Round the tables so that the errors of a row compensate each other where the loss feels them most."""
+        head, embedding = self._curvatures()
         tied = self._model.lm_head is None
-        if tied:
-            moments += torch.eye(len(moments), device=moments.device) * moments.diagonal().mean()
-        for name in (name for name in self._matrices if not name.startswith("layers.")):
-            mine, grid = local(self._matrices[name]), self._grids[name]
-            is_head = tied or name.startswith("lm_head")
-            mine.copy_(grid.compensated(mine, moments) if is_head else grid.nearest(mine))
+        with torch.no_grad():
+            for name in (name for name in self._matrices if not name.startswith("layers.")):
+                mine = local(self._matrices[name])
+                curvature = head + embedding if tied else head if name.startswith("lm_head") else embedding
+                mine.copy_(self._grids[name].compensated(mine, curvature))
 
-    def _head_moments(self) -> Tensor:
-        """Second moments of what the head reads, (D, D), the same in all processes."""
+    @torch.enable_grad()
+    def _curvatures(self) -> tuple[Tensor, Tensor]:
+        """Curvature of the loss by an error in a row of the head, and of the embedding, (D, D), per use of the token.
+
+        Estimated by products of gradients (the empirical Fisher information). The same in all processes.
+        """
         assert self._text is not None
         model, width = self._model, self._model.config.hidden_size
-        moments = torch.zeros(width, width, device=model.cos.device)
+        head, embedding = (torch.zeros(width, width, device=model.cos.device) for _ in range(2))
+        kept: list[Tensor] = []  # of a pass: the embedded tokens, and what the head reads
 
-        def add(module: object, inputs: object, output: tuple[Tensor, Tensor]) -> None:
-            rows = output[0].flatten(0, 1).float()
-            moments.addmm_(rows.T, rows)
+        def keep(module: nn.Module, inputs: object, output: Any) -> None:
+            kept.append(output if isinstance(output, Tensor) else output[0])
 
-        length = window_length(model)
-        hook = model.norm.register_forward_hook(add)
-        for batch in windows(self._text, length, _TOKENS, rows_at_once(model)):
-            model.predict(batch[:, :-1].to(moments.device))
-        hook.remove()
-        return moments / moments.diagonal().mean()
+        hooks = [module.register_forward_hook(keep) for module in (model.embed_tokens, model.norm)]
+        for batch in windows(self._text, window_length(model), _TOKENS, rows_at_once(model)):
+            ids = batch.to(head.device)
+            kept.clear()
+            logits = model.predict(ids[:, :-1])
+            loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+            slopes, embedded = (part.flatten(0, 1).float() for part in torch.autograd.grad(loss, (logits, kept[0])))
+            read = kept[1].detach().flatten(0, 1).float() * slopes.norm(dim=1, keepdim=True)
+            head += read.T @ read
+            embedding += embedded.T @ embedded
+        for hook in hooks:
+            hook.remove()
+        return head, embedding
 
     def _round_activations(self, rounded: bool) -> None:
         for projection in self._projections:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ SHAPES = [
 ]
 
 
-def _random_model(vocab_size: int, **shape: float) -> GPT:
+def _random_model(vocab_size: int, **shape: Any) -> GPT:
     base = {"hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16, "intermediate_size": 192, "context_length": 64}
     model = GPT(ModelConfig.model_validate({**base, **shape}), vocab_size)
     generator = torch.Generator().manual_seed(0)
@@ -92,3 +93,38 @@ def test_a_compiled_model_is_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(compiled(ids, ids), eager, rtol=0, atol=0)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     torch.testing.assert_close(model.loss(ids, ids), eager, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logit_softcap": 2.0},
+        {"logit_scale": 0.3},
+        {"tie_word_embeddings": False, "head_bias": True},
+        {"embedding_scale": 3.0, "residual_scale": 0.5},
+    ],
+    ids=str,
+)
+def test_the_loss_is_the_cross_entropy_of_the_logits(changes: dict[str, Any]) -> None:
+    model = _random_model(128, num_attention_heads=4, num_key_value_heads=2, **changes)
+    ids = torch.randint(0, 128, (2, 30), generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.cross_entropy(model.predict(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(model.loss(ids[:, :-1], ids[:, 1:]), expected)
+
+
+@pytest.mark.parametrize("changes", [{"sliding_window": 5}, {"attention_softcap": 1.5}, {"rotary_dim": 4}], ids=str)
+def test_packed_texts_do_not_see_each_other_with_other_forms_of_attention(changes: dict[str, Any]) -> None:
+    model = _random_model(128, num_attention_heads=4, num_key_value_heads=2, **changes)
+    ids = torch.randint(0, 128, (1, 40), generator=torch.Generator().manual_seed(1))
+    segments = torch.tensor([0] * 23 + [1] * 17)[None]
+    alone = [model.predict(ids[:, :23]), model.predict(ids[:, 23:])]
+    torch.testing.assert_close(model.predict(ids, segments), torch.cat(alone, dim=1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_limits_what_a_token_sees() -> None:
+    model = _random_model(128, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=1, sliding_window=5)
+    ids = torch.randint(0, 128, (1, 20), generator=torch.Generator().manual_seed(1))
+    changed = ids.clone()
+    changed[0, 0] += 1
+    differs = (model.predict(ids) != model.predict(changed)).any(-1)[0]
+    assert differs[:5].all() and not differs[5:].any()
