@@ -26,7 +26,7 @@ from torch import Tensor, optim
 
 from kiara import train
 from kiara.config import ModelConfig, TrainingConfig
-from kiara.model import GPT, gpt
+from kiara.model import GPT, KeyValue, block
 from kiara.training import muon, trainer
 from kiara.training import optim as kiara_optim
 
@@ -68,8 +68,8 @@ def value_residual() -> Iterator[None]:
     first: list[Tensor] = []
 
     def forward(
-        self: gpt.Attention, x: Tensor, rope: gpt.KeyValue | None, past: gpt.KeyValue | None, lengths: Any
-    ) -> tuple[Tensor, gpt.KeyValue]:
+        self: block.Attention, x: Tensor, rope: KeyValue | None, past: KeyValue | None, lengths: Any
+    ) -> tuple[Tensor, KeyValue]:
         q, k, v = self.qkv_proj(x).split(self.widths, dim=-1)
         if len(first) % MODEL.num_hidden_layers == 0:
             first.clear()
@@ -77,10 +77,10 @@ def value_residual() -> Iterator[None]:
         else:
             v = (v + first[0]) / 2
             first.append(v)
-        mixed, present = gpt.ops.attention(q, k, v, self.heads, self.kv_heads, rope, past, lengths)
+        mixed, present = block.ops.attention(q, k, v, self.form, rope, past, lengths)
         return self.o_proj(mixed), present
 
-    with patch.object(gpt.Attention, "forward", forward):
+    with patch.object(block.Attention, "forward", forward):
         yield
 
 
@@ -92,7 +92,10 @@ def logit_softcap() -> Iterator[None]:
     def capped(self: GPT, *arguments: Any) -> Tensor:
         return 30 * torch.tanh(head(self, *arguments) / 30)
 
-    with patch.object(GPT, "head", capped):
+    def loss(self: GPT, ids: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(self.predict(ids, segments).flatten(0, 1).float(), targets.flatten())
+
+    with patch.object(GPT, "head", capped), patch.object(GPT, "loss", loss):
         yield
 
 

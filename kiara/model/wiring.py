@@ -1,7 +1,7 @@
 """The projections of a block as a table: the matrices that each one packs, and what produces its input.
 
-`kiara.model.gpt` builds its modules from this table; weight names, sizes, and the export's lowering and smoothing read
-it. A new kind of projection is added here. The table does not define the computation.
+`kiara.model.block` builds its modules from this table; weight names, sizes, and the export's lowering and smoothing
+read it. A new kind of projection is added here. The table does not define the computation.
 """
 
 from __future__ import annotations

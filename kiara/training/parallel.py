@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ def distribute(objective: Objective | Preference, world: World, parallel: Parall
     """The objective, distributed over all processes; FSDP2 shards its model in place."""
     model = objective.model
     if world.size > 1 and parallel == "fsdp":
+        # A block returns views, its keys and values; nothing changes them in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
         mesh = init_device_mesh(model.embed_tokens.weight.device.type, (world.size,))
         for layer in model.layers:
             fully_shard(layer, mesh=mesh)

@@ -16,7 +16,8 @@ from processors import exact_products
 
 from kiara.config.model import ModelConfig
 from kiara.data.dataset import Dataset
-from kiara.model.gpt import GPT, Linear
+from kiara.model.block import Linear
+from kiara.model.gpt import GPT
 from kiara_export.graph import lower
 from kiara_export.graph.onnx_file import save
 from kiara_export.graph.trace import constant, trace

@@ -18,7 +18,8 @@ from kiara.checkpoints.checkpoint import find_checkpoint, list_checkpoints, load
 from kiara.config.sections import Config
 from kiara.data.dataset import Dataset
 from kiara.grid import Grid
-from kiara.model.gpt import GPT, Linear
+from kiara.model.block import Linear
+from kiara.model.gpt import GPT
 from kiara.model.ops import round_rows
 from kiara.training.rounding import Rounding
 from kiara.training.run import Run
