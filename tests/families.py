@@ -126,6 +126,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
     "gpt2-untied": {**GPT2, "n_inner": 64, "tie_word_embeddings": False},
 }
+NARROW = {"gpt_neox-narrow": {**SMALL, "num_attention_heads": 2}}  # rotates a quarter of each head
 STYLES = {
     "granite": "gpt2",
     "smollm3": "llama3",
@@ -162,7 +163,7 @@ def make_model(name: str, vocab_size: int) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     ids = {"bos_token_id": vocab_size - 3, "eos_token_id": vocab_size - 1, "pad_token_id": vocab_size - 1}
-    config = AutoConfig.for_model(name.split("-")[0], vocab_size=vocab_size, **MODELS[name], **ids)
+    config = AutoConfig.for_model(name.split("-")[0], vocab_size=vocab_size, **{**MODELS, **NARROW}[name], **ids)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():

@@ -29,6 +29,9 @@ from kiara_export.quantize import (
     smoothing,
 )
 from kiara_runtime.bundle import FLOAT32, GRAPH_FOLDER, Rounding, Variant
+from kiara_runtime.errors import UserError
+
+ROTARY_MULTIPLE = 16  # of the rotated dimensions, in GroupQueryAttention
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,12 @@ def _rounded(order: Order) -> Callable[[str, NDArray[np.float32]], Blocks]:
 
 
 def check_widths(model: GPT, variants: list[Variant]) -> None:
-    """Raise UserError, before any work, if a variant's block sizes do not divide the width of some matrix."""
+    """Raise UserError, before any work, for widths that ONNX Runtime's attention or a variant's blocks cannot have."""
+    config = model.config
+    turned = config.rotary_dim or config.head_dim
+    if config.position == "rope" and turned % ROTARY_MULTIPLE:
+        remedy = f"ONNX Runtime needs a multiple of {ROTARY_MULTIPLE}, so export another model"
+        raise UserError("model", f"rotates {turned} of the {config.head_dim} dimensions of a head", remedy)
     for blocks in {variant.blocks for variant in variants if variant.blocks}:
         for part in model.modules():
             if isinstance(part, Linear):

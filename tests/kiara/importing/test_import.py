@@ -124,3 +124,13 @@ def test_shards_and_half_precision_import_without_loss(
     (folder / "b.safetensors").unlink()
     with pytest.raises(ValueError, match=r"b.safetensors: there is no such file"):
         import_model(folder, tmp_path / "other")
+
+
+def test_a_rotation_that_onnx_runtime_does_not_have_is_refused_before_any_work(
+    texts: list[str], corpus: Path, tmp_path: Path
+) -> None:
+    make_folder("gpt_neox-narrow", tmp_path / "theirs", texts)
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    with pytest.raises(ValueError, match="rotates 8 of the 32 dimensions of a head"):
+        export(tmp_path / "ours", tmp_path / "bundle", Request(("fp32",), text=str(corpus / "bisect.py")))
+    assert not (tmp_path / "bundle").exists()
