@@ -107,7 +107,8 @@ def trained(cell: Cell, steps: int, data: Path, out: Path) -> dict[str, Any]:
     every = {"training.max_steps": steps, "training.eval_every": steps, "training.checkpoint_every": steps}
     config = cell.config(data, **every)
     made = {"steps": steps, "tokens": steps * config.training.sequences * config.sequence_length}
-    kiara.train(run, cell.settings(data, **every), resume=True)
+    if not kiara.train(run, cell.settings(data, **every), resume=True):
+        raise SystemExit(f"{cell.name} was interrupted; the same command continues it")
     try:
         figures = kiara.export(run, bundle, [cell.variant], max_bpb_loss=1.0)
     except UserError as error:
