@@ -32,6 +32,7 @@ from kiara.families.qwen3 import QWEN3
 from kiara.families.rope import OLD_NAMES, rope_fields, rope_parameters, with_rope
 from kiara.families.smollm3 import SMOLLM3
 from kiara.families.stablelm import STABLELM
+from kiara.families.starcoder2 import STARCODER2
 from kiara_runtime.errors import UserError
 
 # Keys of config.json that separate functions handle.
@@ -50,7 +51,7 @@ FAMILIES = {
     family.model_type: family
     for family in (
         ARCEE, LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GRANITE, SMOLLM3, PHI3, PHI, STABLELM, GPT_NEOX, OLMO2, OLMO3,
-        EXAONE4, GEMMA2, GEMMA3, FALCON,
+        EXAONE4, GEMMA2, GEMMA3, FALCON, STARCODER2,
     )
 }  # fmt: skip
 
