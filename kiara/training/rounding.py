@@ -51,21 +51,24 @@ class Rounding:
     def __call__(self, training: bool = False) -> Iterator[None]:
         """Round the weights until the block ends. training: for the passes of a step."""
         compensating = self._text is not None
-        with torch.no_grad():
-            self.exact = {name: weight.detach().clone() for name, weight in self._matrices.items()}
-            for name, weight in self._matrices.items():
-                if not compensating or name.startswith("layers."):
-                    mine = local(weight)
-                    mine.copy_(self._grids[name].nearest(mine))
-        self._round_activations(True)
-        if compensating and not training:
-            self._round_tables()
+        self.exact = {name: weight.detach().clone() for name, weight in self._matrices.items()}
         try:
+            self._round([name for name in self._matrices if not compensating or name.startswith("layers.")])
+            self._round_activations(True)
+            if compensating and not training:
+                self._round_tables()
             yield
         finally:
             self._round_activations(False)
             _set(self._matrices, self.exact)
             self.exact = {}
+
+    @torch.no_grad()
+    def _round(self, names: list[str]) -> None:
+        """Round matrices to the nearest values of their grids."""
+        for name in names:
+            mine = local(self._matrices[name])
+            mine.copy_(self._grids[name].nearest(mine))
 
     def _round_tables(self) -> None:
         """Round the tables so that the errors of a row compensate each other where the loss feels them most."""
