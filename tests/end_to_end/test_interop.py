@@ -22,6 +22,7 @@ from kiara_runtime.model import load
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples/browser"
+NEARLY_EQUAL = {"int8": 0.05, "fp32": 1e-3}  # difference of two log-probabilities, in nats
 
 
 @pytest.fixture
@@ -104,9 +105,22 @@ def test_the_browser_page_matches_the_runtime_and_contacts_no_other_server(
         page.wait_for_function("document.getElementById('status').textContent.includes('tokens/s')", timeout=60_000)
         shown = page.text_content("#output")
         browser.close()
-    expected = load(bundle, variant).generate(prompt, max_tokens=32, temperature=0.0, token_healing=False).text
-    assert shown == prompt + expected
+    assert shown is not None and _could_be_written(shown, prompt, bundle, variant)
     assert not errors and all(url.startswith((page_url, "blob:", "data:")) for url in asked)
+
+
+def _could_be_written(shown: str, prompt: str, bundle: Path, variant: str) -> bool:
+    """Whether the runtime writes the same, up to where its two likeliest tokens are nearly equal.
+
+    Other kernels round int8's activations in another way and can choose the other one there.
+    """
+    model = load(bundle, variant)
+    found = model.generate(prompt, max_tokens=32, temperature=0.0, token_healing=False, logprobs=2)
+    margins = [first - second for (_, first), (_, second) in (token.top for token in found.logprobs)]
+    sure = next((i for i, margin in enumerate(margins) if margin < NEARLY_EQUAL[variant]), len(margins))
+    assert sure > 1, "the prompt tests nothing: the model is not sure of its first tokens"
+    same = shown == prompt + found.text
+    return same or (sure < len(margins) and shown.startswith(prompt + model.tokenizer.decode(found.tokens[:sure])))
 
 
 def test_the_example_server_serves_no_other_files(page_url: str, bundle: Path) -> None:

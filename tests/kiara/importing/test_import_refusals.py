@@ -98,7 +98,10 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str]] = {
         _config(rope_parameters={"rope_type": "axial", "rope_theta": 1e4}),
         "'axial' is not supported",
     ),
-    "scaled positions, a field": (_config(rope_scaling={"type": "linear"}), "factor of 'linear' is missing"),
+    "scaled positions, a field": (
+        _config(rope_parameters={"rope_type": "linear", "rope_theta": 1e4}),
+        "factor of 'linear' is missing",
+    ),
     "small vocabulary": (_config(vocab_size=400), "config.json needs"),
     "pickled": (_pickled, "pickled weights, which can run code"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: there is no such file"),
