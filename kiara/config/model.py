@@ -37,7 +37,7 @@ class ModelConfig(Section):
     rope_scaling: Literal["none", "linear", "llama3", "yarn", "longrope"] = "none"
     """RoPE scaling for a context longer than the original one."""
     rope_factor: float = Field(default=1.0, ge=1)
-    """Factor by which scaling divides the frequencies, or the low ones; with longrope only the attention's factor."""
+    """Factor by which linear scaling divides all frequencies, and llama3 and yarn the low ones."""
     rope_low_freq_factor: float = Field(default=1.0, gt=0)
     """Frequencies with fewer turns than this in the original context are divided by rope_factor."""
     rope_high_freq_factor: float = Field(default=4.0, gt=0)
@@ -49,7 +49,7 @@ class ModelConfig(Section):
     rope_beta_slow: float = Field(default=1.0, gt=0)
     """Frequencies with fewer turns than this are divided by rope_factor by yarn scaling."""
     rope_attention_factor: float | None = Field(default=None, gt=0)
-    """Factor on the rotary tables with yarn or longrope scaling; null means the formula of its paper."""
+    """Factor on the rotary tables; null means the formula of YaRN's paper with yarn scaling, else 1."""
     rope_short_factors: tuple[float, ...] | None = Field(default=None, strict=False)
     """What longrope scaling divides each frequency by, within the original context."""
     sliding_window: int | None = Field(default=None, ge=1, le=1 << 20)
@@ -72,8 +72,8 @@ class ModelConfig(Section):
     """rope: rotary positions; learned: a learned table added to the embedding."""
     mlp: Literal["relu2", "swiglu", "geglu", "gelu", "gelu_exact"] = "relu2"
     """relu2: squared ReLU; swiglu: gated SiLU; geglu: gated GELU; gelu: GELU in its tanh form; gelu_exact: by erf."""
-    parallel: Literal["no", "one_norm", "two_norms"] = "no"
-    """Whether attention and MLP of a block read the same stream, through one norm or one each."""
+    parallel: Literal["none", "one_norm", "two_norms"] = "none"
+    """Whether attention and MLP of a block are computed side by side, after one norm or one each."""
     attention_bias: bool = False
     """Biases on the query, key and value projections."""
     attention_out_bias: bool = False
@@ -109,11 +109,24 @@ class ModelConfig(Section):
                 f"{self.num_key_value_heads} does not divide num_attention_heads ({self.num_attention_heads})",
                 "choose a divisor",
             )
+        if (self.rotary_dim or 0) > self.head_dim:
+            raise UserError(
+                "model.rotary_dim", f"{self.rotary_dim} is more than head_dim ({self.head_dim})", "lower it"
+            )
+        if self.rope_scaling == "longrope" and self.rope_short_factors is None:
+            raise UserError("model.rope_short_factors", "is missing, but rope_scaling is longrope", "give the factors")
+        if self.head_bias and self.tie_word_embeddings:
+            raise UserError("model.head_bias", "is not supported with tied tables", "set tie_word_embeddings to false")
         for field, value in (("layer_types", self.layer_types), ("rope_short_factors", self.rope_short_factors)):
             wanted = self.num_hidden_layers if field == "layer_types" else (self.rotary_dim or self.head_dim) // 2
             if value is not None and len(value) != wanted:
                 raise UserError(f"model.{field}", f"has {len(value)} entries", f"give {wanted}")
         return self
+
+    @property
+    def all_slide(self) -> bool:
+        """Whether every layer is a sliding one."""
+        return all(self.slides(layer) for layer in range(self.num_hidden_layers))
 
     def slides(self, layer: int) -> bool:
         """Whether a layer is a sliding one."""

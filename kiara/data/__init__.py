@@ -3,7 +3,7 @@
 Nothing here depends on the model.
 """
 
-from kiara.data.chat_split import ChatSplit, PairSplit
+from kiara.data.chat_split import IGNORED, ChatSplit, PairSplit
 from kiara.data.conversations import conversation_of
 from kiara.data.dataset import Dataset, read_manifest
 from kiara.data.documents import read_documents, read_records
@@ -15,6 +15,7 @@ from kiara.data.token_ids import TokenIds
 
 __all__ = [
     "GIVEN",
+    "IGNORED",
     "ChatSplit",
     "Dataset",
     "Engine",

@@ -23,7 +23,7 @@ GPT_NEOX = Family(
     {"hidden_act": ("gelu", ABSENT)},
     (
         partial_rotary(0.25),
-        Group(("use_parallel_residual",), _read, lambda config: {"use_parallel_residual": config.parallel != "no"}),
+        Group(("use_parallel_residual",), _read, lambda config: {"use_parallel_residual": config.parallel != "none"}),
     ),
     names={
         "embed_tokens": "embed_in",

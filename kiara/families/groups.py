@@ -17,7 +17,7 @@ _WINDOW_KEYS = ("sliding_window", "layer_types", "sliding_window_pattern", "_sli
 def windows(every: int | None = None, *, default: int | None = None, kinds_differ: bool = False) -> Group:
     """Sliding windows.
 
-    every: which layers are full ones if config.json does not list them; None: none, and the written file lists none.
+    every: without layer_types, each so many-th layer is a full one; None: no layer is, and layer_types is not written.
     default: the window if there is no such key. kinds_differ: whether sliding layers have other rotary positions.
     """
 

@@ -21,7 +21,7 @@ from kiara.families.gemma import GEMMA2, GEMMA3
 from kiara.families.gpt2 import GPT2
 from kiara.families.gpt_neox import GPT_NEOX
 from kiara.families.granite import GRANITE
-from kiara.families.groups import FULL, NO_WINDOWS
+from kiara.families.groups import NO_WINDOWS
 from kiara.families.known_keys import CONFIG, CONFIG_FIXED, check_keys
 from kiara.families.llama import LLAMA
 from kiara.families.mistral import MISTRAL
@@ -100,11 +100,7 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, int]:
     check_keys(
         "config.json", values, {*family.keys.values(), *family.switches, *grouped, *CONFIG, *_ELSEWHERE}, CONFIG_FIXED
     )
-    rope = values.get("rope_parameters")
-    if family.rope_by_type and rope and not (isinstance(rope, dict) and FULL in rope):
-        problem = "rope_parameters are not given for each kind of layer"
-        raise UserError("config.json", problem, "give those of full_attention and sliding_attention")
-    values = {**family.defaults, **with_rope(values)}
+    values = {**family.defaults, **with_rope(values, family.rope_by_type)}
     for key, supported in family.switches.items():
         if values.get(key, ABSENT) not in supported:
             raise UserError("config.json", f"{key} {values.get(key)!r} is not supported", f"only {supported[0]!r} is")

@@ -45,15 +45,20 @@ OLD_NAMES = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_the
 _FIXED: dict[str, tuple[Any, ...]] = {"truncate": (True,), "mscale": (None,), "mscale_all_dim": (None,)}
 
 
-def with_rope(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_rope(values: Mapping[str, Any], by_type: bool) -> dict[str, Any]:
     """The values, with rotary settings as `rope_theta`, `partial_rotary_factor`, `rope_local_base_freq` and `rope`.
 
-    `rope` has the type and parameters of scaled positions, if there are any. Refuses unsupported ones.
+    `rope` has the type and parameters of scaled positions, if there are any. Refuses unsupported ones. by_type: whether
+    `rope_parameters` are given for each kind of layer.
     """
     merged = {OLD_NAMES.get(key, key): value for key, value in values.items()}
     if merged.get("rope_scaling") and merged.get("rope_parameters"):
         problem = "rope_scaling is given beside rope_parameters"
         raise UserError("config.json", problem, "delete the one that the model was not trained with")
+    given = merged.get("rope_parameters")
+    if by_type and given and not (isinstance(given, dict) and FULL in given):
+        problem = "rope_parameters are not given for each kind of layer"
+        raise UserError("config.json", problem, f"give those of {FULL} and {SLIDING}")
     for key in ("rope_scaling", "rope_parameters"):
         given = merged.pop(key, None) or {}
         if isinstance(given, dict) and FULL in given:

@@ -27,6 +27,6 @@ STABLELM = Family(
     {**SILU, "qk_layernorm": (False,)},
     (
         partial_rotary(0.25),
-        Group(("use_parallel_residual",), _read, lambda config: {"use_parallel_residual": config.parallel != "no"}),
+        Group(("use_parallel_residual",), _read, lambda config: {"use_parallel_residual": config.parallel != "none"}),
     ),
 )

@@ -125,7 +125,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, sliding: bool) -> None:
         super().__init__()
-        self.sliding, self.parallel, self.scale = sliding, config.parallel != "no", config.residual_scale
+        self.sliding, self.parallel, self.scale = sliding, config.parallel != "none", config.residual_scale
         made = {name: Norm(config) for name in norms(config)}
         self.input_layernorm = made.get("input_layernorm")
         self.self_attn = Attention(config, sliding)

@@ -46,9 +46,8 @@ class GPT(nn.Module):
 
     def _tables(self) -> dict[str, Tensor]:
         """The rotary tables: cos and sin, and if the model has both kinds of layers, those of sliding ones."""
-        kinds = {self.config.slides(i) for i in range(self.config.num_hidden_layers)}
-        cos, sin = ops.rope_tables(self.config, sliding=kinds == {True})
-        if len(kinds) == 1:
+        cos, sin = ops.rope_tables(self.config, sliding=self.config.all_slide)
+        if len({layer.sliding for layer in self.layers}) == 1:
             return {"cos": cos, "sin": sin}
         sliding_cos, sliding_sin = ops.rope_tables(self.config, sliding=True)
         return {"cos": cos, "sin": sin, "sliding_cos": sliding_cos, "sliding_sin": sliding_sin}

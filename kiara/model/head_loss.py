@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100  # a target that does not count, as in PyTorch's cross-entropy
+from kiara.data import IGNORED
+
 CHUNK = 512  # tokens at a time
 
 

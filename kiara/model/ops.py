@@ -256,15 +256,20 @@ def _eager_attention(
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
     if past is not None:
         k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-    mask = None if layout is None else layout.mask
-    narrow = form.window is not None and form.window < start + new
-    if start or (mask is None and (narrow or form.softcap is not None)):
-        # query i is at position start + i and attends to the keys up to there
-        mask = torch.ones(new, start + new, dtype=torch.bool, device=qkv.device).tril(start)
-    if narrow and mask is not None and form.window is not None:  # texts in a row are neighbours, so indices will do
-        mask = mask & torch.ones_like(mask).triu(start - form.window + 1)
-    mixed = _mixed(q, k, v, mask, form)
+    mixed = _mixed(q, k, v, _mask(q, k, form, layout), form)
     return mixed.transpose(1, 2).reshape(batch, new, form.heads * size), (k, v)
+
+
+def _mask(q: Tensor, k: Tensor, form: AttentionForm, layout: Packed | None) -> Tensor | None:
+    """Which keys each query sees, bool (..., S, T); None if it is all up to the query's own."""
+    new, total = q.shape[2], k.shape[2]
+    start, window = total - new, form.window or total
+    if layout is None and start == 0 and window >= total and form.softcap is None:
+        return None
+    every = torch.ones(new, total, dtype=torch.bool, device=q.device)
+    seen = every.tril(start) if layout is None else layout.mask  # query i is at position start + i
+    # The tokens of a packed text are neighbours, so that a window can be counted in indices.
+    return seen & every.triu(start - window + 1) if window < total else seen
 
 
 def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor:

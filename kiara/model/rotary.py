@@ -23,15 +23,9 @@ def frequencies(config: ModelConfig, sliding: bool = False) -> Frequencies:
 def table_factor(config: ModelConfig, sliding: bool = False) -> float:
     """Factor on cosines and sines, which scales the attention's scores by its square."""
     scaling = _scaling(config, sliding)
-    if scaling not in ("yarn", "longrope"):
-        return 1.0
-    if config.rope_attention_factor is not None:
+    if scaling in ("yarn", "longrope") and config.rope_attention_factor is not None:
         return config.rope_attention_factor
-    if config.rope_factor <= 1:
-        return 1.0
-    if scaling == "yarn":
-        return 0.1 * math.log(config.rope_factor) + 1
-    return math.sqrt(1 + math.log(config.rope_factor) / math.log(config.rope_original_context))
+    return 0.1 * math.log(config.rope_factor) + 1 if scaling == "yarn" else 1.0
 
 
 def _scaling(config: ModelConfig, sliding: bool) -> str:

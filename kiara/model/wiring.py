@@ -17,7 +17,7 @@ ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
 def norms(config: ModelConfig) -> tuple[str, ...]:
     """The norms that a block has."""
     before, after = (ATTENTION_NORM, MLP_NORM), ("attention_output_norm", "mlp_output_norm")
-    if config.parallel != "no":
+    if config.parallel != "none":
         return before[:1] if config.parallel == "one_norm" else before
     return {"before": before, "after": after, "both": (*before, *after)}[config.norm_position]
 

@@ -1,8 +1,8 @@
 """Quantisation-aware training: passes use weights on the grid of a variant, and the optimizer updates exact ones.
 
-For int8-dynamic, passes round the activations that the projections read, too. For int4, passes use exact tables, whose
-noise costs more than their adaptation gains; at validations and in checkpoints they are rounded, too, with errors that
-compensate each other (docs/training.md has figures).
+For int8-dynamic, passes round the activations that the projections read, too. For int4, passes use exact tables:
+rounding them there gained nothing (docs/training.md). At validations and in checkpoints they are rounded so that errors
+compensate each other.
 
 The gradient at the rounded weights is applied to the exact ones (the straight-through estimator, Bengio et al. 2013).
 Weights are rounded in place around a pass, so compiled code, gradient buckets and shards need no change.
@@ -95,18 +95,20 @@ class Rounding:
             kept.append(output if isinstance(output, Tensor) else output[0])
 
         hooks = [module.register_forward_hook(keep) for module in (model.embed_tokens, model.norm)]
-        for batch in windows(self._text, window_length(model), _TOKENS, rows_at_once(model)):
-            ids = batch.to(head.device)
-            kept.clear()
-            logits = model.predict(ids[:, :-1])
-            loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-            slopes, embedded = (part.flatten(0, 1).float() for part in torch.autograd.grad(loss, (logits, kept[0])))
-            read = kept[1].detach().flatten(0, 1).float() * slopes.norm(dim=1, keepdim=True)
-            head += read.T @ read
-            embedding += embedded.T @ embedded
-        for hook in hooks:
-            hook.remove()
-        return head, embedding
+        try:
+            for batch in windows(self._text, window_length(model), _TOKENS, rows_at_once(model)):
+                ids = batch.to(head.device)
+                kept.clear()
+                logits = model.predict(ids[:, :-1])
+                loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+                slopes, embedded = (part.flatten(0, 1).float() for part in torch.autograd.grad(loss, (logits, kept[0])))
+                read = kept[1].detach().flatten(0, 1).float() * slopes.norm(dim=1, keepdim=True)
+                head += read.T @ read
+                embedding += embedded.T @ embedded
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return head * model.config.logit_scale**2, embedding
 
     def _round_activations(self, rounded: bool) -> None:
         for projection in self._projections:

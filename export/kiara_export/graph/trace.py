@@ -85,8 +85,7 @@ def trace(model: GPT) -> ir.Model:
         value.const_value = None  # the exporter's optimiser keeps its last graph alive, but must not keep the weights
     _tidy(graph)
     if model.embed_positions is None:
-        every = {model.config.slides(i) for i in range(model.config.num_hidden_layers)}
-        _compute_rope(graph, model.config, "", sliding=every == {True})
+        _compute_rope(graph, model.config, "", sliding=model.config.all_slide)
         _compute_rope(graph, model.config, "sliding_", sliding=True)
     return graph
 

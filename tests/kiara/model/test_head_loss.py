@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kiara.data.chat_split import IGNORED
 from kiara.model import head_loss as module
-from kiara.model.head_loss import IGNORED, head_loss
+from kiara.model.head_loss import head_loss
 
 
 def _case(tokens: int, ignored: float) -> tuple[Tensor, Tensor, Tensor]:
