@@ -105,7 +105,7 @@ def conversation_ids(
     end = 0
 
     def add(until: int, answer: bool) -> None:
-        part = ids_of(tokenizer, text[end:until], mark)
+        part = ids_of(tokenizer, text[end:until], mark, continued=end > 0)
         length = next((i + 1 for i, token in enumerate(part) if token in token_ids.eos), 0)
         if answer and not length:
             raise _unmarked("ends an answer without an end-of-text token, so the model would not learn to stop")
@@ -132,7 +132,7 @@ def with_turn_end(tokenizer: Tokenizer, token_ids: TokenIds) -> TokenIds:
     trial = [{"role": "user", "content": "Hello"}, {"role": ANSWER, "content": "Hello"}]
     asked, _ = chat_text(tokenizer, trial[:1])
     text, mark = chat_text(tokenizer, trial, generation_prompt=False)
-    part = ids_of(tokenizer, text[len(asked) :], mark)
+    part = ids_of(tokenizer, text[len(asked) :], mark, continued=True)
     if token_ids.eos.intersection(part):
         return token_ids
     special = set(tokenizer.special_tokens.values())

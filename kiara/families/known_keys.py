@@ -99,6 +99,7 @@ TOKENIZER = frozenset(
     "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model".split()
 )
 BPE = frozenset("type unk_token fuse_unk ignore_merges vocab merges".split())
+SENTENCEPIECE = {"BPE": BPE | {"byte_fallback"}, "Unigram": frozenset("type unk_id vocab byte_fallback".split())}
 BPE_FIXED: dict[str, tuple[Any, ...]] = {
     "dropout": (None, 0),
     "continuing_subword_prefix": (None, ""),

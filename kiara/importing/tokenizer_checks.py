@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kiara.families import BPE, BPE_FIXED, SPECIAL_TOKENS, TOKENIZER, check_keys
+from kiara.families import BPE, BPE_FIXED, SENTENCEPIECE, SPECIAL_TOKENS, TOKENIZER, check_keys
 from kiara_runtime.errors import UserError
+from kiara_runtime.tokens import BLANK
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # The runtime replaces a special token by its id and leaves the text around it unchanged, so these have no effect.
 _UNSUPPORTED = ("single_word", "lstrip", "rstrip")
+# What SentencePiece's tokenizers do to get from tokens to text; the runtime does the same.
+_SENTENCEPIECE_STEPS = (
+    {"type": "Replace", "pattern": {"String": BLANK}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    {"type": "Metaspace", "replacement": BLANK},
+)
 _ADDED_KEYS = frozenset(("id", "content", "__type", *_FLAGS))
 
 
@@ -21,11 +30,16 @@ def check_definition(definition: Mapping[str, Any]) -> None:
     """Refuse a tokenizer.json with unsupported keys or values that could change the ids or the text of tokens."""
     check_keys("tokenizer.json", definition, TOKENIZER, {})
     model, decoder = definition.get("model"), definition.get("decoder")
-    if isinstance(model, dict):
-        check_keys("tokenizer.json: model", model, BPE, BPE_FIXED)
-    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
-        kind = decoder.get("type") if isinstance(decoder, dict) else decoder
-        raise UserError("tokenizer.json", f"decoder {kind!r:.40} is not supported", "only ByteLevel is")
+    kind = decoder.get("type") if isinstance(decoder, dict) else decoder
+    given = model if isinstance(model, dict) else {}
+    if kind == "ByteLevel":
+        check_keys("tokenizer.json: model", given, BPE, BPE_FIXED)
+    elif (steps := _decoders(decoder)) and all(step in _SENTENCEPIECE_STEPS for step in steps):
+        fixed = {key: values for key, values in BPE_FIXED.items() if key != "byte_fallback"}
+        check_keys("tokenizer.json: model", given, SENTENCEPIECE.get(str(given.get("type")), BPE), fixed)
+    else:
+        known = "ByteLevel and SentencePiece's are"
+        raise UserError("tokenizer.json", f"decoder {kind!r:.40} is not supported", f"only {known}")
     for i, token in enumerate(_listed(definition)):
         check_keys(f"tokenizer.json: added_tokens[{i}]", token, _ADDED_KEYS, {})
         for flag in _UNSUPPORTED:
@@ -35,6 +49,15 @@ def check_definition(definition: Mapping[str, Any]) -> None:
                     f"{flag} of the special token {token.get('content')!r:.40} is not supported",
                     "only false is",
                 )
+
+
+def _decoders(decoder: Any) -> list[Any]:
+    """The steps of a decoder, each with the keys that matter."""
+    if not isinstance(decoder, dict):
+        return []
+    if decoder.get("type") == "Sequence":
+        return list(decoder.get("decoders", ()))
+    return [{key: decoder.get(key) for key in ("type", "replacement")}]
 
 
 def check_added_tokens(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from kiara.families import (
     TOKENIZER_CONFIG_FIXED,
     check_keys,
 )
+from kiara.importing.sentencepiece import MODEL_FILE, read_pieces
 from kiara.importing.tokenizer_checks import check_added_tokens, check_definition
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import read_bounded_json
-from kiara_runtime.tokens import Tokenizer, chat_problems, template_of
+from kiara_runtime.tokens import Tokenizer, added_token, chat_problems, template_of
 
 # Keys of tokenizer_config.json that the runtime uses; the others are dropped.
 KEPT = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length", "tokenizer_class")
@@ -39,11 +40,14 @@ RANDOM_TEXTS = 400
 
 def read_tokenizer(source: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, with an engine that gives exactly its ids."""
-    definition = read_bounded_json(source / "tokenizer.json")
     given, named, added = (
         read_bounded_json(source / name) if (source / name).is_file() else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
+    if not (source / "tokenizer.json").is_file() and (source / MODEL_FILE).is_file():
+        definition = _from_model(source / MODEL_FILE, given, added)
+    else:
+        definition = read_bounded_json(source / "tokenizer.json")
     try:
         check_keys("tokenizer_config.json", given, TOKENIZER_CONFIG, TOKENIZER_CONFIG_FIXED)
         check_keys("special_tokens_map.json", named, SPECIAL_TOKENS_MAP, {})
@@ -56,6 +60,36 @@ def read_tokenizer(source: Path) -> Tokenizer:
     if template.is_file() and template.stat().st_size <= 1 << 20:
         config["chat_template"] = template.read_text("utf-8")
     return settle_tokenizer(source, definition, config)
+
+
+def _from_model(path: Path, config: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """tokenizer.json for a SentencePiece model. added: added_tokens.json."""
+    pieces = read_pieces(path)
+    definition = pieces.definition()
+    described = config.get("added_tokens_decoder")
+    tokens = {str(i): _content(token) for i, token in (described if isinstance(described, dict) else {}).items()}
+    tokens.update((str(i), name) for name, i in added.items())
+    further = sorted((int(i), str(name)) for i, name in tokens.items() if i.isdecimal() and int(i) >= len(pieces.names))
+    definition["added_tokens"] += [added_token(name, i) for i, name in further]
+    bos = str(_content(config.get("bos_token", "<s>")))
+    if bos in pieces.names and config.get("add_bos_token", True):
+        definition["post_processor"] = begin_with(bos, pieces.names.index(bos))
+    return definition
+
+
+def begin_with(name: str, i: int) -> dict[str, Any]:
+    """A post-processor that puts the special token `name` before a text."""
+    first, text, other = (
+        {"SpecialToken": {"id": name, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    )
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, other],
+        "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]}},
+    }
 
 
 def settle_tokenizer(source: Path, definition: dict[str, Any], config: dict[str, Any]) -> Tokenizer:

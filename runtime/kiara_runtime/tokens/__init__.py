@@ -5,6 +5,7 @@ Choosing tokens is in `sampling`, computing logits in `engine`.
 
 from kiara_runtime.tokens.chat import Message, can_chat, chat_ids, chat_problems, chat_text, ids_of, read_messages
 from kiara_runtime.tokens.golden import golden_ids, load_tokenizer
+from kiara_runtime.tokens.sentencepiece import BLANK
 from kiara_runtime.tokens.template import template_of
 from kiara_runtime.tokens.text_stream import TextStream
 from kiara_runtime.tokens.tokenizer import Tokenizer, check_text
@@ -19,6 +20,7 @@ from kiara_runtime.tokens.tokenizer_json import (
 )
 
 __all__ = [
+    "BLANK",
     "END_OF_TEXT",
     "SPLIT_PATTERN",
     "Message",

@@ -72,15 +72,16 @@ def chat_text(
     return _rendered(template, values, tokenizer, generation_prompt)
 
 
-def ids_of(tokenizer: Tokenizer, text: str, mark: str) -> list[int]:
-    """Ids of a text that `chat_text` made, or of a part of it."""
+def ids_of(tokenizer: Tokenizer, text: str, mark: str, continued: bool = False) -> list[int]:
+    """Ids of a text that `chat_text` made, or of a part of it. continued: the part is not its beginning."""
     special = tokenizer.special_tokens
     ids: list[int] = []
-    for part in _pattern(special).split(text) if special else [text]:
+    for i, part in enumerate(_pattern(special).split(text) if special else [text]):
         if part in special:
             ids.append(special[part])
         elif part:
-            ids += tokenizer.encode(part.replace(mark, ""))
+            first = "text" if continued else "nothing"
+            ids += tokenizer.encode(part.replace(mark, ""), after="special" if i else first)
     return ids
 
 

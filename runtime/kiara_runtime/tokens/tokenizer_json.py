@@ -1,4 +1,4 @@
-"""Reads and writes byte-level BPEs in Hugging Face's tokenizer.json; `kiara_runtime.tokens.tokenizer` encodes.
+"""Reads Hugging Face's tokenizer.json, and writes byte-level BPEs in it; `kiara_runtime.tokens.tokenizer` encodes.
 
 A file is untrusted: content that is not understood raises UserError, or leaves encoding to the `tokenizers` library.
 """
@@ -6,10 +6,11 @@ A file is untrusted: content that is not understood raises UserError, or leaves 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.tokens.sentencepiece import is_literal, read_sentencepiece
+from kiara_runtime.tokens.vocabulary import Merges, Vocabulary, check_ids
 
 # The split pattern of Llama 3. It has no possessive quantifiers, which onnxruntime-genai refuses.
 SPLIT_PATTERN = (
@@ -23,31 +24,15 @@ DIGITS_PATTERN = rf"{_CONTRACTIONS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?=\p{{N}}
 END_OF_TEXT = "<|endoftext|>"
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The contents of a tokenizer.json.
-
-    ranks: the id of each ordinary token's bytes. special: ids of special tokens; added: of other added tokens.
-    pattern: the single regular expression that splits text as the file says, for tiktoken; None if there is none.
-    missing: bytes that are not tokens, on which tiktoken fails and which the `tokenizers` library drops.
-    """
-
-    ranks: dict[bytes, int]
-    special: dict[str, int]
-    added: dict[str, int]
-    pattern: str | None
-    missing: bytes
-
-
 def read_vocabulary(values: Mapping[str, Any]) -> Vocabulary:
-    """Interpret a parsed tokenizer.json; raises UserError if it is not a byte-level BPE."""
+    """Interpret a parsed tokenizer.json; raises UserError if it is neither a byte-level BPE nor SentencePiece's."""
     try:
         return _read(values)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            "tokenizer.json", f"not a byte-level BPE that this runtime reads ({error!r})", "take another model"
+            "tokenizer.json", f"not a BPE or Unigram model that this runtime reads ({error!r})", "take another model"
         ) from None
 
 
@@ -129,29 +114,27 @@ def _merges(spelled: list[str]) -> Iterator[list[str]]:
 
 
 def _read(values: Mapping[str, Any]) -> Vocabulary:
-    model = values["model"]
-    if model["type"] != "BPE" or model.get("byte_fallback") or model.get("unk_token"):
-        raise UserError(
-            "tokenizer.json",
-            "it is not a byte-level BPE, or has byte fallback or an unknown token",
-            "take another model",
-        )
-    if not any(part["type"] == "ByteLevel" for part in _parts(values["pre_tokenizer"])):
-        raise UserError("tokenizer.json", "it is not a byte-level BPE: it has no ByteLevel step", "take another model")
-    entries = values["added_tokens"]
+    model, entries, step = values["model"], values["added_tokens"], values["pre_tokenizer"]
     special = {str(entry["content"]): int(entry["id"]) for entry in entries if entry["special"]}
     added = {str(entry["content"]): int(entry["id"]) for entry in entries if not entry["special"]}
+    if model["type"] not in ("BPE", "Unigram"):
+        raise UserError("tokenizer.json", "the model is not supported", "only BPE and Unigram are", value=model["type"])
+    if model["type"] == "Unigram" or step is None or all(part["type"] != "ByteLevel" for part in _parts(step)):
+        return read_sentencepiece(values, special, added)
+    if model.get("byte_fallback") or model.get("unk_token"):
+        problem = "it is a byte-level BPE with byte fallback or an unknown token"
+        raise UserError("tokenizer.json", problem, "take another model")
     # Maps a character to the one with its byte as code point; those that stand for no byte become invalid in Latin-1.
     to_byte = str.maketrans({chr(i): "\uffff" for i in range(512)})
     to_byte.update(str.maketrans({character: chr(byte) for byte, character in enumerate(byte_characters())}))
     vocab = cast("dict[str, int]", model["vocab"])
-    ordinary = {name: i for name, i in vocab.items() if name not in special and name not in added}
-    ranks = {name.translate(to_byte).encode("latin-1"): int(i) for name, i in ordinary.items()}
-    ids = [*ranks.values(), *special.values(), *added.values()]
-    if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) > 1 << 24:
-        raise UserError("tokenizer.json", "two tokens share an id, or an id is out of bounds", "fetch it again")
+    ordinary = {name: int(i) for name, i in vocab.items() if name not in special and name not in added}
+    check_ids(ordinary.values(), special.values(), added.values())
+    ranks = {name.translate(to_byte).encode("latin-1"): i for name, i in ordinary.items()}
     missing = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
-    return Vocabulary(ranks, special, added, _pattern(values), missing)
+    pattern = _pattern(values)
+    merges = None if pattern is None or not is_literal(entries) else Merges(ranks, pattern)
+    return Vocabulary({i: text for text, i in ranks.items()}, special, added, merges, missing)
 
 
 def _parts(step: Mapping[str, Any]) -> list[dict[str, Any]]:

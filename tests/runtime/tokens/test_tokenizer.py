@@ -98,10 +98,10 @@ def test_tiktoken_file_is_the_same_tokenizer(dataset: Dataset, tmp_path: Path) -
 def test_a_saved_tokenizer_loads_unchanged(dataset: Dataset, tmp_path: Path) -> None:
     dataset.tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
-    assert (loaded.token_bytes, loaded.special_tokens, loaded.pattern) == (
+    assert (loaded.token_bytes, loaded.special_tokens, loaded.definition) == (
         dataset.tokenizer.token_bytes,
         dataset.tokenizer.special_tokens,
-        dataset.tokenizer.pattern,
+        dataset.tokenizer.definition,
     )
 
 
