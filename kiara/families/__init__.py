@@ -3,12 +3,14 @@
 A new family is a file here, and at most new fields in `kiara.config.model`.
 """
 
+from kiara.families.gguf import ROPE_TENSORS, gguf_config, gguf_family, gguf_keys
 from kiara.families.known_keys import (
     BPE,
     BPE_FIXED,
     GENERATION,
     GENERATION_FIXED,
     GGUF,
+    GGUF_ARCHITECTURE_FIXED,
     GGUF_FIXED,
     GGUF_PREFIXES,
     RECOMMENDED,
@@ -20,7 +22,7 @@ from kiara.families.known_keys import (
     TOKENIZER_CONFIG_FIXED,
     check_keys,
 )
-from kiara.families.layout import expected_tensors, tensor_names, to_ours, to_theirs
+from kiara.families.layout import expected_tensors, model_shapes, tensor_names, to_ours, to_theirs
 from kiara.families.registry import Family, family_of, read_config, write_config
 
 __all__ = [
@@ -29,9 +31,11 @@ __all__ = [
     "GENERATION",
     "GENERATION_FIXED",
     "GGUF",
+    "GGUF_ARCHITECTURE_FIXED",
     "GGUF_FIXED",
     "GGUF_PREFIXES",
     "RECOMMENDED",
+    "ROPE_TENSORS",
     "SENTENCEPIECE",
     "SPECIAL_TOKENS",
     "SPECIAL_TOKENS_MAP",
@@ -42,6 +46,10 @@ __all__ = [
     "check_keys",
     "expected_tensors",
     "family_of",
+    "gguf_config",
+    "gguf_family",
+    "gguf_keys",
+    "model_shapes",
     "read_config",
     "tensor_names",
     "to_ours",

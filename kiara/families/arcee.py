@@ -1,6 +1,6 @@
 """Arcee: the shape that Kiara trains."""
 
-from kiara.families.family import ABSENT, BIASES, LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, Family
+from kiara.families.family import ABSENT, BIASES, LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, Family, Gguf
 
 ARCEE = Family(
     "arcee",
@@ -9,4 +9,5 @@ ARCEE = Family(
     {**LLAMA_KEYS, **BIASES},
     LLAMA_DEFAULTS,
     {"hidden_act": ("relu2", ABSENT)},
+    gguf=Gguf("arcee", interleaved=True),
 )

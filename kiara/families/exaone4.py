@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, NO_BIAS, SILU, Family, Group
-from kiara.families.groups import windows
+from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, NO_BIAS, SILU, Family, Gguf, Group
+from kiara.families.groups import GGUF_WINDOWS, gguf_windows, windows
 
 _WINDOWS = windows(4, default=4096, kinds_differ=True)
 
@@ -34,4 +34,5 @@ EXAONE4 = Family(
         ),
     ),
     names={"attention_output_norm": "post_attention_layernorm", "mlp_output_norm": "post_feedforward_layernorm"},
+    gguf=Gguf("exaone4", gguf_windows, GGUF_WINDOWS),
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kiara.config import ModelConfig
-from kiara.families.family import ABSENT, Family, Group
+from kiara.families.family import ABSENT, Family, Gguf, Group
 from kiara_runtime.errors import UserError
 
 
@@ -63,4 +63,9 @@ FALCON = Family(
     prefix="transformer.",
     packed=True,
     grouped_qkv=True,
+    gguf=Gguf(
+        "falcon",
+        lambda metadata, _: {"multi_query": metadata.get("attention.head_count_kv", 1) == 1},
+        ("tensor_data_layout",),
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """How llama.cpp's GGUF files describe and store a family.
+
+    architecture: `general.architecture`. read: (metadata, names of tensors) -> values of config.json that
+    `kiara.families.gguf` does not read for every family; it may use the keys `keys`. Keys are without the
+    architecture's name. fits: whether metadata is this family's, where several have one architecture. interleaved:
+    whether the rows of a query or key head are stored in the pairs that are rotated together.
+    """
+
+    architecture: str
+    read: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]] = lambda metadata, tensors: {}
+    keys: tuple[str, ...] = ()
+    fits: Callable[[Mapping[str, Any]], bool] = lambda metadata: True
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """features: fields of ModelConfig that the family fixes. keys: the key in config.json of each other field.
 
@@ -36,7 +53,7 @@ class Family:
 
     packed: whether matrices that we pack are packed there, too; grouped_qkv:
     with the rows of q, k and v of one key/value head together. transposed: whether matrices are stored as (inputs,
-    outputs). norm_offset: what is added to the stored weights of RMS norms.
+    outputs). norm_offset: what is added to the stored weights of RMS norms. gguf: None if not read from such files.
     """
 
     model_type: str
@@ -55,6 +72,7 @@ class Family:
     grouped_qkv: bool = False
     transposed: bool = False
     norm_offset: float = 0.0
+    gguf: Gguf | None = None
 
     @property
     def layout(self) -> tuple[Any, ...]:

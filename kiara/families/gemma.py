@@ -3,11 +3,12 @@
 Gemma 2 limits scores and logits; Gemma 3 normalises queries and keys instead.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from kiara.config import ModelConfig
-from kiara.families.family import ABSENT, LLAMA, LLAMA_KEYS, Family, Group
-from kiara.families.groups import attention_scale, numbers, windows
+from kiara.families.family import ABSENT, LLAMA, LLAMA_KEYS, Family, Gguf, Group
+from kiara.families.groups import FULL, GGUF_WINDOWS, attention_scale, gguf_windows, has_window, numbers, windows
 
 _FEATURES = {**LLAMA, "mlp": "geglu", "mlp_bias": False, "norm_position": "both"}
 _NAMES = {
@@ -39,6 +40,26 @@ _SOFTCAPS = numbers(
 )
 
 
+def _scalar(metadata: Mapping[str, Any], largest: int) -> dict[str, Any]:
+    """The largest model of a generation scales scores by the width of its heads in the embedding."""
+    width = metadata["embedding_length"] // metadata["attention.head_count"]
+    return {"query_pre_attn_scalar": width if metadata["block_count"] == largest else metadata["attention.key_length"]}
+
+
+_GGUF_SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+def _gemma2(metadata: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    given = {key: metadata[key] for key in _GGUF_SOFTCAPS if key in metadata}
+    return {**given, **_scalar(metadata, 46), **(gguf_windows(metadata) if has_window(metadata) else {})}
+
+
+def _gemma3(metadata: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    kinds = {} if has_window(metadata) else {"layer_types": [FULL] * metadata["block_count"]}
+    caps = {key: metadata.get(key) or None for key in _GGUF_SOFTCAPS[1:]}
+    return {**caps, **_scalar(metadata, 62), **gguf_windows(metadata), **kinds}
+
+
 def _local(config: ModelConfig) -> float:
     return config.sliding_rope_theta or config.rope_theta
 
@@ -53,6 +74,7 @@ GEMMA2 = Family(
     (windows(2, default=4096), _EMBEDDING, _SCALE, _SOFTCAPS),
     names=_NAMES,
     norm_offset=1.0,
+    gguf=Gguf("gemma2", _gemma2, (*_GGUF_SOFTCAPS, *GGUF_WINDOWS)),
 )
 GEMMA3 = Family(
     "gemma3_text",
@@ -71,4 +93,5 @@ GEMMA3 = Family(
     rope_by_type=True,
     names=_NAMES,
     norm_offset=1.0,
+    gguf=Gguf("gemma3", _gemma3, (*_GGUF_SOFTCAPS, *GGUF_WINDOWS)),
 )

@@ -1,6 +1,6 @@
 """GPT-2: layer norms, learned positions, biases everywhere, and its own names."""
 
-from kiara.families.family import ABSENT, Family
+from kiara.families.family import ABSENT, Family, Gguf
 
 NAMES = {
     "embed_tokens": "wte",
@@ -47,4 +47,5 @@ GPT2 = Family(
     prefix="transformer.",
     packed=True,
     transposed=True,
+    gguf=Gguf("gpt2"),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kiara.families.family import ABSENT, LAYER_NORM_KEYS, Family, Group
+from kiara.families.family import ABSENT, LAYER_NORM_KEYS, Family, Gguf, Group
 from kiara.families.groups import partial_rotary
 
 
@@ -38,4 +38,9 @@ GPT_NEOX = Family(
     aliases={"lm_head.weight": "embed_out.weight"},
     packed=True,
     grouped_qkv=True,
+    gguf=Gguf(
+        "gptneox",
+        lambda metadata, _: {"use_parallel_residual": metadata["use_parallel_residual"]},
+        ("use_parallel_residual",),
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from kiara.config import ModelConfig
@@ -85,6 +85,24 @@ def _write_qwen(config: ModelConfig) -> dict[str, Any]:
         return {"use_sliding_window": False}
     kinds = [SLIDING if config.slides(i) else FULL for i in range(config.num_hidden_layers)]
     return {"use_sliding_window": True, "sliding_window": config.sliding_window, "layer_types": kinds}
+
+
+GGUF_WINDOWS = ("attention.sliding_window", "attention.sliding_window_pattern")
+
+
+def gguf_windows(metadata: Values, tensors: Collection[str] = ()) -> dict[str, Any]:
+    """The keys of windows in config.json, from GGUF_WINDOWS: 0 means no window, a pattern has a flag for each layer."""
+    pattern = metadata.get("attention.sliding_window_pattern")
+    found: dict[str, Any] = {"sliding_window": metadata.get("attention.sliding_window") or None}
+    if isinstance(pattern, list):
+        found["layer_types"] = [SLIDING if slides else FULL for slides in pattern]
+    elif pattern is not None:
+        found["sliding_window_pattern"] = pattern
+    return found
+
+
+def has_window(metadata: Values) -> bool:
+    return bool(metadata.get("attention.sliding_window"))
 
 
 QWEN_WINDOWS = Group(("use_sliding_window", "max_window_layers", *_WINDOW_KEYS[:2]), _read_qwen, _write_qwen)

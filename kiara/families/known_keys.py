@@ -109,32 +109,34 @@ BPE_FIXED: dict[str, tuple[Any, ...]] = {
 
 # GGUF: keys that are used, that describe the file, or that do not affect logits.
 GGUF = frozenset(
-    "general.architecture llama.vocab_size tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.tokens "
-    "tokenizer.ggml.token_type tokenizer.ggml.scores tokenizer.ggml.merges tokenizer.ggml.bos_token_id "
+    "general.architecture tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.tokens tokenizer.ggml.token_type "
+    "tokenizer.ggml.scores tokenizer.ggml.merges tokenizer.ggml.bos_token_id "
     "tokenizer.ggml.eos_token_id tokenizer.ggml.eot_token_id tokenizer.ggml.eom_token_id "
     "tokenizer.ggml.unknown_token_id tokenizer.ggml.padding_token_id tokenizer.ggml.seperator_token_id "
     "tokenizer.ggml.mask_token_id tokenizer.ggml.cls_token_id tokenizer.ggml.add_bos_token "
     "tokenizer.ggml.fim_pre_token_id tokenizer.ggml.fim_suf_token_id tokenizer.ggml.fim_mid_token_id "
     "tokenizer.ggml.fim_pad_token_id tokenizer.ggml.fim_rep_token_id tokenizer.ggml.fim_sep_token_id "
     "tokenizer.ggml.prefix_token_id tokenizer.ggml.suffix_token_id tokenizer.ggml.middle_token_id "
-    "tokenizer.chat_template tokenizer.chat_templates tokenizer.huggingface.json llama.rope.dimension_count "
-    "llama.attention.value_length".split()
+    "tokenizer.ggml.add_space_prefix tokenizer.chat_template tokenizer.chat_templates tokenizer.huggingface.json "
+    "split.no split.count split.tensors.count".split()
 )
 GGUF_PREFIXES = ("general.", "quantize.", "tokenizer.chat_template.", "GGUF.", "imatrix.", "mradermacher.", "prompt.")
 GGUF_FIXED: dict[str, tuple[Any, ...]] = {
     "tokenizer.ggml.add_eos_token": (False,),
     "tokenizer.ggml.add_sep_token": (False,),
-    "tokenizer.ggml.add_space_prefix": (False,),
     "tokenizer.ggml.remove_extra_whitespaces": (False,),
     "tokenizer.ggml.suppress_tokens": ([],),
-    "llama.attention.causal": (True,),
-    "llama.expert_count": (0,),
-    "llama.expert_used_count": (0,),
-    "llama.rope.scaling.type": ("none",),
-    "llama.use_parallel_residual": (False,),
-    "split.count": (0, 1),
-    "split.no": (0,),
-    "split.tensors.count": (),
+}
+# The same, of keys that follow the architecture's name.
+GGUF_ARCHITECTURE_FIXED: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "use_parallel_residual": (False,),
+    "pooling_type": (0,),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kiara.config import ModelConfig
 from kiara.families.family import Family
-from kiara.model import packed
+from kiara.model import GPT, packed
 
 
 def tensor_names(family: Family, config: ModelConfig, name: str) -> dict[str, int | None]:
@@ -24,6 +24,12 @@ def tensor_names(family: Family, config: ModelConfig, name: str) -> dict[str, in
         return {family.prefix + name: None}
     *layer, _, kind = name.split(".")
     return {family.prefix + ".".join([*layer, part, kind]): rows for part, rows in parts}
+
+
+def model_shapes(config: ModelConfig, vocab_size: int) -> dict[str, list[int]]:
+    """The shapes of our tensors, by name."""
+    with torch.device("meta"):
+        return {name: list(tensor.shape) for name, tensor in GPT(config, vocab_size).state_dict().items()}
 
 
 def expected_tensors(family: Family, config: ModelConfig, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:

@@ -1,7 +1,17 @@
 """Phi-1.5 and Phi-2: parallel blocks with one layer norm. Phi-3, 3.5 and 4-mini: Llama with packed matrices."""
 
-from kiara.families.family import ABSENT, LAYER_NORM_KEYS, LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, NO_BIAS, SILU, Family
-from kiara.families.groups import partial_rotary, windows
+from kiara.families.family import (
+    ABSENT,
+    LAYER_NORM_KEYS,
+    LLAMA,
+    LLAMA_DEFAULTS,
+    LLAMA_KEYS,
+    NO_BIAS,
+    SILU,
+    Family,
+    Gguf,
+)
+from kiara.families.groups import GGUF_WINDOWS, gguf_windows, partial_rotary, windows
 
 PHI = Family(
     "phi",
@@ -27,6 +37,7 @@ PHI = Family(
         "mlp.down_proj": "mlp.fc2",
         "norm": "final_layernorm",
     },
+    gguf=Gguf("phi2"),
 )
 PHI3 = Family(
     "phi3",
@@ -37,4 +48,5 @@ PHI3 = Family(
     SILU,
     (partial_rotary(), windows()),
     packed=True,
+    gguf=Gguf("phi3", gguf_windows, GGUF_WINDOWS),
 )

@@ -1,6 +1,6 @@
 """Qwen2: Llama with biases on the queries, keys and values."""
 
-from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family
+from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family, Gguf
 from kiara.families.groups import QWEN_WINDOWS
 
 QWEN2 = Family(
@@ -11,4 +11,5 @@ QWEN2 = Family(
     LLAMA_DEFAULTS,
     SILU,
     (QWEN_WINDOWS,),
+    gguf=Gguf("qwen2"),
 )

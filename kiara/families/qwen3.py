@@ -1,6 +1,6 @@
 """Qwen3: Llama with a norm of each query and key head."""
 
-from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family
+from kiara.families.family import LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family, Gguf
 from kiara.families.groups import QWEN_WINDOWS
 
 QWEN3 = Family(
@@ -11,4 +11,5 @@ QWEN3 = Family(
     {**LLAMA_DEFAULTS, "head_dim": 128},
     SILU,
     (QWEN_WINDOWS,),
+    gguf=Gguf("qwen3"),
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kiara.config import ModelConfig
-from kiara.families.family import BIASES, LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family, Group
+from kiara.families.family import BIASES, LLAMA, LLAMA_DEFAULTS, LLAMA_KEYS, SILU, Family, Gguf, Group
 from kiara.families.groups import FULL, SLIDING, no_windows
 from kiara_runtime.errors import UserError
 
@@ -38,4 +38,5 @@ SMOLLM3 = Family(
     {**LLAMA_DEFAULTS, "rope_theta": 2000000.0, "tie_word_embeddings": True, "rms_norm_eps": 1e-6},
     {**SILU, "use_sliding_window": (False,)},
     (_NO_ROPE,),
+    gguf=Gguf("smollm3", interleaved=True),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kiara.families.family import LAYER_NORM_KEYS, LLAMA_DEFAULTS, SILU, Family, Group
+from kiara.families.family import LAYER_NORM_KEYS, LLAMA_DEFAULTS, SILU, Family, Gguf, Group
 from kiara.families.groups import partial_rotary
 
 
@@ -28,5 +28,11 @@ STABLELM = Family(
     (
         partial_rotary(0.25),
         Group(("use_parallel_residual",), _read, lambda config: {"use_parallel_residual": config.parallel != "none"}),
+    ),
+    gguf=Gguf(
+        "stablelm",
+        # The key of this name is not reliable: llama.cpp, too, looks for the second norm.
+        lambda _, tensors: {"use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors},
+        ("use_parallel_residual",),
     ),
 )

@@ -1,7 +1,7 @@
 """StarCoder2: layer norms, biases, an MLP with GELU, and a sliding window in all layers."""
 
-from kiara.families.family import ABSENT, LAYER_NORM_KEYS, LLAMA_DEFAULTS, Family, Group
-from kiara.families.groups import windows
+from kiara.families.family import ABSENT, LAYER_NORM_KEYS, LLAMA_DEFAULTS, Family, Gguf, Group
+from kiara.families.groups import GGUF_WINDOWS, gguf_windows, windows
 
 _WINDOW = Group(
     ("sliding_window",),
@@ -27,4 +27,5 @@ STARCODER2 = Family(
     },
     (_WINDOW,),
     names={"mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"},
+    gguf=Gguf("starcoder2", gguf_windows, GGUF_WINDOWS),
 )

@@ -1,11 +1,12 @@
-"""GGUF files of the Llama family, read as the Hugging Face folder that they were made from.
+"""GGUF files, read as the Hugging Face folder that they were made from. Needs the optional package `gguf`.
 
-Quantised tensors are dequantised to float32. llama.cpp stores the rows of the query and key projections in another
-order, interleaved for its rotary positions; the original order is restored. Needs the optional package `gguf`.
+Quantised tensors are dequantised to float32. llama.cpp stores the rows of the query and key projections of some
+families in another order, in the pairs that are rotated together; the original order is restored.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,45 +15,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kiara.families import GGUF, GGUF_FIXED, GGUF_PREFIXES, check_keys
+from kiara.families import (
+    GGUF,
+    GGUF_ARCHITECTURE_FIXED,
+    GGUF_FIXED,
+    GGUF_PREFIXES,
+    ROPE_TENSORS,
+    check_keys,
+    expected_tensors,
+    gguf_config,
+    gguf_family,
+    gguf_keys,
+    model_shapes,
+    read_config,
+)
+from kiara.importing.gguf_tokenizer import end_tokens, gguf_tokenizer
 from kiara.importing.weights import Source
 from kiara_runtime.errors import UserError
-from kiara_runtime.tokens import SPLIT_PATTERN, added_token, bpe_definition, byte_level_step, split_step
 
-_PARTS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_KEYS = {
-    "hidden_size": "embedding_length",
-    "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "intermediate_size": "feed_forward_length",
-    "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "rope_theta": "rope.freq_base",
-    "head_dim": "attention.key_length",
-}
-_OPTIONAL = frozenset(("attention.head_count_kv", "rope.freq_base", "attention.key_length"))
-_CONTROL, _USER_DEFINED = 3, 4  # token types
-# End-of-generation tokens that llama.cpp recognises by name, as far as models of this family have them.
-_END_NAMES = frozenset("<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <EOT> </s>".split())
-_BOS_BY_DEFAULT = ("llama-bpe",)  # if add_bos_token is absent, as in llama.cpp
+_PART = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.gguf)")
+_CHUNK = 1 << 24  # values that are dequantised at once
 
 
 class GGUFFile:
-    """config: as config.json. tensors: by Hugging Face name. definition, tokenizer_config: the tokenizer's files."""
+    """A file, or the first of several parts.
+
+    family: how its tensors are stored. config: as config.json. tensors: by Hugging Face name. definition,
+    tokenizer_config: the tokenizer's files.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -61,38 +51,70 @@ class GGUFFile:
             raise UserError(
                 path, "reading a GGUF file needs the package gguf", "pip install 'kiara-slm[gguf]'"
             ) from None
-        self.path, self._dequantize = path, gguf.quants.dequantize
+        self.path, self._gguf = path, gguf
         try:
-            reader = gguf.GGUFReader(path)
-            fields = _Fields({name: field.contents() for name, field in reader.fields.items()})
-            known = {f"llama.{name}" for name in _KEYS.values()}
-            check_keys("GGUF", fields, {*GGUF, *known}, GGUF_FIXED, lambda key: key.startswith(GGUF_PREFIXES))
-            self.config = _config(fields, {tensor.name for tensor in reader.tensors})
-            self.tensors = {source.name: source for source in map(self._source, reader.tensors)}
-            self.definition, self.tokenizer_config = _tokenizer(fields)
+            self._read()
         except UserError as error:
             raise error.inside(path) from None
-        except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError, AttributeError) as error:
             what = " ".join(str(error).split()) or type(error).__name__
             raise UserError(path, f"damaged or truncated ({what})", "download it again") from None
 
-    def _source(self, tensor: Any) -> Source:
-        name = _hugging_face_name(tensor.name)
-        shape = [int(size) for size in reversed(tensor.shape)]
-        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-        key = next((key for part, key in heads.items() if part in name), None)
-        return Source(self.path, name, shape, lambda: self._read(tensor, shape, int(self.config[key]) if key else None))
+    def _read(self) -> None:
+        readers = {part: self._gguf.GGUFReader(part) for part in _parts(self.path)}
+        first = readers[self.path]
+        fields = _Fields({name: _plain(field.contents()) for name, field in first.fields.items()})
+        if fields.get("split.count", 0) not in (0, len(readers)):
+            raise UserError("split.count", f"has parts in {fields['split.count']} files", "give the first of them")
+        architecture = str(fields["general.architecture"])
+        start = f"{architecture}."
+        metadata = _Fields({name.removeprefix(start): fields[name] for name in fields if name.startswith(start)}, start)
+        general = {name: value for name, value in fields.items() if not name.startswith(start)}
+        self.family = gguf_family(architecture, metadata)
+        check_keys("GGUF", general, GGUF, GGUF_FIXED, lambda key: key.startswith(GGUF_PREFIXES))
+        check_keys(f"GGUF: {architecture}", metadata, gguf_keys(self.family), GGUF_ARCHITECTURE_FIXED)
+        found = {tensor.name: (part, tensor) for part, reader in readers.items() for tensor in reader.tensors}
+        rope = {name: _plain(found.pop(name)[1].data.tolist()) for name in ROPE_TENSORS if name in found}
+        self.definition, self.tokenizer_config = gguf_tokenizer(fields)
+        ids = {"bos_token_id": fields.get("tokenizer.ggml.bos_token_id"), "eos_token_id": end_tokens(fields)}
+        size = {"vocab_size": int(_Fields(found)["token_embd.weight"][1].shape[1])}
+        self.config = {**gguf_config(self.family, metadata, found.keys(), rope), **size, **ids}
+        names = self._names(architecture, int(metadata["block_count"]))
+        sources = (self._source(part, tensor, names.get(name, name)) for name, (part, tensor) in found.items())
+        self.tensors = {source.name: source for source in sources}
 
-    def _read(self, tensor: Any, shape: list[int], heads: int | None) -> Tensor:
-        try:
-            values = np.array(self._dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+    def _names(self, architecture: str, layers: int) -> dict[str, str]:
+        """The names in Hugging Face's files, by those in this one."""
+        kinds = {name: kind for kind, name in self._gguf.MODEL_ARCH_NAMES.items()}
+        table = self._gguf.get_tensor_name_map(kinds[architecture], layers)
+        config, vocab_size = read_config(self.config)
+        theirs = expected_tensors(self.family, config, model_shapes(config, vocab_size))
+        found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in theirs}
+        return {str(theirs): name for name, theirs in found.items() if theirs is not None}
+
+    def _source(self, part: Path, tensor: Any, name: str) -> Source:
+        shape = [int(size) for size in reversed(tensor.shape)]
+        keys = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+        key = next((key for kind, key in keys.items() if f".{kind}." in name), None)
+        paired = self.family.gguf is not None and self.family.gguf.interleaved and key is not None
+        heads = int(self.config[key]) if paired and key else None
+        return Source(part, name, shape, lambda: self._values(part, tensor, shape, heads))
+
+    def _values(self, part: Path, tensor: Any, shape: list[int], heads: int | None) -> Tensor:
+        values = np.empty(shape, np.float32)
+        rows = max(1, _CHUNK // max(1, values[0].size)) if len(shape) > 1 else shape[0]
+        try:  # in pieces, because dequantising takes several times the memory
+            for start in range(0, shape[0], rows):
+                data = tensor.data[start : start + rows] if len(shape) > 1 else tensor.data
+                piece = self._gguf.quants.dequantize(data, tensor.tensor_type)
+                values[start : start + rows] = piece.reshape(-1, *shape[1:])
         except NotImplementedError:
+            kind = tensor.tensor_type.name
             raise UserError(
-                self.path,
-                f"{tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read",
+                part,
+                f"{tensor.name} is quantised as {kind}, which the package gguf cannot read",
                 "use a file of another quantisation, such as Q8_0",
             ) from None
-        values = values.reshape(shape)
         if heads is not None:  # rows of a head: (half, 2) there, (2, half) here
             halves = values.reshape(heads, shape[0] // heads // 2, 2, *shape[1:])
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(shape)
@@ -100,90 +122,37 @@ class GGUFFile:
 
 
 class _Fields(dict[str, Any]):
-    """A file's metadata; a missing key raises UserError with its name."""
+    """A file's metadata; a missing key raises UserError with its name. start: of the names, left out."""
 
-    def require(self, key: str) -> None:
-        self[key]
+    def __init__(self, values: Mapping[str, Any], start: str = "") -> None:
+        super().__init__(values)
+        self._start = start
 
     def __missing__(self, key: str) -> Any:
         raise UserError(
-            key, "the key is missing, as in files of older converters", "convert the model again, or use a newer file"
+            self._start + key,
+            "the key is missing, as in files of older converters",
+            "convert the model again, or use a newer file",
         )
 
 
-def _hugging_face_name(name: str) -> str:
-    head, _, last = name.rpartition(".")
-    if head.startswith("blk."):
-        _, number, part = head.split(".")
-        return f"model.layers.{number}.{_PARTS.get(part, part)}.{last}"
-    return f"{_PARTS.get(head, head)}.{last}"
+def _parts(path: Path) -> list[Path]:
+    """The files of a model, this one first; raises UserError if it is not the first, or if one is missing."""
+    named = _PART.fullmatch(path.name)
+    if named is None:
+        return [path]
+    before, number, between, count, end = named.groups()
+    if int(number) != 1:
+        raise UserError(path, "is not the first part", f"give {before}{1:05}{between}{count}{end}")
+    parts = [path.with_name(f"{before}{i:05}{between}{count}{end}") for i in range(1, int(count) + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise UserError(part, "there is no such file", "copy all parts of the model into one folder")
+    return parts
 
 
-def _config(fields: _Fields, tensors: set[str]) -> dict[str, Any]:
-    architecture = fields["general.architecture"]
-    if architecture != "llama":
-        raise UserError("general.architecture", "is not supported", "only 'llama' is", value=architecture)
-    for name in set(_KEYS.values()) - _OPTIONAL:
-        fields.require(f"llama.{name}")  # so that an error has its name, not that of config.json
-    for name in _KEYS.values():
-        if isinstance(fields.get(f"llama.{name}"), list):
-            raise UserError(f"llama.{name}", "differs from layer to layer, which is not supported", "use another model")
-    heads = fields["llama.attention.head_count"]
-    head_dim = fields.get("llama.attention.key_length", fields["llama.embedding_length"] // heads)
-    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
-        if fields.get(key, head_dim) != head_dim:
-            raise UserError(key, f"{fields[key]} is not supported where a head is {head_dim} wide", "use another model")
-    given = {key: fields[f"llama.{name}"] for key, name in _KEYS.items() if f"llama.{name}" in fields}
-    tied, embedding = "output.weight" not in tensors, len(fields["tokenizer.ggml.tokens"])
-    ids = {"bos_token_id": fields.get("tokenizer.ggml.bos_token_id"), "eos_token_id": _ends(fields)}
-    fixed = {"model_type": "llama", "hidden_act": "silu", "vocab_size": embedding, "tie_word_embeddings": tied}
-    return {**fixed, **given, **ids}
-
-
-def _ends(fields: Mapping[str, Any]) -> list[int]:
-    """Tokens that end a text in llama.cpp (`llama_vocab::impl::load`): from the keys, and control tokens by name."""
-    named = (fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
-    keyed = [int(i) for i in named if i is not None]
-    if not keyed:
-        raise UserError("tokenizer.ggml.eos_token_id", "the key is missing", "convert the model again")
-    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    by_name = [i for i, name in enumerate(tokens) if types[i] == _CONTROL and name in _END_NAMES]
-    return sorted({*keyed, *by_name})
-
-
-def _tokenizer(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """tokenizer.json and tokenizer_config.json, from the file's token list and merges."""
-    if (kind := fields["tokenizer.ggml.model"]) != "gpt2":
-        raise UserError("tokenizer.ggml.model", "is not supported", "only byte-level BPE ('gpt2') is", value=kind)
-    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    added = [
-        {**added_token(name, i), "special": types[i] == _CONTROL}
-        for i, name in enumerate(tokens)
-        if types[i] in (_CONTROL, _USER_DEFINED)
-    ]
-    pre = str(fields["tokenizer.ggml.pre"])
-    definition = bpe_definition(
-        vocab={name: i for i, name in enumerate(tokens)},
-        merges=[merge.split(" ") for merge in fields["tokenizer.ggml.merges"]],
-        added=added,
-        steps=_steps(pre),
-        ignore_merges=pre == "llama-bpe",
-    )
-    named = {kind: fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")}
-    config: dict[str, Any] = {f"{kind}_token": tokens[i] for kind, i in named.items() if i is not None}
-    if "tokenizer.chat_template" in fields:
-        config["chat_template"] = fields["tokenizer.chat_template"]
-    if fields.get("tokenizer.ggml.add_bos_token", pre in _BOS_BY_DEFAULT):
-        config["kiara_prompt_prefix"] = [int(fields["tokenizer.ggml.bos_token_id"])]
-    return definition, config
-
-
-def _steps(pre: str) -> list[dict[str, Any]]:
-    """Pre-tokenizer steps for tokenizer.json that split text as llama.cpp's `pre` does."""
-    if pre in ("gpt-2", "default"):
-        return [byte_level_step(use_regex=True)]
-    if pre == "smollm":
-        return [{"type": "Digits", "individual_digits": True}, byte_level_step(use_regex=True)]
-    if pre == "llama-bpe":
-        return [split_step(SPLIT_PATTERN), byte_level_step(use_regex=False)]
-    raise UserError("tokenizer.ggml.pre", "is not supported", "only gpt-2, smollm and llama-bpe are", value=pre)
+def _plain(value: Any) -> Any:
+    """The value, with the shortest decimals that give the file's 32-bit floats: 0.000001, not 0.00000099999999."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -1,35 +1,30 @@
 """`kiara import`: convert a Hugging Face folder or a GGUF file to an ordinary checkpoint with the same logits.
 
-The source is untrusted: only files inside the folder and only safetensors are read, and every shape is checked against
-the configuration before anything is written. Tensors are converted one at a time, so that peak memory is one tensor
-above that of the program itself.
+Every shape is checked against the configuration before anything is written. Tensors are converted one at a time, so
+that peak memory is one tensor above that of the program itself.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kiara.checkpoints import STATE_FILE, WEIGHTS_FILE, check_finite, read_json, write_json
+from kiara.checkpoints import STATE_FILE, WEIGHTS_FILE, check_finite, write_json
 from kiara.config import ModelConfig
 from kiara.console import logger, progress
 from kiara.data import TokenIds
 from kiara.families import (
-    GENERATION,
-    GENERATION_FIXED,
-    RECOMMENDED,
     Family,
-    check_keys,
     expected_tensors,
     family_of,
+    model_shapes,
     read_config,
     tensor_names,
     to_ours,
@@ -37,16 +32,12 @@ from kiara.families import (
     write_config,
 )
 from kiara.files import claim, new_folder
-from kiara.importing.gguf import GGUFFile
-from kiara.importing.tokenizers import read_tokenizer, settle_tokenizer
+from kiara.importing.opened import Opened, open_source
 from kiara.importing.weights import Source
-from kiara.model import GPT
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import hash_file
 from kiara_runtime.tokens import Tokenizer
 
-INDEX_FILE = "model.safetensors.index.json"
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Buffers in older files, which the configuration determines.
 IGNORED = (
     ".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias",
@@ -60,41 +51,20 @@ def import_model(source: Path, out: Path) -> None:
     Raises UserError, and writes nothing, if the model is not supported or its files do not match.
     """
     claim(out, "imported model", [source])
-    if source.suffix.lower() == ".gguf" and source.is_file():
-        file = GGUFFile(source)
-        values, generation, found = file.config, {}, file.tensors
-        tokenizer = settle_tokenizer(source, file.definition, file.tokenizer_config)
-    elif source.is_dir():
-        values = read_json(_inside(source, "config.json"))
-        path = source / "generation_config.json"
-        generation = read_json(_inside(source, path.name)) if path.exists() else {}
-        _check_generation(source, generation)
-        found = {tensor.name: tensor for path in _weight_files(source) for tensor in _tensors_of(path)}
-        tokenizer = read_tokenizer(source)
-    elif not source.exists():
-        raise UserError(source, "there is no such file or folder", "check the path")
-    elif source.is_file() and any(source.match(pattern) for pattern in PICKLED):
-        raise UserError(source, "pickled weights, which can run code, are not read", f"convert them to {WEIGHTS_FILE}")
-    else:
-        raise UserError(
-            source,
-            "is neither a Hugging Face folder nor a .gguf file",
-            "name a folder with config.json, safetensors and tokenizer.json",
-        )
+    opened = open_source(source)
+    values, tokenizer = opened.config, opened.tokenizer
     try:
-        found = {family_of(values).aliases.get(name, name): tensor for name, tensor in found.items()}
-        values = _with_own_head(values, found)
+        values = _with_own_head(opened)
         config, vocab_size = read_config(values)
-        tensors = _as_written(
-            _match(found, family_of(values), config, vocab_size), family_of(values), config, vocab_size
-        )
+        matched = _match(opened.tensors, opened.family, config, vocab_size)
+        tensors = _as_written(matched, opened.family, config, vocab_size)
         if tokenizer.vocab_size > vocab_size:
             raise UserError(
                 "config.json",
                 f"vocab_size {vocab_size}, but tokenizer.json has {tokenizer.vocab_size}",
                 "use both from the same model",
             )
-        ids = _token_ids((generation, values), tokenizer, vocab_size)
+        ids = _token_ids((opened.generation, values), tokenizer, vocab_size)
     except UserError as error:
         raise error.inside(source) from None
     with new_folder(out, "imported model", [source]) as new:
@@ -111,21 +81,12 @@ def import_model(source: Path, out: Path) -> None:
     )
 
 
-def _check_generation(source: Path, values: dict[str, Any]) -> None:
-    """Refuse settings that would change greedy decoding; log recommended sampling settings."""
-    check_keys(f"{source / 'generation_config.json'}", values, GENERATION, GENERATION_FIXED)
-    recommended = {key: values[key] for key in RECOMMENDED if values.get(key) is not None}
-    if recommended:
-        options = ", ".join(f"{key} {value}" for key, value in recommended.items())
-        logger.info("The model's authors recommend %s; pass these when you generate.", options)
-
-
-def _with_own_head(values: dict[str, Any], found: Mapping[str, Source]) -> dict[str, Any]:
+def _with_own_head(opened: Opened) -> dict[str, Any]:
     """The configuration, with the LM head untied if the file has one that differs from the embedding.
 
     `transformers` keeps such a head, too.
     """
-    family = family_of(values)
+    family, values, found = opened.family, opened.config, opened.tensors
     head = found.get(f"{family.head}.weight")
     name = family.prefix + family.names.get("embed_tokens", "embed_tokens") + ".weight"
     embedding = found.get(name) or found.get(name.removeprefix(PREFIX))
@@ -135,23 +96,13 @@ def _with_own_head(values: dict[str, Any], found: Mapping[str, Source]) -> dict[
     return values if torch.equal(head.read(), embedding.read()) else {**values, "tie_word_embeddings": False}
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Path of a file in the folder, by its base name; refuses a path or link out of the folder."""
-    path = folder / name
-    if name != Path(name).name or not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(path, "leaves the folder", "copy the file itself into it")
-    if not path.is_file():
-        raise UserError(path, "there is no such file", "copy the whole folder again")
-    return path
-
-
 def _as_written(found: dict[str, Source], family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Source]:
     """The tensors under the names, and stored in the way, of the family that the checkpoint is written as."""
     target = family_of(write_config(config, vocab_size, {}))
     if target.layout == family.layout:
         return found
     written: dict[str, Source] = {}
-    for name, shape in _shapes(config, vocab_size).items():
+    for name, shape in model_shapes(config, vocab_size).items():
         parts = [found[part] for part in tensor_names(family, config, name)]
         for part, stored in expected_tensors(target, config, {name: shape}).items():
             read = partial(_converted, parts, family, target, config, name, part)
@@ -166,15 +117,9 @@ def _converted(
     return to_theirs(target, config, name, ours)[part]
 
 
-def _shapes(config: ModelConfig, vocab_size: int) -> dict[str, list[int]]:
-    """The shapes of our tensors, by name."""
-    with torch.device("meta"):
-        return {name: list(tensor.shape) for name, tensor in GPT(config, vocab_size).state_dict().items()}
-
-
 def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Source]:
     """The source of each of the family's tensors; refuses missing, misshapen and unknown ones."""
-    shapes = _shapes(config, vocab_size)
+    shapes = model_shapes(config, vocab_size)
     bare = family.prefix == PREFIX and not any(name.startswith(PREFIX) for name in found)
     rest, matched = dict(found), {}
     for name, shape in expected_tensors(family, config, shapes).items():
@@ -193,33 +138,6 @@ def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_
     if unknown:
         raise UserError(unknown[0], "the weight is not part of this model", "use the config.json of the same model")
     return matched
-
-
-def _weight_files(source: Path) -> list[Path]:
-    if (source / WEIGHTS_FILE).exists():
-        return [_inside(source, WEIGHTS_FILE)]
-    if (source / INDEX_FILE).exists():
-        names = read_json(_inside(source, INDEX_FILE)).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise UserError(source / INDEX_FILE, "weight_map does not map weights to files", "download it again")
-        return [_inside(source, name) for name in sorted(set(names.values()))]
-    if any(path for pattern in PICKLED for path in source.glob(pattern)):
-        raise UserError(source, "pickled weights, which can run code, are not read", f"convert them to {WEIGHTS_FILE}")
-    raise UserError(source / WEIGHTS_FILE, f"there is no such file, and no {INDEX_FILE}", "copy the whole folder again")
-
-
-def _tensors_of(file: Path) -> Iterable[Source]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(file, f"damaged or truncated ({error})", "download it again") from None
-    return [Source(file, name, shape, partial(_read_tensor, file, name)) for name, shape in shapes.items()]
-
-
-def _read_tensor(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as opened:
-        return opened.get_tensor(name)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Source]) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import BLANK, added_token, bpe_definition
@@ -116,7 +116,7 @@ def read_pieces(path: Path) -> Pieces:
     """The pieces of a `tokenizer.model`; raises UserError if it is damaged or of another kind."""
     try:
         from sentencepiece import SentencePieceProcessor
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+        from sentencepiece import sentencepiece_model_pb2 as protobuf
     except ImportError:
         remedy = "pip install 'kiara-slm[sentencepiece]'"
         raise UserError(path, "reading it needs the package sentencepiece", remedy) from None
@@ -125,7 +125,7 @@ def read_pieces(path: Path) -> Pieces:
     data = path.read_bytes()
     try:
         SentencePieceProcessor(model_proto=data)  # checks what protobuf does not
-        model: Any = ModelProto.FromString(data)
+        model: Any = cast("Any", protobuf).ModelProto.FromString(data)
     except Exception as error:  # protobuf's and the library's own kinds
         raise UserError(path, f"damaged or truncated ({' '.join(str(error).split())})", "download it again") from None
     trained, normal = model.trainer_spec, model.normalizer_spec
@@ -142,11 +142,3 @@ def read_pieces(path: Path) -> Pieces:
         normal.remove_extra_whitespaces,
         normal.precompiled_charsmap,
     )
-
-
-def from_gguf(names: list[str], scores: list[float], kinds: list[int], prepend: bool) -> Pieces:
-    """The pieces of a GGUF file, which spells user-defined ones with blanks."""
-    pieces = Pieces(names, scores, kinds, prepend=prepend)
-    if len({len(names), len(scores), len(kinds)}) > 1:
-        raise UserError("tokenizer.ggml.scores", "is not as long as the list of tokens", "convert the model again")
-    return replace(pieces, scores=[float(score) for score in scores], kinds=[int(kind) for kind in kinds])

@@ -11,6 +11,7 @@ from typing import Any, cast
 import tiktoken
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.tokens.sentencepiece import BLANK
 from kiara_runtime.tokens.vocabulary import After, Merges, Prepend
 
 _END = "\0"  # merges with nothing
@@ -23,7 +24,6 @@ class TiktokenEncoder:
         self._merges, self._added = merges, added
         self._pattern = added_pattern(added) if added else None
         self.ranks_are_ids = merges.ids is None
-        self._end = "" if self.ranks_are_ids else _END
         try:
             # Built directly: tiktoken's own loader caches by path and would return stale ranks.
             self._tiktoken = tiktoken.Encoding(
@@ -36,7 +36,7 @@ class TiktokenEncoder:
 
     def encode(self, text: str, after: After) -> list[int]:
         """Ids of the text. after: what it comes after."""
-        if self._pattern is None and not self._end:
+        if self._pattern is None and self.ranks_are_ids:
             return self._tiktoken.encode_ordinary(text)
         parts = self._parts(text, after)
         return self._joined(parts, (self._tiktoken.encode_ordinary(part) for part in parts if isinstance(part, str)))
@@ -52,15 +52,18 @@ class TiktokenEncoder:
         """The text as tiktoken gets it, in parts, and the ids of the added tokens between these."""
         split = self._pattern.split(text) if self._pattern else [text]
         return [
-            self._added[part] if i % 2 else self._prefix(part, after if i == 0 else "special") + part + self._end
+            self._added[part] if i % 2 else self._prepared(part, after if i == 0 else "special")
             for i, part in enumerate(split)
             if part
         ]
 
-    def _prefix(self, part: str, after: After) -> str:
+    def _prepared(self, part: str, after: After) -> str:
+        if self.ranks_are_ids:
+            return part
+        part = part.replace(BLANK, " ")
         merges = self._merges
-        wanted = prepends(merges.prepend, after)
-        return " " if wanted and (merges.prepend_to_blank or part[0] not in " ▁") else ""
+        blank = prepends(merges.prepend, after) and (merges.prepend_to_blank or part[0] != " ")
+        return (" " if blank else "") + part + _END
 
     def _joined(self, parts: Iterable[str | int], encoded: Iterable[list[int]]) -> list[int]:
         """The ids of all parts. encoded: tiktoken's ranks of those that are text."""

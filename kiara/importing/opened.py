@@ -1,0 +1,118 @@
+"""A model's own files, opened but not yet converted: a Hugging Face folder or a GGUF file.
+
+They are untrusted: only files inside the folder are read, and of weights only safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kiara.checkpoints import WEIGHTS_FILE, read_json
+from kiara.console import logger
+from kiara.families import GENERATION, GENERATION_FIXED, RECOMMENDED, Family, check_keys, family_of
+from kiara.importing.gguf import GGUFFile
+from kiara.importing.tokenizers import read_tokenizer, settle_tokenizer
+from kiara.importing.weights import Source
+from kiara_runtime.errors import UserError
+from kiara_runtime.tokens import Tokenizer
+
+INDEX_FILE = "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """config, generation: as config.json and generation_config.json. tensors: by name. family: how they are stored."""
+
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    tensors: dict[str, Source]
+    family: Family
+    tokenizer: Tokenizer
+
+
+def open_source(source: Path) -> Opened:
+    """Open a model's files; raises UserError if they are not such files, or damaged."""
+    if source.suffix.lower() == ".gguf" and source.is_file():
+        file = GGUFFile(source)
+        tokenizer = settle_tokenizer(source, file.definition, file.tokenizer_config)
+        return Opened(file.config, {}, file.tensors, file.family, tokenizer)
+    if source.is_dir():
+        return _open_folder(source)
+    if not source.exists():
+        raise UserError(source, "there is no such file or folder", "check the path")
+    if source.is_file() and any(source.match(pattern) for pattern in PICKLED):
+        raise UserError(source, "pickled weights, which can run code, are not read", f"convert them to {WEIGHTS_FILE}")
+    raise UserError(
+        source,
+        "is neither a Hugging Face folder nor a .gguf file",
+        "name a folder with config.json, safetensors and tokenizer.json",
+    )
+
+
+def _open_folder(source: Path) -> Opened:
+    config = read_json(_inside(source, "config.json"))
+    path = source / "generation_config.json"
+    generation = read_json(_inside(source, path.name)) if path.exists() else {}
+    _check_generation(source, generation)
+    found = {tensor.name: tensor for path in _weight_files(source) for tensor in _tensors_of(path)}
+    tokenizer = read_tokenizer(source)
+    try:
+        family = family_of(config)
+    except UserError as error:
+        raise error.inside(source) from None
+    tensors = {family.aliases.get(name, name): tensor for name, tensor in found.items()}
+    return Opened(config, generation, tensors, family, tokenizer)
+
+
+def _check_generation(source: Path, values: dict[str, Any]) -> None:
+    """Refuse settings that would change greedy decoding; log recommended sampling settings."""
+    check_keys(f"{source / 'generation_config.json'}", values, GENERATION, GENERATION_FIXED)
+    recommended = {key: values[key] for key in RECOMMENDED if values.get(key) is not None}
+    if recommended:
+        options = ", ".join(f"{key} {value}" for key, value in recommended.items())
+        logger.info("The model's authors recommend %s; pass these when you generate.", options)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Path of a file in the folder, by its base name; refuses a path or link out of the folder."""
+    path = folder / name
+    if name != Path(name).name or not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(path, "leaves the folder", "copy the file itself into it")
+    if not path.is_file():
+        raise UserError(path, "there is no such file", "copy the whole folder again")
+    return path
+
+
+def _weight_files(source: Path) -> list[Path]:
+    if (source / WEIGHTS_FILE).exists():
+        return [_inside(source, WEIGHTS_FILE)]
+    if (source / INDEX_FILE).exists():
+        names = read_json(_inside(source, INDEX_FILE)).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise UserError(source / INDEX_FILE, "weight_map does not map weights to files", "download it again")
+        return [_inside(source, name) for name in sorted(set(names.values()))]
+    if any(path for pattern in PICKLED for path in source.glob(pattern)):
+        raise UserError(source, "pickled weights, which can run code, are not read", f"convert them to {WEIGHTS_FILE}")
+    raise UserError(source / WEIGHTS_FILE, f"there is no such file, and no {INDEX_FILE}", "copy the whole folder again")
+
+
+def _tensors_of(file: Path) -> Iterable[Source]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(file, f"damaged or truncated ({error})", "download it again") from None
+    return [Source(file, name, shape, partial(_read_tensor, file, name)) for name, shape in shapes.items()]
+
+
+def _read_tensor(file: Path, name: str) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        return opened.get_tensor(name)
