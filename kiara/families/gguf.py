@@ -122,13 +122,13 @@ def _scaling(
         return {"rope_type": "longrope", "short_factor": list(short), "long_factor": long, **factor, **original}
     if (factors := tensors.get("rope_freqs.weight")) is not None:
         return _llama3(factors, rotated, base)
+    if kind not in ("none", "linear", "yarn"):
+        raise UserError("rope.scaling.type", "is not supported", "only none, linear and yarn are", value=kind)
     if kind == "none" or metadata.get("rope.scaling.factor", 1.0) in (0.0, 1.0):
         return {"rope_type": "default"}
     if kind == "linear":
         return {"rope_type": kind, "factor": given["factor"]}
-    if kind == "yarn":
-        return {"rope_type": kind, **given}
-    raise UserError("rope.scaling.type", "is not supported", "only none, linear and yarn are", value=kind)
+    return {"rope_type": kind, **given}
 
 
 def _llama3(factors: Sequence[float], rotated: int, base: float) -> dict[str, Any]:

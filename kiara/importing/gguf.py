@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kiara.families import (
@@ -34,7 +35,6 @@ from kiara.importing.weights import Source
 from kiara_runtime.errors import UserError
 
 _PART = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.gguf)")
-_CHUNK = 1 << 24  # values that are dequantised at once
 
 
 class GGUFFile:
@@ -98,16 +98,11 @@ class GGUFFile:
         key = next((key for kind, key in keys.items() if f".{kind}." in name), None)
         paired = self.family.gguf is not None and self.family.gguf.interleaved and key is not None
         heads = int(self.config[key]) if paired and key else None
-        return Source(part, name, shape, lambda: self._values(part, tensor, shape, heads))
+        return Source(part, name, shape, lambda: self._values(part, tensor, heads))
 
-    def _values(self, part: Path, tensor: Any, shape: list[int], heads: int | None) -> Tensor:
-        values = np.empty(shape, np.float32)
-        rows = max(1, _CHUNK // max(1, values[0].size)) if len(shape) > 1 else shape[0]
-        try:  # in pieces, because dequantising takes several times the memory
-            for start in range(0, shape[0], rows):
-                data = tensor.data[start : start + rows] if len(shape) > 1 else tensor.data
-                piece = self._gguf.quants.dequantize(data, tensor.tensor_type)
-                values[start : start + rows] = piece.reshape(-1, *shape[1:])
+    def _values(self, part: Path, tensor: Any, heads: int | None) -> Tensor:
+        try:
+            values = read_values(tensor)
         except NotImplementedError:
             kind = tensor.tensor_type.name
             raise UserError(
@@ -116,9 +111,26 @@ class GGUFFile:
                 "use a file of another quantisation, such as Q8_0",
             ) from None
         if heads is not None:  # rows of a head: (half, 2) there, (2, half) here
-            halves = values.reshape(heads, shape[0] // heads // 2, 2, *shape[1:])
-            values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(shape)
+            halves = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
+            values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
         return torch.from_numpy(values)
+
+
+def read_values(tensor: Any, chunk: int = 1 << 24) -> NDArray[np.float32]:
+    """The values of a tensor of `GGUFReader`, in pieces of about so many: dequantising takes several times their size.
+
+    Raises NotImplementedError if the package gguf does not know the quantisation.
+    """
+    from gguf.quants import dequantize
+
+    shape = [int(size) for size in reversed(tensor.shape)]
+    if len(shape) == 1:
+        return np.array(dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(shape)
+    values = np.empty(shape, np.float32)
+    rows = max(1, chunk // values[0].size)
+    for start in range(0, shape[0], rows):
+        values[start : start + rows] = dequantize(tensor.data[start : start + rows], tensor.tensor_type)
+    return values
 
 
 class _Fields(dict[str, Any]):
