@@ -22,7 +22,7 @@ from kiara.families.known_keys import (
     TOKENIZER_CONFIG_FIXED,
     check_keys,
 )
-from kiara.families.layout import expected_tensors, model_shapes, tensor_names, to_ours, to_theirs
+from kiara.families.layout import expected_tensors, model_shapes, stored_alike, tensor_names, to_ours, to_theirs
 from kiara.families.registry import Family, family_of, read_config, write_config
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "gguf_keys",
     "model_shapes",
     "read_config",
+    "stored_alike",
     "tensor_names",
     "to_ours",
     "to_theirs",

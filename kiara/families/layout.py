@@ -63,6 +63,20 @@ def to_theirs(family: Family, config: ModelConfig, name: str, tensor: Tensor) ->
     return dict(zip(names, (part.T if _is_transposed(family, name) else part for part in parts), strict=True))
 
 
+def stored_alike(first: Family, second: Family, config: ModelConfig, name: str) -> bool:
+    """Whether both families store the values of our tensor `name` in the same way; its parts may have other names."""
+    ways = [
+        (
+            len(tensor_names(family, config, name)),
+            _is_transposed(family, name),
+            family.norm_offset if _has_offset(family, name) else 0.0,
+            family.grouped_qkv and ".qkv_proj." in name,
+        )
+        for family in (first, second)
+    ]
+    return ways[0] == ways[1]
+
+
 def _is_transposed(family: Family, name: str) -> bool:
     """Whether the family stores this matrix as (inputs, outputs), as GPT-2 does."""
     return family.transposed and name.endswith("_proj.weight")

@@ -7,7 +7,8 @@ families in another order, in the pairs that are rotated together; the original 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from kiara.families import (
     model_shapes,
     read_config,
 )
+from kiara.importing.gguf_container import Container, StoredTensor
 from kiara.importing.gguf_tokenizer import end_tokens, gguf_tokenizer
 from kiara.importing.weights import Source
 from kiara_runtime.errors import UserError
@@ -56,15 +58,14 @@ class GGUFFile:
             self._read()
         except UserError as error:
             raise error.inside(path) from None
-        except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError, struct.error) as error:
             what = " ".join(str(error).split()) or type(error).__name__
             raise UserError(path, f"damaged or truncated ({what})", "download it again") from None
 
     def _read(self) -> None:
-        readers = {part: self._gguf.GGUFReader(part) for part in _parts(self.path)}
-        first = readers[self.path]
-        fields = _Fields({name: _plain(field.contents()) for name, field in first.fields.items()})
-        if fields.get("split.count", 0) not in (0, len(readers)):
+        files = {part: Container(part) for part in _parts(self.path)}
+        fields = _Fields({name: _plain(value) for name, value in files[self.path].metadata.items()})
+        if fields.get("split.count", 0) not in (0, len(files)):
             raise UserError("split.count", f"has parts in {fields['split.count']} files", "give the first of them")
         architecture = str(fields["general.architecture"])
         start = f"{architecture}."
@@ -73,11 +74,11 @@ class GGUFFile:
         self.family = gguf_family(architecture, metadata)
         check_keys("GGUF", general, GGUF, GGUF_FIXED, lambda key: key.startswith(GGUF_PREFIXES))
         check_keys(f"GGUF: {architecture}", metadata, gguf_keys(self.family), GGUF_ARCHITECTURE_FIXED)
-        found = {tensor.name: (part, tensor) for part, reader in readers.items() for tensor in reader.tensors}
-        rope = {name: _plain(found.pop(name)[1].data.tolist()) for name in ROPE_TENSORS if name in found}
+        found = {name: (part, tensor) for part, file in files.items() for name, tensor in file.tensors.items()}
+        rope = {name: _plain(next(found.pop(name)[1].pieces()).tolist()) for name in ROPE_TENSORS if name in found}
         self.definition, self.tokenizer_config = gguf_tokenizer(fields)
         ids = {"bos_token_id": fields.get("tokenizer.ggml.bos_token_id"), "eos_token_id": end_tokens(fields)}
-        size = {"vocab_size": int(_Fields(found)["token_embd.weight"][1].shape[1])}
+        size = {"vocab_size": int(_Fields(found)["token_embd.weight"][1].shape[0])}
         self.config = {**gguf_config(self.family, metadata, found.keys(), rope), **size, **ids}
         names = self._names(architecture, int(metadata["block_count"]))
         sources = (self._source(part, tensor, names.get(name, name)) for name, (part, tensor) in found.items())
@@ -92,45 +93,29 @@ class GGUFFile:
         found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in theirs}
         return {str(theirs): name for name, theirs in found.items() if theirs is not None}
 
-    def _source(self, part: Path, tensor: Any, name: str) -> Source:
-        shape = [int(size) for size in reversed(tensor.shape)]
+    def _source(self, part: Path, tensor: StoredTensor, name: str) -> Source:
         keys = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         key = next((key for kind, key in keys.items() if f".{kind}." in name), None)
         paired = self.family.gguf is not None and self.family.gguf.interleaved and key is not None
         heads = int(self.config[key]) if paired and key else None
-        return Source(part, name, shape, lambda: self._values(part, tensor, heads))
+        return Source(part, name, tensor.shape, lambda: self._pieces(part, tensor, heads))
 
-    def _values(self, part: Path, tensor: Any, heads: int | None) -> Tensor:
+    def _pieces(self, part: Path, tensor: StoredTensor, heads: int | None) -> Iterator[Tensor]:
+        pieces = tensor.pieces() if heads is None else iter([_unpaired(np.concatenate([*tensor.pieces()]), heads)])
         try:
-            values = read_values(tensor)
+            yield from map(torch.from_numpy, pieces)
         except NotImplementedError:
-            kind = tensor.tensor_type.name
             raise UserError(
                 part,
-                f"{tensor.name} is quantised as {kind}, which the package gguf cannot read",
+                f"{tensor.name} is quantised as {tensor.kind.name}, which the package gguf cannot read",
                 "use a file of another quantisation, such as Q8_0",
             ) from None
-        if heads is not None:  # rows of a head: (half, 2) there, (2, half) here
-            halves = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
-            values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
-        return torch.from_numpy(values)
 
 
-def read_values(tensor: Any, chunk: int = 1 << 24) -> NDArray[np.float32]:
-    """The values of a tensor of `GGUFReader`, in pieces of about so many: dequantising takes several times their size.
-
-    Raises NotImplementedError if the package gguf does not know the quantisation.
-    """
-    from gguf.quants import dequantize
-
-    shape = [int(size) for size in reversed(tensor.shape)]
-    if len(shape) == 1:
-        return np.array(dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(shape)
-    values = np.empty(shape, np.float32)
-    rows = max(1, chunk // values[0].size)
-    for start in range(0, shape[0], rows):
-        values[start : start + rows] = dequantize(tensor.data[start : start + rows], tensor.tensor_type)
-    return values
+def _unpaired(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """The rows of each head in the order (2, half) instead of (half, 2)."""
+    halves = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
 
 
 class _Fields(dict[str, Any]):

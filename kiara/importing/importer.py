@@ -1,7 +1,7 @@
 """`kiara import`: convert a Hugging Face folder or a GGUF file to an ordinary checkpoint with the same logits.
 
-Every shape is checked against the configuration before anything is written. Tensors are converted one at a time, so
-that peak memory is one tensor above that of the program itself.
+Every shape is checked against the configuration before anything is written. Tensors are converted one at a time, and
+large ones in pieces, so that little memory is used beside that of the program and the tokenizer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from kiara.families import (
     family_of,
     model_shapes,
     read_config,
+    stored_alike,
     tensor_names,
     to_ours,
     to_theirs,
@@ -105,16 +106,17 @@ def _as_written(found: dict[str, Source], family: Family, config: ModelConfig, v
     for name, shape in model_shapes(config, vocab_size).items():
         parts = [found[part] for part in tensor_names(family, config, name)]
         for part, stored in expected_tensors(target, config, {name: shape}).items():
-            read = partial(_converted, parts, family, target, config, name, part)
-            written[part] = Source(parts[0].file, part, stored, read)
+            same = parts[0].shape == stored and len(parts) == 1 and stored_alike(family, target, config, name)
+            pieces = parts[0].pieces if same else partial(_converted, parts, family, target, config, name, part)
+            written[part] = Source(parts[0].file, part, stored, pieces)
     return written
 
 
 def _converted(
     parts: list[Source], family: Family, target: Family, config: ModelConfig, name: str, part: str
-) -> Tensor:
+) -> list[Tensor]:
     ours = to_ours(family, config, name, [source.read() for source in parts])
-    return to_theirs(target, config, name, ours)[part]
+    return [to_theirs(target, config, name, ours)[part]]
 
 
 def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Source]:
@@ -152,16 +154,13 @@ def _write_tensors(path: Path, tensors: Mapping[str, Source]) -> None:
     with path.open("wb") as file, progress("Importing weights", len(tensors)) as advance:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
-            values = tensor.read()
-            if not values.is_floating_point():
-                raise UserError(
-                    tensor.file,
-                    f"{tensor.name} holds {values.dtype}, not floating-point weights",
-                    "use unquantised weights",
-                )
-            values = values.float()
-            check_finite(f"{tensor.file}: {tensor.name}", values)
-            file.write(values.contiguous().numpy().data)
+            for values in tensor.pieces():
+                if not values.is_floating_point():
+                    problem = f"{tensor.name} holds {values.dtype}, not floating-point weights"
+                    raise UserError(tensor.file, problem, "use unquantised weights")
+                values = values.float()
+                check_finite(f"{tensor.file}: {tensor.name}", values)
+                file.write(values.contiguous().numpy().data)
             advance(1)
 
 

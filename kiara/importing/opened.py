@@ -5,7 +5,7 @@ They are untrusted: only files inside the folder are read, and of weights only s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from kiara.console import logger
 from kiara.families import GENERATION, GENERATION_FIXED, RECOMMENDED, Family, check_keys, family_of
 from kiara.importing.gguf import GGUFFile
 from kiara.importing.tokenizers import read_tokenizer, settle_tokenizer
-from kiara.importing.weights import Source
+from kiara.importing.weights import Source, row_ranges
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer
 
@@ -110,9 +110,13 @@ def _tensors_of(file: Path) -> Iterable[Source]:
             shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(file, f"damaged or truncated ({error})", "download it again") from None
-    return [Source(file, name, shape, partial(_read_tensor, file, name)) for name, shape in shapes.items()]
+    return [Source(file, name, shape, partial(_pieces, file, name, shape)) for name, shape in shapes.items()]
 
 
-def _read_tensor(file: Path, name: str) -> Tensor:
+def _pieces(file: Path, name: str, shape: list[int]) -> Iterator[Tensor]:
     with safe_open(file, framework="pt") as opened:
-        return opened.get_tensor(name)
+        if len(shape) < 2:
+            yield opened.get_tensor(name)
+            return
+        rows = opened.get_slice(name)
+        yield from (rows[start:end] for start, end in row_ranges(shape))

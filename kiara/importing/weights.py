@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
+
+PIECE = 1 << 23  # values that are read at once
 
 
 @dataclass(frozen=True)
 class Source:
-    """name, shape: as in Hugging Face files. read: returns the values, in their stored type."""
+    """name, shape: as in Hugging Face files. pieces: the values, in their stored type, by rows from the first on."""
 
     file: Path
     name: str
     shape: list[int]
-    read: Callable[[], Tensor]
+    pieces: Callable[[], Iterable[Tensor]]
+
+    def read(self) -> Tensor:
+        """All values."""
+        pieces = list(self.pieces())
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def row_ranges(shape: list[int]) -> list[tuple[int, int]]:
+    """The first row of each piece and that after its last."""
+    rows = max(1, PIECE // max(1, torch.Size(shape[1:]).numel())) if shape else 1
+    total = shape[0] if shape else 1
+    return [(start, min(start + rows, total)) for start in range(0, total, rows)] or [(0, 0)]
