@@ -21,19 +21,7 @@ from kiara.importing.weights import row_ranges
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _MAX_DIMENSIONS = 4
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "<u1",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
+_SCALARS = dict(enumerate("<u1 <i1 <u2 <i2 <u4 <i4 <f4 <u1".split())) | {10: "<u8", 11: "<i8", 12: "<f8"}
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,9 @@ def import_model(source: Path, out: Path) -> None:
         ids = _token_ids((opened.generation, values), tokenizer, vocab_size)
     except UserError as error:
         raise error.inside(source) from None
+    weights = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
+    size = f"{weights / 1e6:.1f}M weights, {4 * weights / 1e6:,.0f} MB as float32"
+    logger.info("Importing %s: %s, %s", source, values["model_type"], size)
     with new_folder(out, "imported model", [source]) as new:
         _write_tensors(new / WEIGHTS_FILE, tensors)
         tokenizer.save(new)
@@ -76,10 +79,7 @@ def import_model(source: Path, out: Path) -> None:
         hashes = {path.name: hash_file(path) for path in sorted(new.iterdir())}
         origin = {"imported": values["model_type"], "step": 0, "epoch": 0, "seed": None, "data_sha256": None}
         write_json(new / STATE_FILE, {**origin, "sha256": hashes})
-    millions = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values()) / 1e6
-    logger.info(
-        "Imported %s: %s, %.1fM weights, tokenizer engine %s", out, values["model_type"], millions, tokenizer.engine
-    )
+    logger.info("Imported %s, tokenizer engine %s", out, tokenizer.engine)
 
 
 def _with_own_head(opened: Opened) -> dict[str, Any]:
