@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 from families import CHAT, make_model, make_tokenizer
 from numpy.typing import NDArray
+from sentencepiece_models import FOUND
 
 Writer = gguf.GGUFWriter
 Change = Callable[[Writer], Any]
@@ -34,23 +35,24 @@ def write_gguf(
     pre: str = "smollm",
     without: str = "",
     split: int = 0,
+    pieces: Any = None,
 ) -> Any:
-    """Write a file; return the model in it and its tokenizer. without: a key to leave out. split: tensors per part."""
+    """Write a file; return the model in it and its tokenizer.
+
+    without: a key to leave out. split: tensors per part. pieces: a SentencePieceProcessor, instead of byte-level BPE.
+    """
     tokenizer = make_tokenizer("llama3" if pre == "llama-bpe" else "smollm", texts)
-    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
-    model = make_model(name, len(tokens))
+    size = tokenizer.get_vocab_size() if pieces is None else pieces.vocab_size()
+    model = make_model(name, size)
     architecture = ARCHITECTURES[name]
     writer = Writer(path, architecture, split_max_tensors=split)
     _write_shape(writer, model.config)
     _write_rotation(writer, model.config, architecture)
     _write_further(writer, model.config)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
-    writer.add_token_merges([" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]])
-    writer.add_bos_token_id(len(tokens) - 3)
-    writer.add_eos_token_id(len(tokens) - 1)
+    if pieces is None:
+        _write_byte_level(writer, tokenizer, pre)
+    else:
+        _write_pieces(writer, pieces)
     writer.add_chat_template(CHAT)
     change(writer)
     for values in writer.kv_data:
@@ -61,6 +63,35 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return model, tokenizer
+
+
+def _write_byte_level(writer: Writer, tokenizer: Any, pre: str) -> None:
+    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]])
+    writer.add_bos_token_id(len(tokens) - 3)
+    writer.add_eos_token_id(len(tokens) - 1)
+
+
+def _write_pieces(writer: Writer, pieces: Any) -> None:
+    """llama.cpp spells user-defined pieces with blanks, because it looks for them in the text itself."""
+    ids = range(pieces.vocab_size())
+    kinds = [2 if pieces.is_unknown(i) else 3 if pieces.is_control(i) else 6 if pieces.is_byte(i) else 1 for i in ids]
+    names = [pieces.id_to_piece(i) for i in ids]
+    found = [i for i in ids if kinds[i] == 1 and names[i] in FOUND and pieces.get_score(i) == 0]
+    for i in found:
+        kinds[i], names[i] = 4, names[i].replace("▁", " ")
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(names)
+    writer.add_token_scores([pieces.get_score(i) for i in ids])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(pieces.bos_id())
+    writer.add_eos_token_id(pieces.eos_id())
+    writer.add_unk_token_id(pieces.unk_id())
 
 
 def _write_shape(writer: Writer, config: Any) -> None:

@@ -34,6 +34,8 @@ class Kind(IntEnum):
 class Pieces:
     """A SentencePiece model.
 
+    A Unigram model with bytes encodes a text such as `<0x41>` as that byte, which the `tokenizers` library does, too.
+
     names, scores, kinds: of each piece. prepend: whether a blank is put before a text. collapse: whether runs of blanks
     become one, and those at the ends none. charsmap: the compiled normalisation of characters.
     """
@@ -68,7 +70,7 @@ class Pieces:
         if self.charsmap:
             yield {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(self.charsmap).decode()}
         if self.collapse:
-            yield {"type": "Strip", "strip_left": True, "strip_right": True}
+            yield {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""}
             yield {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
         if self.prepend:
             yield {"type": "Prepend", "prepend": BLANK}
@@ -125,6 +127,8 @@ def read_pieces(path: Path) -> Pieces:
     data = path.read_bytes()
     try:
         SentencePieceProcessor(model_proto=data)  # checks what protobuf does not
+        if not data:
+            raise ValueError("it is empty")
         model: Any = cast("Any", protobuf).ModelProto.FromString(data)
     except Exception as error:  # protobuf's and the library's own kinds
         raise UserError(path, f"damaged or truncated ({' '.join(str(error).split())})", "download it again") from None

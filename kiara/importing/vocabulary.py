@@ -7,6 +7,7 @@ order.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -15,26 +16,29 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer, byte_characters
 
 MULTIPLE = 64  # of the vocabulary's size, as kernels want it
+_UNUSED = re.compile(r"<unused\d+>|<\|reserved_special_token_\d+\|>")  # thousands in Gemma and Llama 3, never trained
 
 
 def kept_ids(tokenizer: Tokenizer, used: Iterable[int], always: Iterable[int] = ()) -> list[int]:
-    """The ids to keep, ascending: the used ones with their parts, all bytes, all special and other added tokens.
+    """The ids to keep, ascending: the used ones with their parts, all bytes, and added tokens but those of no use.
 
     always: further ids, which may lie beyond the tokenizer's, in a padded vocabulary. Filled up with the lowest other
-    ids, the most frequent merges, to a multiple of 64.
+    ids, the most frequent merges, to a multiple of 64. Raises UserError for a Unigram model.
     """
     model = tokenizer.definition["model"]
+    if model["type"] != "BPE":
+        raise UserError("tokenizer.json", "only the vocabulary of a BPE can be trimmed", "take another model")
     names = {int(i): name for name, i in model["vocab"].items()}
     parts = _Parts(model)
-    added = {int(entry["id"]) for entry in tokenizer.definition["added_tokens"]}
+    added = {int(entry["id"]): str(entry["content"]) for entry in tokenizer.definition["added_tokens"]}
+    unused = {i for i, name in added.items() if _UNUSED.fullmatch(name)}
+    bytes_ = (*byte_characters(), *(f"<0x{byte:02X}>" for byte in range(256)))
     kept = (
-        added
-        | set(always)
-        | {int(model["vocab"][character]) for character in byte_characters() if character in model["vocab"]}
+        added.keys() - unused | set(always) | {int(model["vocab"][name]) for name in bytes_ if name in model["vocab"]}
     )
     for token in used:
         kept |= parts.of(names[token], token) if token in names and token not in added else {token}
-    for token in sorted(names.keys() - kept):
+    for token in sorted(names.keys() - kept - unused):
         if len(kept) % MULTIPLE == 0:
             break
         kept |= parts.of(names[token], token) if len(parts.of(names[token], token) - kept) == 1 else set()
@@ -71,7 +75,8 @@ def trimmed_tokenizer(tokenizer: Tokenizer, kept: list[int]) -> Tokenizer:
     vocab = {name: new[int(i)] for name, i in model["vocab"].items() if int(i) in new}
     merges = [merge for merge in model["merges"] if _is_kept(merge, vocab)]
     definition["model"] = {**model, "vocab": vocab, "merges": merges}
-    definition["added_tokens"] = [{**entry, "id": new[int(entry["id"])]} for entry in definition["added_tokens"]]
+    entries = definition["added_tokens"]
+    definition["added_tokens"] = [{**entry, "id": new[int(entry["id"])]} for entry in entries if entry["id"] in new]
     definition["post_processor"] = _renumbered(definition.get("post_processor"), new)
     config = {name: value for name, value in tokenizer.config.items() if name != "added_tokens_decoder"}
     if tokenizer.prompt_prefix:

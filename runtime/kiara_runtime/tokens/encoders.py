@@ -92,6 +92,7 @@ class LibraryEncoder:
                 "tokenizer", "this one needs the package tokenizers", "pip install 'kiara-runtime[tokenizers]'"
             ) from None
         self._library = cast("Any", tokenizers).Tokenizer
+        definition = _without_special(definition)
         self._prepend: Prepend = prepend
         self._usual = self._prepared(definition)
         self._without = self._usual if prepend == "never" else self._prepared(_without_prepend(definition))
@@ -112,6 +113,20 @@ class LibraryEncoder:
 def prepends(prepend: Prepend, after: After) -> bool:
     """Whether a blank is put before a text. after: what the text comes after."""
     return (prepend == "always" and after != "text") or (prepend == "first" and after == "nothing")
+
+
+def _without_special(definition: str) -> str:
+    """A tokenizer.json whose Unigram model does not find the names of special tokens in a text.
+
+    A piece with a blank is never found, because blanks of the text are replaced before.
+    """
+    values = json.loads(definition)
+    if values["model"]["type"] != "Unigram":
+        return definition
+    special = {token["content"] for token in values["added_tokens"] if token["special"]}
+    pieces = [[f" {name}" if name in special else name, score] for name, score in values["model"]["vocab"]]
+    found = [token for token in values["added_tokens"] if not token["special"]]
+    return json.dumps({**values, "added_tokens": found, "model": {**values["model"], "vocab": pieces}})
 
 
 def _without_prepend(definition: str) -> str:

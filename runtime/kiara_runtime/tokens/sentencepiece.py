@@ -16,6 +16,7 @@ from kiara_runtime.tokens.vocabulary import Merges, Prepend, Vocabulary, check_i
 
 BLANK = "▁"  # stands for a blank in the names of tokens
 WHOLE = r"(?s:.+)"  # a text is one piece, whose merges may cross blanks
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
 SCHEMES: dict[str, Prepend] = {"never": "never", "first": "first", "always": "always"}
 
 
@@ -33,6 +34,9 @@ def read_sentencepiece(values: Mapping[str, Any], special: dict[str, int], added
     bytes_ = [names.get(f"<0x{byte:02X}>") for byte in range(256)]
     texts.update((i, bytes([byte])) for byte, i in enumerate(bytes_) if i is not None)
     prepend, twice = _prepend(values)
+    steps = (*_steps(values["normalizer"], "normalizers"), *_steps(values["pre_tokenizer"], "pretokenizers"))
+    if unigram and not any(step == _REPLACE or step["type"] == "Metaspace" for step in steps):
+        raise UserError("tokenizer.json", f"a Unigram model without blanks as {BLANK!r}", "take another model")
     merges = None
     exact = model.get("byte_fallback") and None not in bytes_ and not model.get("ignore_merges")
     if exact and not unigram and _is_plain(values) and is_literal(values["added_tokens"]):
@@ -85,11 +89,10 @@ def _prepend(values: Mapping[str, Any]) -> tuple[Prepend, bool]:
 
 def _is_plain(values: Mapping[str, Any]) -> bool:
     """Whether a text is changed in no other way than that blanks are put before and spelled as `BLANK`."""
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
     before = _steps(values["normalizer"], "normalizers")
     after = _steps(values["pre_tokenizer"], "pretokenizers")
-    replaces = replace in before
-    if [step for step in before if step not in (replace, {"type": "Prepend", "prepend": BLANK})]:
+    replaces = _REPLACE in before
+    if [step for step in before if step not in (_REPLACE, {"type": "Prepend", "prepend": BLANK})]:
         return False
     for step in after:
         metaspace = step["type"] == "Metaspace" and step["replacement"] == BLANK and step.get("split") is False

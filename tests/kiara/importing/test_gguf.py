@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import Result
 from gguf_files import ARCHITECTURES, write_gguf
+from sentencepiece_models import train
 
 from kiara.checkpoints.checkpoint import load_model
 from kiara.data.token_ids import TokenIds
@@ -182,3 +183,28 @@ def test_quantised_tensors_have_the_values_of_the_gguf_package(
     assert len(pieces) > 3
     read = np.concatenate(pieces)
     np.testing.assert_array_equal(read, gguf.quants.dequantize(data, kinds))
+
+
+@pytest.mark.parametrize(
+    ("kind", "prepend", "bos"), [("gemma", False, None), ("llama", None, None), ("llama", True, False)]
+)
+def test_a_sentencepiece_tokenizer_has_the_ids_of_the_original(
+    kind: str, prepend: bool | None, bos: bool | None, texts: list[str], tmp_path: Path
+) -> None:
+    """A blank before a text, and the BOS token, unless the file says no, as in llama.cpp."""
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        if prepend is not None:
+            writer.add_add_space_prefix(prepend)
+        if bos is not None:
+            writer.add_add_bos_token(bos)
+
+    theirs = train(kind, texts, tmp_path / "tokenizer.model")
+    write_gguf(tmp_path / "model.gguf", texts, change=change, pieces=theirs)
+    import_model(tmp_path / "model.gguf", tmp_path / "ours")
+    ours = Tokenizer.load(tmp_path / "ours")
+    assert ours.engine == "tiktoken"
+    assert ours.prompt_prefix == ([] if bos is False else [theirs.bos_id()])
+    for text in (*texts[:3], "   def f():\n\n\n\treturn <b>x</b>   日本\u0301👩🏽", "", " "):
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.decode(ours.encode(text)) == text
