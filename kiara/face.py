@@ -164,10 +164,13 @@ def _opened(place: Path) -> Model:
 
 
 def import_model(source: Place, out: Place) -> None:
-    """Write the checkpoint `out` from a Hugging Face folder or a GGUF file; raises UserError if unsupported."""
+    """Write the checkpoint `out` from a pretrained model; raises UserError if it is not supported.
+
+    source: a Hugging Face folder, a GGUF file, or `hf:OWNER/NAME[@REVISION][:FILE]`, which is fetched from the hub.
+    """
     from kiara.importing import importer
 
-    importer.import_model(Path(source), Path(out))
+    importer.import_model(source, Path(out))
 
 
 def trim(source: Place, to: str, out: Place, measure: bool = True) -> dict[str, Any]:

@@ -24,6 +24,7 @@ RUN_MARK = "# Written by `kiara train`: the settings of this run.\n"
 GENERATION_FILE = "generation_config.json"  # which token ids begin and end a text
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.tiktoken")
 MAX_JSON_BYTES = 16 << 20
+_LICENCE = re.compile(r"(?i)(licen[sc]e|notice|copying|use_policy|gemma_terms)([-_.][\w.-]*)?")
 _SYSTEM_FILES = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # left behind by file managers
 
 
@@ -54,6 +55,18 @@ _MARKS: dict[str, tuple[str, Callable[[dict[str, Any]], set[str]]]] = {
     "imported model": (STATE_FILE, _imported_files),
     "checkpoint": (STATE_FILE, _checkpoint_files),
 }
+
+
+def is_licence(name: str) -> bool:
+    """Whether this is the name of a licence's file, which goes along with weights."""
+    return _LICENCE.fullmatch(name) is not None
+
+
+def copy_licences(source: Path, folder: Path) -> None:
+    """Copy the licence files of a model's folder, if they are of a usual size."""
+    for path in sorted(source.iterdir()):
+        if is_licence(path.name) and path.is_file() and path.stat().st_size <= MAX_JSON_BYTES:
+            shutil.copyfile(path, folder / path.name)
 
 
 def kind_of(folder: Path) -> str | None:

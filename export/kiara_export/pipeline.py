@@ -13,7 +13,7 @@ from kiara.checkpoints import WEIGHTS_FILE, find_checkpoint, load_model, read_st
 from kiara.config import ModelConfig
 from kiara.console import logger, progress
 from kiara.data import Split, TokenIds
-from kiara.files import claim, new_folder
+from kiara.files import claim, copy_licences, new_folder
 from kiara.model import GPT, sizes
 from kiara_export.candidates import Candidates, Order, Texts, Verdict, Workshop, check_widths
 from kiara_export.graph import graph_bytes
@@ -50,6 +50,7 @@ class _Subject:
     tokenizer: Tokenizer
     ids: TokenIds
     provenance: dict[str, Any]
+    checkpoint: Path
 
 
 def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
         return known
     logger.info("Exporting %s", checkpoint)
     ids = TokenIds.read(checkpoint)
-    subject = _Subject(out.resolve().name, model.config, architecture(model), tokenizer, ids, provenance)
+    subject = _Subject(out.resolve().name, model.config, architecture(model), tokenizer, ids, provenance, checkpoint)
     loaded = [model]
     del model
     with new_folder(out, "bundle", [source]) as folder:
@@ -195,6 +196,7 @@ def _write_bundle(folder: Path, subject: _Subject, receipt: Receipt) -> None:
     """Write everything but the graphs, the manifest last."""
     variants = list(receipt.sizes)
     subject.tokenizer.save(folder)
+    copy_licences(subject.checkpoint, folder)
     write_interop(folder, subject.config, subject.shape.vocab_size, subject.ids.json(), variants)
     receipt.write(folder)
     write_manifest(
@@ -224,6 +226,7 @@ def _provenance(checkpoint: Path, texts: Texts, request: Request, signed_by: str
         "step": state["step"],
         "seed": state["seed"],
         "imported": state.get("imported"),
+        "source": state.get("source"),
         "data_sha256": state["data_sha256"],
         "held_out_sha256": texts.report.sha256,
         "calibration_sha256": _sha256(texts.calibrate),

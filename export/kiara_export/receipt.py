@@ -86,7 +86,9 @@ class Receipt:
 
     def _origin(self) -> str:
         if imported := self.provenance["imported"]:
-            return f"Imported from a {imported} model"
+            found = self.provenance["source"]
+            place = f", {found['repository']} of the hub at revision {found['revision']}" if found else ""
+            return f"Imported from a {imported} model{place}"
         return f"Step {self.provenance['step']}, seed {self.provenance['seed']}"
 
     def _card(self) -> list[str]:

@@ -164,13 +164,14 @@ def train(
 
 
 @main.command("import")
-@click.argument("source", metavar="PATH", type=click.Path(path_type=Path))
+@click.argument("source", metavar="PATH")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
-def import_(source: Path, out: Path) -> None:
+def import_(source: str, out: Path) -> None:
     """Import a pretrained model.
 
-    PATH is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) of a GPT-2, Llama (up to 3.2), Mistral,
-    Qwen2, Qwen3 or Arcee model, or a GGUF file of the Llama family. The result is an ordinary checkpoint.
+    PATH is a Hugging Face folder (config.json, *.safetensors, tokenizer.json or tokenizer.model), a GGUF file, or
+    hf:OWNER/NAME[@REVISION][:FILE.gguf], which is fetched from the hub. docs/models.md lists the families. The result
+    is an ordinary checkpoint.
     """
     from kiara import face
 

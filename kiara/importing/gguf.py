@@ -133,15 +133,21 @@ class _Fields(dict[str, Any]):
         )
 
 
+def part_names(name: str) -> list[str]:
+    """The names of all parts of a model, from the name of one; that name alone if it is in one file."""
+    named = _PART.fullmatch(name)
+    if named is None:
+        return [name]
+    before, _, between, count, end = named.groups()
+    return [f"{before}{i:05}{between}{count}{end}" for i in range(1, int(count) + 1)]
+
+
 def _parts(path: Path) -> list[Path]:
     """The files of a model, this one first; raises UserError if it is not the first, or if one is missing."""
-    named = _PART.fullmatch(path.name)
-    if named is None:
-        return [path]
-    before, number, between, count, end = named.groups()
-    if int(number) != 1:
-        raise UserError(path, "is not the first part", f"give {before}{1:05}{between}{count}{end}")
-    parts = [path.with_name(f"{before}{i:05}{between}{count}{end}") for i in range(1, int(count) + 1)]
+    names = part_names(path.name)
+    if names[0] != path.name:
+        raise UserError(path, "is not the first part", f"give {names[0]}")
+    parts = [path.with_name(name) for name in names]
     for part in parts:
         if not part.is_file():
             raise UserError(part, "there is no such file", "copy all parts of the model into one folder")

@@ -32,7 +32,8 @@ from kiara.families import (
     to_theirs,
     write_config,
 )
-from kiara.files import claim, new_folder
+from kiara.files import claim, copy_licences, new_folder
+from kiara.importing.hub import PREFIX
 from kiara.importing.opened import Opened, open_source
 from kiara.importing.weights import Source
 from kiara_runtime.errors import UserError
@@ -43,15 +44,16 @@ from kiara_runtime.tokens import Tokenizer
 IGNORED = (
     ".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias",
 )  # fmt: skip
-PREFIX = "transformer."  # absent in the first GPT-2 files
+GPT2_PREFIX = "transformer."  # absent in the first GPT-2 files
 
 
-def import_model(source: Path, out: Path) -> None:
-    """Write the checkpoint `out` from a Hugging Face folder or a GGUF file.
+def import_model(source: Path | str, out: Path) -> None:
+    """Write the checkpoint `out` from a Hugging Face folder, a GGUF file, or a model of the hub, `hf:OWNER/NAME`.
 
     Raises UserError, and writes nothing, if the model is not supported or its files do not match.
     """
-    claim(out, "imported model", [source])
+    inputs = [] if str(source).startswith(PREFIX) else [Path(source)]
+    claim(out, "imported model", inputs)
     opened = open_source(source)
     values, tokenizer = opened.config, opened.tokenizer
     try:
@@ -71,14 +73,16 @@ def import_model(source: Path, out: Path) -> None:
     weights = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
     size = f"{weights / 1e6:.1f}M weights, {4 * weights / 1e6:,.0f} MB as float32"
     logger.info("Importing %s: %s, %s", source, values["model_type"], size)
-    with new_folder(out, "imported model", [source]) as new:
+    with new_folder(out, "imported model", inputs) as new:
         _write_tensors(new / WEIGHTS_FILE, tensors)
         tokenizer.save(new)
         write_json(new / "config.json", write_config(config, vocab_size, ids.json()))
         write_json(new / "generation_config.json", ids.json())
+        if opened.licences is not None:
+            copy_licences(opened.licences, new)
         hashes = {path.name: hash_file(path) for path in sorted(new.iterdir())}
         origin = {"imported": values["model_type"], "step": 0, "epoch": 0, "seed": None, "data_sha256": None}
-        write_json(new / STATE_FILE, {**origin, "sha256": hashes})
+        write_json(new / STATE_FILE, {**origin, "source": opened.source, "sha256": hashes})
     logger.info("Imported %s, tokenizer engine %s", out, tokenizer.engine)
 
 
@@ -90,7 +94,7 @@ def _with_own_head(opened: Opened) -> dict[str, Any]:
     family, values, found = opened.family, opened.config, opened.tensors
     head = found.get(f"{family.head}.weight")
     name = family.prefix + family.names.get("embed_tokens", "embed_tokens") + ".weight"
-    embedding = found.get(name) or found.get(name.removeprefix(PREFIX))
+    embedding = found.get(name) or found.get(name.removeprefix(GPT2_PREFIX))
     tied = values.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])
     if not tied or head is None or embedding is None or head.shape != embedding.shape:
         return values
@@ -122,10 +126,10 @@ def _converted(
 def _match(found: dict[str, Source], family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Source]:
     """The source of each of the family's tensors; refuses missing, misshapen and unknown ones."""
     shapes = model_shapes(config, vocab_size)
-    bare = family.prefix == PREFIX and not any(name.startswith(PREFIX) for name in found)
+    bare = family.prefix == GPT2_PREFIX and not any(name.startswith(GPT2_PREFIX) for name in found)
     rest, matched = dict(found), {}
     for name, shape in expected_tensors(family, config, shapes).items():
-        tensor = rest.pop(name.removeprefix(PREFIX) if bare else name, None)
+        tensor = rest.pop(name.removeprefix(GPT2_PREFIX) if bare else name, None)
         if tensor is None:
             raise UserError(name, "the weight is missing", "use the complete files of one model")
         if tensor.shape != shape:

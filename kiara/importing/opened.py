@@ -1,4 +1,4 @@
-"""A model's own files, opened but not yet converted: a Hugging Face folder or a GGUF file.
+"""A model's own files, opened but not yet converted: a Hugging Face folder or a GGUF file, here or on the hub.
 
 They are untrusted: only files inside the folder are read, and of weights only safetensors.
 """
@@ -6,7 +6,7 @@ They are untrusted: only files inside the folder are read, and of weights only s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,34 +18,48 @@ from kiara.checkpoints import WEIGHTS_FILE, read_json
 from kiara.console import logger
 from kiara.families import GENERATION, GENERATION_FIXED, RECOMMENDED, Family, check_keys, family_of
 from kiara.importing.gguf import GGUFFile
+from kiara.importing.hub import INDEX_FILE, PREFIX, fetch
 from kiara.importing.tokenizers import read_tokenizer, settle_tokenizer
 from kiara.importing.weights import Source, row_ranges
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer
 
-INDEX_FILE = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """config, generation: as config.json and generation_config.json. tensors: by name. family: how they are stored."""
+    """config, generation: as config.json and generation_config.json. tensors: by name. family: how they are stored.
+
+    licences: the folder with the licence files, if there can be any. source: where on the hub it came from.
+    """
 
     config: dict[str, Any]
     generation: dict[str, Any]
     tensors: dict[str, Source]
     family: Family
     tokenizer: Tokenizer
+    licences: Path | None = None
+    source: dict[str, str] | None = None
 
 
-def open_source(source: Path) -> Opened:
-    """Open a model's files; raises UserError if they are not such files, or damaged."""
+def open_source(source: Path | str) -> Opened:
+    """Open a model's files, after fetching them if `source` begins with `hf:`; raises UserError if that fails."""
+    if str(source).startswith(PREFIX):
+        fetched = fetch(str(source))
+        opened = _open_path(fetched.path, fetched.root)
+        return replace(opened, licences=fetched.folder, source=fetched.source)
+    return _open_path(Path(source), Path(source))
+
+
+def _open_path(source: Path, root: Path) -> Opened:
+    """root: the folder that links must not leave."""
     if source.suffix.lower() == ".gguf" and source.is_file():
         file = GGUFFile(source)
         tokenizer = settle_tokenizer(source, file.definition, file.tokenizer_config)
         return Opened(file.config, {}, file.tensors, file.family, tokenizer)
     if source.is_dir():
-        return _open_folder(source)
+        return _open_folder(source, root)
     if not source.exists():
         raise UserError(source, "there is no such file or folder", "check the path")
     if source.is_file() and any(source.match(pattern) for pattern in PICKLED):
@@ -57,19 +71,19 @@ def open_source(source: Path) -> Opened:
     )
 
 
-def _open_folder(source: Path) -> Opened:
-    config = read_json(_inside(source, "config.json"))
+def _open_folder(source: Path, root: Path) -> Opened:
+    config = read_json(_inside(source, "config.json", root))
     path = source / "generation_config.json"
-    generation = read_json(_inside(source, path.name)) if path.exists() else {}
+    generation = read_json(_inside(source, path.name, root)) if path.exists() else {}
     _check_generation(source, generation)
-    found = {tensor.name: tensor for path in _weight_files(source) for tensor in _tensors_of(path)}
+    found = {tensor.name: tensor for path in _weight_files(source, root) for tensor in _tensors_of(path)}
     tokenizer = read_tokenizer(source)
     try:
         family = family_of(config)
     except UserError as error:
         raise error.inside(source) from None
     tensors = {family.aliases.get(name, name): tensor for name, tensor in found.items()}
-    return Opened(config, generation, tensors, family, tokenizer)
+    return Opened(config, generation, tensors, family, tokenizer, source)
 
 
 def _check_generation(source: Path, values: dict[str, Any]) -> None:
@@ -81,24 +95,24 @@ def _check_generation(source: Path, values: dict[str, Any]) -> None:
         logger.info("The model's authors recommend %s; pass these when you generate.", options)
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Path of a file in the folder, by its base name; refuses a path or link out of the folder."""
+def _inside(folder: Path, name: str, root: Path) -> Path:
+    """Path of a file in the folder, by its base name; refuses other paths, and links out of `root`."""
     path = folder / name
-    if name != Path(name).name or not path.resolve().is_relative_to(folder.resolve()):
+    if name != Path(name).name or not path.resolve().is_relative_to(root.resolve()):
         raise UserError(path, "leaves the folder", "copy the file itself into it")
     if not path.is_file():
         raise UserError(path, "there is no such file", "copy the whole folder again")
     return path
 
 
-def _weight_files(source: Path) -> list[Path]:
+def _weight_files(source: Path, root: Path) -> list[Path]:
     if (source / WEIGHTS_FILE).exists():
-        return [_inside(source, WEIGHTS_FILE)]
+        return [_inside(source, WEIGHTS_FILE, root)]
     if (source / INDEX_FILE).exists():
-        names = read_json(_inside(source, INDEX_FILE)).get("weight_map")
+        names = read_json(_inside(source, INDEX_FILE, root)).get("weight_map")
         if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
             raise UserError(source / INDEX_FILE, "weight_map does not map weights to files", "download it again")
-        return [_inside(source, name) for name in sorted(set(names.values()))]
+        return [_inside(source, name, root) for name in sorted(set(names.values()))]
     if any(path for pattern in PICKLED for path in source.glob(pattern)):
         raise UserError(source, "pickled weights, which can run code, are not read", f"convert them to {WEIGHTS_FILE}")
     raise UserError(source / WEIGHTS_FILE, f"there is no such file, and no {INDEX_FILE}", "copy the whole folder again")

@@ -26,7 +26,7 @@ from kiara.checkpoints import (
 from kiara.console import progress
 from kiara.data import Dataset, TokenIds, read_documents, read_manifest, resolve_source
 from kiara.families import write_config
-from kiara.files import GENERATION_FILE, claim, new_folder
+from kiara.files import GENERATION_FILE, claim, copy_licences, new_folder
 from kiara.importing.vocabulary import kept_ids, trimmed_tokenizer
 from kiara.model import GPT
 from kiara_runtime.errors import UserError
@@ -67,9 +67,13 @@ def trim(source: Path, text: str, out: Path) -> Trimmed:
         config = write_config(trimmed.config, trimmed.vocab_size, ends.json())
         write_json(written / "config.json", config)
         write_json(written / GENERATION_FILE, ends.json())
+        copy_licences(folder, written)
         hashes = {path.name: hash_file(path) for path in sorted(written.iterdir())}
         state = {"imported": origin.get("imported") or config["model_type"], "step": 0, "epoch": 0, "seed": None}
-        trimmed_from = {"trimmed_from": {"checkpoint": str(source), "vocab_size": model.vocab_size, "text": text}}
+        trimmed_from = {
+            "trimmed_from": {"checkpoint": str(source), "vocab_size": model.vocab_size, "text": text},
+            "source": origin.get("source"),
+        }
         write_json(written / STATE_FILE, {**state, "data_sha256": None, **trimmed_from, "sha256": hashes})
     return Trimmed(kept, len(used), model, trimmed)
 
