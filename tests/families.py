@@ -64,6 +64,20 @@ MODELS: dict[str, dict[str, Any]] = {
         "logits_scaling": 1.7,
         "attention_multiplier": 0.2,
     },
+    "granitemoehybrid": {
+        **SMALL,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "shared_intermediate_size": 80,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "position_embedding_type": "rope",
+        "layer_types": ["attention"] * 2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 1.7,
+        "attention_multiplier": 0.2,
+    },
     "smollm3": {**SMALL, "num_hidden_layers": 5, "num_key_value_heads": 2},
     "phi3": {**SMALL, "num_key_value_heads": 2},
     "phi3-mini": {
@@ -131,6 +145,7 @@ MODELS: dict[str, dict[str, Any]] = {
 NARROW = {"gpt_neox-narrow": {**SMALL, "num_attention_heads": 2}}  # rotates a quarter of each head
 STYLES = {
     "granite": "gpt2",
+    "granitemoehybrid": "gpt2",
     "smollm3": "llama3",
     "phi3": "llama3",
     "phi": "gpt2",

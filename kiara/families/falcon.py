@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kiara.config import ModelConfig
-from kiara.families.family import ABSENT, Family, Gguf, Group
+from kiara.families.family import ABSENT, PACKED, Family, Gguf, Group
 from kiara_runtime.errors import UserError
 
 
@@ -61,7 +61,7 @@ FALCON = Family(
         "norm": "ln_f",
     },
     prefix="transformer.",
-    packed=True,
+    packed=PACKED,
     grouped_qkv=True,
     gguf=Gguf(
         "falcon",

@@ -51,7 +51,7 @@ class Family:
     names: the family's names for our modules, where they differ; head: for the LM head. prefix: of all tensor names but
     the head's. aliases: other names for a tensor, in some files.
 
-    packed: whether matrices that we pack are packed there, too; grouped_qkv:
+    packed: those of our packed matrices that are packed there, too; grouped_qkv:
     with the rows of q, k and v of one key/value head together. transposed: whether matrices are stored as (inputs,
     outputs). norm_offset: what is added to the stored weights of RMS norms. gguf: None if not read from such files.
     """
@@ -68,7 +68,7 @@ class Family:
     prefix: str = "model."
     head: str = "lm_head"
     aliases: Mapping[str, str] = field(default_factory=dict)
-    packed: bool = False
+    packed: tuple[str, ...] = ()
     grouped_qkv: bool = False
     transposed: bool = False
     norm_offset: float = 0.0
@@ -81,6 +81,7 @@ class Family:
         return (dict(self.names), self.prefix, self.head, *flags)
 
 
+PACKED = ("qkv_proj", "gate_up_proj")
 # Shared by Llama and similar families.
 LLAMA_KEYS = {
     "hidden_size": "hidden_size",

@@ -1,6 +1,6 @@
 """GPT-2: layer norms, learned positions, biases everywhere, and its own names."""
 
-from kiara.families.family import ABSENT, Family, Gguf
+from kiara.families.family import ABSENT, PACKED, Family, Gguf
 
 NAMES = {
     "embed_tokens": "wte",
@@ -45,7 +45,7 @@ GPT2 = Family(
     },
     names=NAMES,
     prefix="transformer.",
-    packed=True,
+    packed=PACKED,
     transposed=True,
     gguf=Gguf("gpt2"),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kiara.families.family import ABSENT, LAYER_NORM_KEYS, Family, Gguf, Group
+from kiara.families.family import ABSENT, LAYER_NORM_KEYS, PACKED, Family, Gguf, Group
 from kiara.families.groups import partial_rotary
 
 
@@ -36,7 +36,7 @@ GPT_NEOX = Family(
     prefix="gpt_neox.",
     head="embed_out",
     aliases={"lm_head.weight": "embed_out.weight"},
-    packed=True,
+    packed=PACKED,
     grouped_qkv=True,
     gguf=Gguf(
         "gptneox",

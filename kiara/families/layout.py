@@ -17,7 +17,7 @@ def tensor_names(family: Family, config: ModelConfig, name: str) -> dict[str, in
     """The family's names for our tensor `name`, several if packed, each with its number of rows; None means all."""
     if name.startswith("lm_head."):
         return {name.replace("lm_head", family.head): None}
-    parts = () if family.packed else packed(config, name)
+    parts = () if any(f".{kept}." in name for kept in family.packed) else packed(config, name)
     for ours, theirs in family.names.items():
         name = re.sub(rf"(?<![a-z_]){re.escape(ours)}(?![a-z_])", theirs, name)
     if not parts:

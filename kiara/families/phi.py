@@ -7,6 +7,7 @@ from kiara.families.family import (
     LLAMA_DEFAULTS,
     LLAMA_KEYS,
     NO_BIAS,
+    PACKED,
     SILU,
     Family,
     Gguf,
@@ -47,6 +48,6 @@ PHI3 = Family(
     {**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
     SILU,
     (partial_rotary(), windows()),
-    packed=True,
+    packed=PACKED,
     gguf=Gguf("phi3", gguf_windows, GGUF_WINDOWS),
 )

@@ -20,7 +20,7 @@ from kiara.families.family import ABSENT, Family
 from kiara.families.gemma import GEMMA2, GEMMA3
 from kiara.families.gpt2 import GPT2
 from kiara.families.gpt_neox import GPT_NEOX
-from kiara.families.granite import GRANITE
+from kiara.families.granite import GRANITE, GRANITE4
 from kiara.families.groups import NO_WINDOWS
 from kiara.families.known_keys import CONFIG, CONFIG_FIXED, check_keys
 from kiara.families.llama import LLAMA
@@ -50,8 +50,8 @@ _ELSEWHERE = (
 FAMILIES = {
     family.model_type: family
     for family in (
-        ARCEE, LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GRANITE, SMOLLM3, PHI3, PHI, STABLELM, GPT_NEOX, OLMO2, OLMO3,
-        EXAONE4, GEMMA2, GEMMA3, FALCON, STARCODER2,
+        ARCEE, LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GRANITE, GRANITE4, SMOLLM3, PHI3, PHI, STABLELM, GPT_NEOX, OLMO2,
+        OLMO3, EXAONE4, GEMMA2, GEMMA3, FALCON, STARCODER2,
     )
 }  # fmt: skip
 
@@ -67,7 +67,6 @@ _INSTEAD = {
     "olmoe": _MIXTURE + "olmo2",
     "phimoe": _MIXTURE + "phi3",
     "granitemoe": _MIXTURE + "granite",
-    "granitemoehybrid": _STATES + "granite",
     "mamba": _STATES + "llama",
     "mamba2": _STATES + "llama",
     "falcon_mamba": _STATES + "falcon",
