@@ -163,14 +163,15 @@ def _opened(place: Path) -> Model:
     return load_bundle(place, slots=1)
 
 
-def import_model(source: Place, out: Place) -> None:
+def import_model(source: Place, out: Place, tokenizer: Place | None = None) -> None:
     """Write the checkpoint `out` from a pretrained model; raises UserError if it is not supported.
 
-    source: a Hugging Face folder, a GGUF file, or `hf:OWNER/NAME[@REVISION][:FILE]`, which is fetched from the hub.
+    source: a Hugging Face folder, a GGUF file, or `hf:OWNER/NAME[@REVISION][:FILE]`, which is fetched from the hub;
+    or a checkpoint of nanoGPT or llama2.c, which needs `tokenizer`: a folder with tokenizer.json, or tokenizer.model.
     """
     from kiara.importing import importer
 
-    importer.import_model(source, Path(out))
+    importer.import_model(source, Path(out), None if tokenizer is None else Path(tokenizer))
 
 
 def trim(source: Place, to: str, out: Place, measure: bool = True) -> dict[str, Any]:

@@ -166,16 +166,19 @@ def train(
 @main.command("import")
 @click.argument("source", metavar="PATH")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
-def import_(source: str, out: Path) -> None:
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="Folder or file of a tokenizer, for nanoGPT, llama2.c."
+)
+def import_(source: str, out: Path, tokenizer: Path | None) -> None:
     """Import a pretrained model.
 
     PATH is a Hugging Face folder (config.json, *.safetensors, tokenizer.json or tokenizer.model), a GGUF file, or
-    hf:OWNER/NAME[@REVISION][:FILE.gguf], which is fetched from the hub. docs/models.md lists the families. The result
-    is an ordinary checkpoint.
+    hf:OWNER/NAME[@REVISION][:FILE.gguf], which is fetched from the hub; or a checkpoint of nanoGPT or llama2.c.
+    docs/models.md lists the families. The result is an ordinary checkpoint.
     """
     from kiara import face
 
-    face.import_model(source, out)
+    face.import_model(source, out, tokenizer)
 
 
 @main.command()

@@ -1,6 +1,11 @@
 """GPT-2: layer norms, learned positions, biases everywhere, and its own names."""
 
-from kiara.families.family import ABSENT, PACKED, Family, Gguf
+from collections.abc import Mapping
+from typing import Any
+
+from kiara.config import ModelConfig
+from kiara.families.family import ABSENT, PACKED, Family, Gguf, Group
+from kiara_runtime.errors import UserError
 
 NAMES = {
     "embed_tokens": "wte",
@@ -15,13 +20,29 @@ NAMES = {
     "norm": "ln_f",
 }
 
+_KINDS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}
+
+
+def _read(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    kind = values.get("activation_function", "gelu_new")
+    if kind not in _KINDS:
+        raise UserError(
+            "config.json", f"activation_function {kind!r} is not supported", f"only {', '.join(_KINDS)} are"
+        )
+    return {"mlp": _KINDS[kind]}
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {"activation_function": "gelu" if config.mlp == "gelu_exact" else "gelu_new"}
+
+
+_ACTIVATION = Group(("activation_function",), _read, _write)
 GPT2 = Family(
     "gpt2",
     "GPT2LMHeadModel",
     {
         "norm": "layer",
         "position": "learned",
-        "mlp": "gelu",
         "attention_bias": True,
         "attention_out_bias": True,
         "mlp_bias": True,
@@ -38,11 +59,11 @@ GPT2 = Family(
     },
     {"n_inner": None, "layer_norm_epsilon": 1e-05, "tie_word_embeddings": True},
     {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh", ABSENT),
         "scale_attn_weights": (True, ABSENT),
         "scale_attn_by_inverse_layer_idx": (False, ABSENT),
         "add_cross_attention": (False, ABSENT),
     },
+    (_ACTIVATION,),
     names=NAMES,
     prefix="transformer.",
     packed=PACKED,

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kiara.families import (
@@ -33,7 +32,7 @@ from kiara.families import (
 )
 from kiara.importing.gguf_container import Container, StoredTensor
 from kiara.importing.gguf_tokenizer import end_tokens, gguf_tokenizer
-from kiara.importing.weights import Source
+from kiara.importing.weights import Source, unpaired
 from kiara_runtime.errors import UserError
 
 _PART = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.gguf)")
@@ -101,7 +100,7 @@ class GGUFFile:
         return Source(part, name, tensor.shape, lambda: self._pieces(part, tensor, heads))
 
     def _pieces(self, part: Path, tensor: StoredTensor, heads: int | None) -> Iterator[Tensor]:
-        pieces = tensor.pieces() if heads is None else iter([_unpaired(np.concatenate([*tensor.pieces()]), heads)])
+        pieces = tensor.pieces() if heads is None else iter([unpaired(np.concatenate([*tensor.pieces()]), heads)])
         try:
             yield from map(torch.from_numpy, pieces)
         except NotImplementedError:
@@ -110,12 +109,6 @@ class GGUFFile:
                 f"{tensor.name} is quantised as {tensor.kind.name}, which the package gguf cannot read",
                 "use a file of another quantisation, such as Q8_0",
             ) from None
-
-
-def _unpaired(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """The rows of each head in the order (2, half) instead of (half, 2)."""
-    halves = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
 
 
 class _Fields(dict[str, Any]):

@@ -47,27 +47,28 @@ IGNORED = (
 GPT2_PREFIX = "transformer."  # absent in the first GPT-2 files
 
 
-def import_model(source: Path | str, out: Path) -> None:
+def import_model(source: Path | str, out: Path, tokenizer: Path | None = None) -> None:
     """Write the checkpoint `out` from a Hugging Face folder, a GGUF file, or a model of the hub, `hf:OWNER/NAME`.
 
+    Also from a checkpoint of nanoGPT or llama2.c, with a tokenizer's folder or file beside it.
     Raises UserError, and writes nothing, if the model is not supported or its files do not match.
     """
     inputs = [] if str(source).startswith(PREFIX) else [Path(source)]
     claim(out, "imported model", inputs)
-    opened = open_source(source)
-    values, tokenizer = opened.config, opened.tokenizer
+    opened = open_source(source, tokenizer)
+    values, vocabulary = opened.config, opened.tokenizer
     try:
         values = _with_own_head(opened)
         config, vocab_size = read_config(values)
         matched = _match(opened.tensors, opened.family, config, vocab_size)
         tensors = _as_written(matched, opened.family, config, vocab_size)
-        if tokenizer.vocab_size > vocab_size:
+        if vocabulary.vocab_size > vocab_size:
             raise UserError(
                 "config.json",
-                f"vocab_size {vocab_size}, but tokenizer.json has {tokenizer.vocab_size}",
+                f"vocab_size {vocab_size}, but tokenizer.json has {vocabulary.vocab_size}",
                 "use both from the same model",
             )
-        ids = _token_ids((opened.generation, values), tokenizer, vocab_size)
+        ids = _token_ids((opened.generation, values), vocabulary, vocab_size)
     except UserError as error:
         raise error.inside(source) from None
     weights = sum(torch.Size(tensor.shape).numel() for tensor in tensors.values())
@@ -75,7 +76,7 @@ def import_model(source: Path | str, out: Path) -> None:
     logger.info("Importing %s: %s, %s", source, values["model_type"], size)
     with new_folder(out, "imported model", inputs) as new:
         _write_tensors(new / WEIGHTS_FILE, tensors)
-        tokenizer.save(new)
+        vocabulary.save(new)
         write_json(new / "config.json", write_config(config, vocab_size, ids.json()))
         write_json(new / "generation_config.json", ids.json())
         if opened.licences is not None:
@@ -83,7 +84,7 @@ def import_model(source: Path | str, out: Path) -> None:
         hashes = {path.name: hash_file(path) for path in sorted(new.iterdir())}
         origin = {"imported": values["model_type"], "step": 0, "epoch": 0, "seed": None, "data_sha256": None}
         write_json(new / STATE_FILE, {**origin, "source": opened.source, "sha256": hashes})
-    logger.info("Imported %s, tokenizer engine %s", out, tokenizer.engine)
+    logger.info("Imported %s, tokenizer engine %s", out, vocabulary.engine)
 
 
 def _with_own_head(opened: Opened) -> dict[str, Any]:

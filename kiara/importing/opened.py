@@ -17,6 +17,7 @@ from torch import Tensor
 from kiara.checkpoints import WEIGHTS_FILE, read_json
 from kiara.console import logger
 from kiara.families import GENERATION, GENERATION_FIXED, RECOMMENDED, Family, check_keys, family_of
+from kiara.importing import research_files
 from kiara.importing.gguf import GGUFFile
 from kiara.importing.hub import INDEX_FILE, PREFIX, fetch
 from kiara.importing.tokenizers import read_tokenizer, settle_tokenizer
@@ -43,21 +44,29 @@ class Opened:
     source: dict[str, str] | None = None
 
 
-def open_source(source: Path | str) -> Opened:
-    """Open a model's files, after fetching them if `source` begins with `hf:`; raises UserError if that fails."""
-    if str(source).startswith(PREFIX):
-        fetched = fetch(str(source))
-        opened = _open_path(fetched.path, fetched.root)
-        return replace(opened, licences=fetched.folder, source=fetched.source)
-    return _open_path(Path(source), Path(source))
+def open_source(source: Path | str, tokenizer: Path | None = None) -> Opened:
+    """Open a model's files, after fetching them if `source` begins with `hf:`; raises UserError if that fails.
+
+    tokenizer: a folder or file, for a checkpoint that has none.
+    """
+    if not str(source).startswith(PREFIX):
+        return _open_path(Path(source), Path(source), tokenizer)
+    fetched = fetch(str(source))
+    opened = _open_path(fetched.path, fetched.root, tokenizer)
+    return replace(opened, licences=fetched.folder, source=fetched.source)
 
 
-def _open_path(source: Path, root: Path) -> Opened:
+def _open_path(source: Path, root: Path, tokenizer: Path | None) -> Opened:
     """root: the folder that links must not leave."""
+    if source.is_file() and source.suffix in research_files.SUFFIXES:
+        return _open_research(source, tokenizer)
+    if tokenizer is not None:
+        raise UserError("--tokenizer", f"{source} has its own tokenizer", "leave it out")
     if source.suffix.lower() == ".gguf" and source.is_file():
         file = GGUFFile(source)
-        tokenizer = settle_tokenizer(source, file.definition, file.tokenizer_config)
-        return Opened(file.config, {}, file.tensors, file.family, tokenizer)
+        return Opened(
+            file.config, {}, file.tensors, file.family, settle_tokenizer(source, file.definition, file.tokenizer_config)
+        )
     if source.is_dir():
         return _open_folder(source, root)
     if not source.exists():
@@ -69,6 +78,17 @@ def _open_path(source: Path, root: Path) -> Opened:
         "is neither a Hugging Face folder nor a .gguf file",
         "name a folder with config.json, safetensors and tokenizer.json",
     )
+
+
+def _open_research(source: Path, tokenizer: Path | None) -> Opened:
+    try:
+        config, tensors, family = research_files.read_file(source)
+    except UserError as error:
+        raise error.inside(source) from None
+    if tokenizer is None:
+        remedy = "give --tokenizer, a folder with tokenizer.json or a tokenizer.model"
+        raise UserError(source, "holds no tokenizer", remedy)
+    return Opened(config, {}, tensors, family, read_tokenizer(tokenizer))
 
 
 def _open_folder(source: Path, root: Path) -> Opened:

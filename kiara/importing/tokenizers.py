@@ -25,7 +25,7 @@ from kiara.importing.sentencepiece import MODEL_FILE, read_pieces
 from kiara.importing.tokenizer_checks import check_added_tokens, check_definition
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import read_bounded_json
-from kiara_runtime.tokens import Tokenizer, added_token, chat_problems, template_of
+from kiara_runtime.tokens import END_OF_TEXT, Tokenizer, added_token, chat_problems, template_of
 
 # Keys of tokenizer_config.json that the runtime uses; the others are dropped.
 KEPT = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length", "tokenizer_class")
@@ -39,7 +39,10 @@ RANDOM_TEXTS = 400
 
 
 def read_tokenizer(source: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, with an engine that gives exactly its ids."""
+    """The tokenizer of a Hugging Face folder, or of one file, with an engine that gives exactly its ids."""
+    if source.is_file():
+        definition = _from_model(source, {}, {}) if source.suffix == ".model" else read_bounded_json(source)
+        return settle_tokenizer(source, definition, _usual_names(definition))
     given, named, added = (
         read_bounded_json(source / name) if (source / name).is_file() else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -54,7 +57,8 @@ def read_tokenizer(source: Path) -> Tokenizer:
         check_added_tokens(definition, given, named, added)
     except UserError as error:
         raise error.inside(source) from None
-    given = {**{key: value for key, value in named.items() if key in SPECIAL_TOKENS}, **given}
+    usual = {} if given or named else _usual_names(definition)
+    given = {**usual, **{key: value for key, value in named.items() if key in SPECIAL_TOKENS}, **given}
     config: dict[str, Any] = {key: _content(given[key]) for key in KEPT if given.get(key) is not None}
     template = source / "chat_template.jinja"
     if template.is_file() and template.stat().st_size <= 1 << 20:
@@ -75,6 +79,15 @@ def _from_model(path: Path, config: Mapping[str, Any], added: Mapping[str, Any])
     if bos in pieces.names and config.get("add_bos_token", True):
         definition["post_processor"] = begin_with(bos, pieces.names.index(bos))
     return definition
+
+
+def _usual_names(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The special tokens with their usual names, for a tokenizer without a configuration."""
+    usual = {"bos_token": ("<s>",), "eos_token": ("</s>", END_OF_TEXT), "unk_token": ("<unk>",)}
+    entries = definition.get("added_tokens")
+    names = {token.get("content") for token in entries or () if isinstance(token, dict)}
+    found = {key: next((name for name in several if name in names), None) for key, several in usual.items()}
+    return {key: name for key, name in found.items() if name is not None}
 
 
 def begin_with(name: str, i: int) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 PIECE = 1 << 23  # values that are read at once
@@ -32,3 +34,9 @@ def row_ranges(shape: list[int]) -> list[tuple[int, int]]:
     rows = max(1, PIECE // max(1, torch.Size(shape[1:]).numel())) if shape else 1
     total = shape[0] if shape else 1
     return [(start, min(start + rows, total)) for start in range(0, total, rows)] or [(0, 0)]
+
+
+def unpaired(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """The rows of each query or key head as halves, (2, half), from pairs that are rotated together, (half, 2)."""
+    halves = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)

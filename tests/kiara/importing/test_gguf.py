@@ -54,7 +54,7 @@ def test_every_architecture_has_the_logits_of_its_original(name: str, texts: lis
         for layer in theirs.model.layers:
             layer.self_attn.scaling = theirs.config.head_dim**-0.5
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids)[0], theirs(ids).logits, atol=5e-5, rtol=0)
+        torch.testing.assert_close(ours(ids)[0], theirs(ids).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
