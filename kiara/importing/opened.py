@@ -81,10 +81,7 @@ def _open_path(source: Path, root: Path, tokenizer: Path | None) -> Opened:
 
 
 def _open_research(source: Path, tokenizer: Path | None) -> Opened:
-    try:
-        config, tensors, family = research_files.read_file(source)
-    except UserError as error:
-        raise error.inside(source) from None
+    config, tensors, family = research_files.read_file(source)
     if tokenizer is None:
         remedy = "give --tokenizer, a folder with tokenizer.json or a tokenizer.model"
         raise UserError(source, "holds no tokenizer", remedy)

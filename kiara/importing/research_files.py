@@ -6,7 +6,9 @@ A `.pt` file is a pickle: it is read with `weights_only`, which makes tensors an
 
 from __future__ import annotations
 
+import math
 import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kiara.config import ModelConfig
 from kiara.families import Family, expected_tensors, family_of, model_shapes, read_config
 from kiara.importing.weights import Source, unpaired
 from kiara_runtime.errors import UserError
@@ -73,7 +76,7 @@ def _nanogpt(path: Path, given: Mapping[str, Any], state: Mapping[str, Tensor]) 
     config |= {"model_type": "gpt2", "activation_function": "gelu", "vocab_size": int(given["vocab_size"])}
     family = replace(family_of(config), transposed=False)
     found = {name: _source(path, name, tensor) for name, tensor in state.items()}
-    shapes = expected_tensors(family, *_shapes(config))
+    shapes = expected_tensors(family, *_shapes(path, config))
     for name, shape in shapes.items():
         if name.endswith(".bias") and name not in found and not given.get("bias", True):
             found[name] = _source(path, name, torch.zeros(shape))
@@ -84,7 +87,7 @@ def _llama2c_state(path: Path, given: Mapping[str, Any], state: Mapping[str, Ten
     heads = int(given["n_heads"])
     keys = int(given.get("n_kv_heads") or heads)
     hidden = int(state["layers.0.feed_forward.w1.weight"].shape[0])
-    config = _llama(int(given["dim"]), hidden, int(given["n_layers"]), heads, keys, int(given["max_seq_len"]))
+    config = _llama(path, int(given["dim"]), hidden, int(given["n_layers"]), heads, keys, int(given["max_seq_len"]))
     embedding, head = state["tok_embeddings.weight"], state.get("output.weight")
     config["vocab_size"] = int(embedding.shape[0])
     config["tie_word_embeddings"] = head is None or torch.equal(head, embedding)
@@ -94,57 +97,62 @@ def _llama2c_state(path: Path, given: Mapping[str, Any], state: Mapping[str, Ten
 
 def _llama2c(path: Path) -> Read:
     """A `.bin` file of version 0 or 1: a header, then float32 weights in a fixed order."""
-    with path.open("rb") as file:
-        if file.read(2) in (b"PK", b"\x80\x02"):
-            raise _pickled(path)
-    head = np.fromfile(path, "<i4", 9)
-    newer = len(head) == 9 and int(np.uint32(head[0])) == _MAGIC
-    if newer and head[1] != 1:
-        raise UserError(path, f"is of version {head[1]}, which is quantised", "export it with --version 0 or 1")
-    if len(head) < 9:
-        raise UserError(path, "is too short for a file of llama2.c", "name another file")
-    dim, hidden, layers, heads, keys, vocab, length = map(int, head[2:9] if newer else head[:7])
-    config = _llama(dim, hidden, layers, heads, keys, length)
-    size = config["head_dim"]
-    shared = vocab > 0
-    if newer:
-        with path.open("rb") as file:
-            file.seek(36)
-            shared = file.read(1) != b"\0"
-    vocab = abs(vocab)
+    (dim, hidden, layers, heads, keys, vocab, length), shared, newer = _header(path)
+    config = _llama(path, dim, hidden, layers, heads, keys, length)
     config |= {"vocab_size": vocab, "tie_word_embeddings": shared}
+    return config, _renamed(path, _arrays(path, config, newer), heads, keys), family_of(config)
+
+
+def _header(path: Path) -> tuple[list[int], bool, bool]:
+    """The sizes, whether embedding and head are one, and whether the file is of version 1 rather than 0."""
+    with path.open("rb") as file:
+        start = file.read(_HEADER)
+    if start[:2] in (b"PK", b"\x80\x02"):
+        raise _pickled(path)
+    if len(start) < 28:
+        raise UserError(path, "is too short for a file of llama2.c", "name another file")
+    magic, version, *sizes = struct.unpack("<Ii7i", start.ljust(36, b"\0")[:36])
+    if magic == _MAGIC:
+        if version != 1:
+            raise UserError(path, f"is of version {version}, which is quantised", "export it with --version 0 or 1")
+        return sizes, start[36:37] != b"\0", True
+    *sizes, vocab, length = struct.unpack("<7i", start[:28])
+    return [*sizes, abs(vocab), length], vocab > 0, False
+
+
+def _arrays(path: Path, config: Mapping[str, Any], newer: bool) -> dict[str, NDArray[np.float32]]:
+    """The weights by llama2.c's names, mapped from the file."""
+    dim, hidden, vocab = (config[key] for key in ("hidden_size", "intermediate_size", "vocab_size"))
+    keys = config["num_key_value_heads"] * config["head_dim"]
     block = {
-        "attention_norm": (dim,), "attention.wq": (heads * size, dim), "attention.wk": (keys * size, dim),
-        "attention.wv": (keys * size, dim), "attention.wo": (dim, heads * size), "ffn_norm": (dim,),
-        "feed_forward.w1": (hidden, dim), "feed_forward.w2": (dim, hidden), "feed_forward.w3": (hidden, dim),
+        "attention_norm": (dim,), "attention.wq": (dim, dim), "attention.wk": (keys, dim), "attention.wv": (keys, dim),
+        "attention.wo": (dim, dim), "ffn_norm": (dim,), "feed_forward.w1": (hidden, dim),
+        "feed_forward.w2": (dim, hidden), "feed_forward.w3": (hidden, dim),
     }  # fmt: skip
-    whole = {"norm": (dim,), "tok_embeddings": (vocab, dim), "output": (vocab, dim)}
-    order = [*block]
+    rotations = (config["max_position_embeddings"], config["head_dim"])  # cosines and sines, which are computed anew
+    whole = {"norm": (dim,), "tok_embeddings": (vocab, dim), "output": (vocab, dim), "": rotations}
+    norms = ("attention_norm", "ffn_norm")
+    order = ["tok_embeddings", *block, "norm", ""]
     if newer:
-        norms = ["attention_norm", "ffn_norm"]
-        order = [*norms, "norm", "tok_embeddings", *(name for name in order if name not in norms)]
-    else:
-        order = ["tok_embeddings", *order, "norm", *(["freqs"] if size else [])]
+        order = [*norms, "norm", "tok_embeddings", *(name for name in block if name not in norms)]
     values = np.memmap(path, "<f4", "r", _HEADER if newer else 28)
     arrays: dict[str, NDArray[np.float32]] = {}
     at = 0
-    for name in [*order, *([] if shared else ["output"])]:
-        if name == "freqs":
-            at += length * size  # sines and cosines
-            continue
-        shape, count = block.get(name) or whole[name], layers if name in block else 1
-        part = values[at : at + count * int(np.prod(shape))]
-        at += count * int(np.prod(shape))
-        if len(part) != count * int(np.prod(shape)):
+    for name in [*order, *([] if config["tie_word_embeddings"] else ["output"])]:
+        shape, count = block.get(name) or whole[name], config["num_hidden_layers"] if name in block else 1
+        size = count * math.prod(shape)
+        if len(values) < at + size:
             raise UserError(path, "is shorter than its header says, or no file of llama2.c", "name another file")
-        for i, one in enumerate(part.reshape(count, *shape)):
+        for i, one in enumerate(values[at : at + size].reshape(count, *shape)):
             arrays[f"layers.{i}.{name}.weight" if name in block else f"{name}.weight"] = one
-    return config, _renamed(path, arrays, heads, keys), family_of(config)
+        at += size
+    arrays.pop(".weight", None)
+    return arrays
 
 
-def _llama(dim: int, hidden: int, layers: int, heads: int, keys: int, length: int) -> dict[str, Any]:
+def _llama(path: Path, dim: int, hidden: int, layers: int, heads: int, keys: int, length: int) -> dict[str, Any]:
     if min(dim, hidden, layers, heads, keys, length) < 1 or dim % heads or max(dim, hidden, layers, length) > 1 << 24:
-        raise UserError("header", "has no sizes of a model", "name a checkpoint of llama2.c")
+        raise UserError(path, "has no sizes of a model in its header", "name a checkpoint of llama2.c")
     return {
         "model_type": "llama", "hidden_size": dim, "intermediate_size": hidden, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": keys, "head_dim": dim // heads,
@@ -174,6 +182,9 @@ def _source(path: Path, name: str, tensor: Tensor) -> Source:
     return Source(path, name, list(tensor.shape), lambda: [tensor])
 
 
-def _shapes(config: Mapping[str, Any]) -> tuple[Any, dict[str, list[int]]]:
-    read, vocab_size = read_config(config)
+def _shapes(path: Path, config: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, list[int]]]:
+    try:
+        read, vocab_size = read_config(config)
+    except UserError as error:
+        raise error.inside(path) from None
     return read, model_shapes(read, vocab_size)

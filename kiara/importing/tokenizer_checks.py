@@ -13,8 +13,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import BLANK
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# The runtime replaces a special token by its id and leaves the text around it unchanged, so these have no effect.
-_UNSUPPORTED = ("single_word", "lstrip", "rstrip")
+_UNSUPPORTED = "single_word"  # the runtime replaces a special token by its id, whatever is beside it
 # What SentencePiece's tokenizers do to get from tokens to text; the runtime does the same.
 _SENTENCEPIECE_STEPS = (
     {"type": "Replace", "pattern": {"String": BLANK}, "content": " "},
@@ -42,13 +41,9 @@ def check_definition(definition: Mapping[str, Any]) -> None:
         raise UserError("tokenizer.json", f"decoder {kind!r:.40} is not supported", f"only {known}")
     for i, token in enumerate(_listed(definition)):
         check_keys(f"tokenizer.json: added_tokens[{i}]", token, _ADDED_KEYS, {})
-        for flag in _UNSUPPORTED:
-            if token.get("special") and token.get(flag):
-                raise UserError(
-                    f"tokenizer.json: added_tokens[{i}]",
-                    f"{flag} of the special token {token.get('content')!r:.40} is not supported",
-                    "only false is",
-                )
+        if token.get("special") and token.get(_UNSUPPORTED):
+            problem = f"{_UNSUPPORTED} of the special token {token.get('content')!r:.40} is not supported"
+            raise UserError(f"tokenizer.json: added_tokens[{i}]", problem, "only false is")
 
 
 def _decoders(decoder: Any) -> list[Any]:

@@ -17,6 +17,8 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.tokens.template import TemplateRefusalError, clock, render, template_of
 from kiara_runtime.tokens.tokenizer import Tokenizer
 
+# Unicode's White_Space; Python's own `strip` takes a few more.
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 _MARKS = range(0xE000, 0xF900)  # private-use characters
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 MAX_DEPTH = 64
@@ -76,12 +78,18 @@ def ids_of(tokenizer: Tokenizer, text: str, mark: str, continued: bool = False) 
     """Ids of a text that `chat_text` made, or of a part of it. continued: the part is not its beginning."""
     special = tokenizer.special_tokens
     ids: list[int] = []
-    for i, part in enumerate(_pattern(special).split(text) if special else [text]):
+    parts = _pattern(special).split(text) if special else [text]  # every second one is the name of a special token
+    for i, part in enumerate(parts):
         if part in special:
             ids.append(special[part])
-        elif part:
-            first = "text" if continued else "nothing"
-            ids += tokenizer.encode(part.replace(mark, ""), after="special" if i else first)
+            continue
+        words = part.replace(mark, "")
+        if i and parts[i - 1] in tokenizer.strips_after:
+            words = words.lstrip(_WHITE_SPACE)
+        if i + 1 < len(parts) and parts[i + 1] in tokenizer.strips_before:
+            words = words.rstrip(_WHITE_SPACE)
+        if words:
+            ids += tokenizer.encode(words, after="special" if i else "text" if continued else "nothing")
     return ids
 
 

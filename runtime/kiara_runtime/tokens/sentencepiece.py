@@ -28,8 +28,9 @@ def read_sentencepiece(values: Mapping[str, Any], special: dict[str, int], added
     model = values["model"]
     unigram = model["type"] == "Unigram"
     names = {piece: i for i, (piece, _) in enumerate(model["vocab"])} if unigram else model["vocab"]
-    ordinary = {name: int(i) for name, i in names.items() if name not in special and name not in added}
-    check_ids(ordinary.values(), special.values(), added.values())
+    # Added tokens, too: merges may lead to them, where they are spelled with blanks.
+    ordinary = {name: int(i) for name, i in names.items() if name not in special}
+    check_ids(ordinary.values(), special.values(), (i for name, i in added.items() if name not in ordinary))
     texts = {i: name.replace(BLANK, " ").encode() for name, i in ordinary.items()}
     bytes_ = [names.get(f"<0x{byte:02X}>") for byte in range(256)]
     texts.update((i, bytes([byte])) for byte, i in enumerate(bytes_) if i is not None)

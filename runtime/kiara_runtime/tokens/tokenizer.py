@@ -33,7 +33,8 @@ class Tokenizer:
     """A BPE or Unigram tokenizer.
 
     definition: a parsed tokenizer.json; text: the same unparsed. config: a parsed tokenizer_config.json. engine: the
-    library that encodes, "tiktoken" or "tokenizers".
+    library that encodes, "tiktoken" or "tokenizers". strips_before, strips_after: names of special tokens that take the
+    white space before them, or after them, away.
     """
 
     def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any], text: str | None = None) -> None:
@@ -42,6 +43,7 @@ class Tokenizer:
         self._definition = (text or json.dumps(definition, ensure_ascii=False, separators=(",", ":"))).encode()
         self.config = dict(config)
         self.special_tokens, self._added, self._texts = vocabulary.special, vocabulary.added, vocabulary.texts
+        self.strips_before, self.strips_after = vocabulary.strips_before, vocabulary.strips_after
         self._missing = vocabulary.missing
         self._prepend: Prepend = vocabulary.prepend
         merges = vocabulary.merges
@@ -92,7 +94,7 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The text of every id as bytes; empty for special tokens and unused ids."""
-        texts = {**self._texts, **{i: name.encode() for name, i in self._added.items()}}
+        texts = {**{i: name.encode() for name, i in self._added.items()}, **self._texts}
         size = max([*texts, *self.special_tokens.values()]) + 1
         return [texts.get(i, b"") for i in range(size)]
 

@@ -6,6 +6,7 @@ A file is untrusted: content that is not understood raises UserError, or leaves 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from kiara_runtime.errors import UserError
@@ -27,7 +28,14 @@ END_OF_TEXT = "<|endoftext|>"
 def read_vocabulary(values: Mapping[str, Any]) -> Vocabulary:
     """Interpret a parsed tokenizer.json; raises UserError if it is neither a byte-level BPE nor SentencePiece's."""
     try:
-        return _read(values)
+        entries = values["added_tokens"]
+        if not all(entry["content"] for entry in entries):
+            raise UserError("tokenizer.json", "an added token has no text", "fetch it again")
+        before, after = (
+            frozenset(str(entry["content"]) for entry in entries if entry["special"] and entry.get(flag))
+            for flag in ("lstrip", "rstrip")
+        )
+        return replace(_read(values), strips_before=before, strips_after=after)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise

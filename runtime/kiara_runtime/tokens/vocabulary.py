@@ -37,7 +37,8 @@ class Vocabulary:
 
     texts: the bytes of each ordinary token, by id. special: ids of special tokens; added: of other added tokens, which
     are found in a text before it is split. merges: None if only the `tokenizers` library can encode. missing: bytes
-    that are not tokens, on which tiktoken fails and which the library drops. prepend: as in `Merges`.
+    that are not tokens, on which tiktoken fails and which the library drops. prepend: as in `Merges`. strips_before,
+    strips_after: special tokens that take the white space on this side away.
     """
 
     texts: dict[int, bytes]
@@ -46,6 +47,8 @@ class Vocabulary:
     merges: Merges | None
     missing: bytes = b""
     prepend: Prepend = "never"
+    strips_before: frozenset[str] = frozenset()
+    strips_after: frozenset[str] = frozenset()
 
 
 def check_ids(*ids: Iterable[int]) -> None:

@@ -192,6 +192,7 @@ def test_other_files_are_refused_in_a_line(
     result = kiara("import", tmp_path / name, "--out", tmp_path / "ours", "--tokenizer", gpt2_tokenizer)
     assert result.exit_code == 1
     assert expected in result.stderr and result.stderr.count("\n") == 1
+    assert result.stderr.count(name) == 1
     assert not (tmp_path / "evil").exists() and not (tmp_path / "ours").exists()
 
 

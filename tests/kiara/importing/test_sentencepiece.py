@@ -108,6 +108,24 @@ def test_metaspace_puts_a_blank_at_the_beginning_only(corpus: Path, tmp_path: Pa
         assert [*ours.encode("one"), end, *ours.encode("two", after="special")] == expected
 
 
+def test_merges_may_lead_to_added_tokens(corpus: Path, tmp_path: Path) -> None:
+    """Gemma's own tokenizer.json spells runs of blanks with `▁`, which is never found in a text, and merges to them."""
+    train("gemma", [path.read_text("utf-8") for path in sorted(corpus.glob("[a-c]*.py"))], tmp_path / "tokenizer.model")
+    definition = read_pieces(tmp_path / "tokenizer.model").definition()
+    model = definition["model"]
+    for token in definition["added_tokens"]:
+        if token["content"].strip(" ") == "":
+            model["vocab"]["▁" * len(token["content"])] = model["vocab"].pop(token["content"])
+            token["content"] = "▁" * len(token["content"])
+    model["merges"] = [["▁", "▁"], ["▁▁", "▁"], ["▁", "▁▁"], *model["merges"]]
+    ours, library = Tokenizer(definition, {}), Library.from_str(json.dumps(definition))
+    assert ours.engine == "tiktoken"
+    for text in (*HARD, "a  b   c    d     e", "    ", "x\n  y"):
+        if not text.startswith("<s>"):
+            assert ours.encode(text) == library.encode(text, add_special_tokens=False).ids, text
+            assert ours.decode(ours.encode(text)) == text
+
+
 def test_a_damaged_model_is_refused(corpus: Path, tmp_path: Path) -> None:
     train("llama", [next(corpus.glob("a*.py")).read_text("utf-8") * 20], tmp_path / "tokenizer.model", 400)
     data = (tmp_path / "tokenizer.model").read_bytes()
