@@ -10,6 +10,7 @@ import click
 
 from kiara.commands.amounts import losses_of, size_of
 from kiara.commands.pages import compare, report
+from kiara.commands.settings import check_prepare
 from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.commands.generate import generate_options, run_generate
 from kiara_runtime.commands.main import Commands, figures_line
@@ -103,15 +104,7 @@ def prepare(
     """
     from kiara import face
 
-    for setting in settings:
-        section, _, name = setting.partition("=")[0].strip().partition(".")
-        length = (section, name) in (("model", "context_length"), ("training", "sequence_length"))  # least text
-        if (section in ("model", "training", "adapt") and not length) or (section, name) in (
-            ("data", "train"),
-            ("data", "prepared_dir"),
-        ):
-            remedy = "use SOURCE and --out instead" if section == "data" else "pass it to `kiara train`"
-            raise click.UsageError(f"--set {setting}: has no effect on `kiara prepare`; {remedy}")
+    check_prepare(settings)
     face.prepare(source, out, settings, config_file, tokenizer, engine)
 
 
