@@ -65,8 +65,7 @@ class Encoder:
         kind = token_type(self._tokenizer)
         between = np.array(self._between, kind)
         count = tokens = text_bytes = 0
-        # Only tiktoken's split patterns surely end a token wherever a part may end.
-        whole = self._tokenizer.engine != "tiktoken"
+        whole = not self._tokenizer.is_local
         with path.open("wb") as file:
             for batch in _batches(map(_joined, documents) if whole else documents):
                 encoded = self._tokenizer.encode_batch([part for _, part in batch], threads=self.threads)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kiara.importing.weights import row_ranges
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
-_MAX_DIMENSIONS = 4
+_MAX_DIMENSIONS, _MAX_VALUES = 4, 1 << 24
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = dict(enumerate("<u1 <i1 <u2 <i2 <u4 <i4 <f4 <u1".split())) | {10: "<u8", 11: "<i8", 12: "<f8"}
 
@@ -69,6 +69,8 @@ class Container:
 
     def _data_start(self) -> int:
         alignment = int(self.metadata.get("general.alignment", 32))
+        if alignment < 1:
+            raise ValueError(f"general.alignment is {alignment}")
         return self._at + -self._at % alignment
 
     def _take(self, size: int) -> bytes:
@@ -90,6 +92,8 @@ class Container:
         if kind != _ARRAY:
             return self._scalars(kind, 1)[0]
         inner, count = self._number("<I"), self._number("<Q")
+        if count > _MAX_VALUES:
+            raise ValueError(f"a list of {count} values is too long")
         if inner == _STRING:
             return [self._string() for _ in range(count)]
         return self._scalars(inner, count)

@@ -42,7 +42,8 @@ def read_sentencepiece(values: Mapping[str, Any], special: dict[str, int], added
     exact = model.get("byte_fallback") and None not in bytes_ and not model.get("ignore_merges")
     if exact and not unigram and _is_plain(values) and is_literal(values["added_tokens"]):
         ranks, ids = _ranks(ordinary, texts, _pairs(model["merges"]), cast("list[int]", bytes_))
-        merges = Merges(ranks, WHOLE, ids, prepend, twice)
+        if not any(0 in text for text in ranks if len(text) > 1):  # `TiktokenEncoder` ends texts with this byte
+            merges = Merges(ranks, WHOLE, ids, prepend, twice)
     return Vocabulary(texts, special, added, merges, prepend=prepend)
 
 

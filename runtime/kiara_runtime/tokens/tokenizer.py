@@ -118,6 +118,14 @@ class Tokenizer:
             return self._library.encode(text, after)
         return self._tiktoken.encode(text, after)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the tokens of a text are those of its parts, cut where the split pattern ends a piece anyway.
+
+        SentencePiece has no such places, added tokens may lie across them, and the library's splits are not known here.
+        """
+        return self._tiktoken is not None and self._tiktoken.ranks_are_ids and not self._added
+
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """Encode several texts, on several threads if tiktoken can do it."""
         if self._tiktoken is None or self._missing:

@@ -11,14 +11,20 @@ import pytest
 from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece_models import train
 
 from kiara.config.load import load_config
 from kiara.data.dataset import Dataset
-from kiara.data.documents import read_documents
+from kiara.data.documents import PART, Document, Reader, in_parts, read_documents
+from kiara.data.encode import Encoder
+from kiara.data.part import Part
+from kiara.data.pieces import Pieces
 from kiara.data.prepare import as_prepared, dataset_of, prepare
 from kiara.data.sequences import Split
 from kiara.data.sources import STDLIB, resolve_source
+from kiara.data.token_ids import TokenIds
 from kiara.data.tokenizer_training import train_tokenizer
+from kiara.importing.tokenizers import read_tokenizer
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens.tokenizer import Tokenizer
 from kiara_runtime.tokens.tokenizer_json import END_OF_TEXT
@@ -286,3 +292,23 @@ def test_an_epoch_of_batches_shows_every_window_once(tokens: int, length: int, r
     assert (np.diff(rows_seen, axis=1) == 1).all()  # windows are whole and cross no shard
     assert len(set(rows_seen[:count, 0].tolist())) == count
     assert split.epoch(-(-count // rows) - 1, rows, length) == 0 < split.epoch(count, 1, length)
+
+
+def test_a_long_document_has_the_tokens_of_the_whole_where_tokens_cross_lines(corpus: Path, tmp_path: Path) -> None:
+    """Documents are read in parts; SentencePiece merges across every place where a part may end."""
+    texts = [path.read_text("utf-8") for path in sorted(corpus.glob("[a-c]*.py"))]
+    train("llama", texts, tmp_path / "tokenizer.model", 600)
+    tokenizer = read_tokenizer(tmp_path / "tokenizer.model")
+    assert tokenizer.engine == "tiktoken" and not tokenizer.is_local
+    text = ("word " * 7 + "\n") * 8000
+    assert len(text) > 2 * PART
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.save(tmp_path / "tokenizer")
+    document = Document("one", in_parts([text]))
+    ids = TokenIds(1, frozenset({2}))
+    size = np.array([len(text)])
+    part = Part(Reader(), [], [1], size, size, after=False)
+    encoder = Encoder(Pieces(tmp_path / "work", "train"), part, tmp_path / "tokenizer", ids, 1)
+    card = encoder._fill(tmp_path / "tokens", [document], lambda size: None)
+    found = np.fromfile(tmp_path / "tokens", np.uint16)
+    assert found.tolist() == [2, 1, *tokenizer.encode(text)] and card["documents"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,20 @@ def test_a_sentencepiece_tokenizer_has_the_ids_of_the_original(
     for text in (*texts[:3], "   def f():\n\n\n\treturn <b>x</b>   日本\u0301👩🏽", "", " "):
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "value", "expected"),
+    [
+        ("general.alignment", 4, struct.pack("<I", 0), "general.alignment is 0"),
+        ("a", 9, struct.pack("<IQ", 0, 1 << 40), "is too long"),
+        ("a", 9, struct.pack("<IQ", 9, 1), "values of type 9 are not known"),
+        ("a", 8, struct.pack("<Q", 1 << 60), "ends too early"),
+        ("a", 77, b"", "values of type 77 are not known"),
+    ],
+)
+def test_a_hostile_header_is_refused(name: str, kind: int, value: bytes, expected: str, tmp_path: Path) -> None:
+    key = struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", kind) + value
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key)
+    with pytest.raises(UserError, match=rf"model.gguf: damaged or truncated \(.*{expected}"):
+        import_model(tmp_path / "model.gguf", tmp_path / "ours")
