@@ -130,6 +130,7 @@ GGUF_FIXED: dict[str, tuple[Any, ...]] = {
 # The same, of keys that follow the architecture's name.
 GGUF_ARCHITECTURE_FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
+    "attention.sliding_window": (0,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
     "expert_count": (0,),
