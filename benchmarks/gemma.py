@@ -71,6 +71,17 @@ def requantised(source: Path, kind: str, python: str, out: Path) -> None:
     apart(python, quantize, str(source), str(out), kind)
 
 
+def entries_of(folder: Path) -> list[Entry]:
+    variants = json.loads((folder / "kiara.json").read_text("utf-8"))["variants"]
+    found = [
+        (name, bits, folder / variants[name]["file"]) for name, bits in (("int8", 8), ("int4", 4)) if name in variants
+    ]
+    return [
+        Entry(f"Kiara {folder.name} {name}", "kiara", bits, folder, size_of(path), {"variant": name})
+        for name, bits, path in found
+    ]
+
+
 def run(*words: object) -> None:
     subprocess.run([Path(sys.executable).with_name("kiara"), *map(str, words)], check=True)
 
@@ -93,18 +104,17 @@ def main() -> None:
     run("export", checkpoint, "--quantize", "int8", "--quantize", "int4", "--text", text, "--out", bundle)
     run("trim", checkpoint, "--to", text, "--out", trimmed)
     run("export", trimmed, "--quantize", "int8", "--quantize", "int4", "--text", text, "--out", small)
-    entries: list[Entry] = []
-    for folder, name in ((bundle, "Kiara"), (small, "Kiara trimmed")):
-        variants = json.loads((folder / "kiara.json").read_text("utf-8"))["variants"]
-        for variant, bits in (("int8", 8), ("int4", 4)):
-            if variant in variants:
-                path = folder / variants[variant]["file"]
-                entries.append(Entry(f"{name} {variant}", "kiara", bits, folder, size_of(path), {"variant": variant}))
+    own = [entry for folder in (bundle, small) for entry in entries_of(folder)]
+    peers: list[Entry] = []
     for kind, bits in (("Q8_0", 8), ("Q4_0", 4)):
         path = made(f"gemma3-{kind}.gguf", partial(requantised, source, kind, given.peers_python))
         for words, options in (("", {}), (", no flash attention", PLAIN_ATTENTION)):
-            entries.append(Entry(f"llama.cpp {kind}{words}", "llama.cpp", bits, path, size_of(path), options))
-    rows = summary(entries, measure(entries, prompts_of(bundle), given.rounds, given.peers_python))
+            peers.append(Entry(f"llama.cpp {kind}{words}", "llama.cpp", bits, path, size_of(path), options))
+    whole = [*(entry for entry in own if entry.path == bundle), *peers]
+    trimmed_ones = [entry for entry in own if entry.path == small]  # their token ids are others
+    runs = measure(whole, prompts_of(bundle), given.rounds, given.peers_python)
+    runs |= measure(trimmed_ones, prompts_of(small), given.rounds, given.peers_python)
+    rows = summary([*whole, *trimmed_ones], runs)
     for row in rows:
         prefill = f"prefill {row['prefill']:7.1f} ({row['prefill_ratio']:.2f})"
         decode = f"decode {row['decode']:6.1f} ({row['decode_ratio']:.2f})"
