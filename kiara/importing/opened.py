@@ -1,6 +1,6 @@
-"""A model's own files, opened but not yet converted: a Hugging Face folder or a GGUF file, here or on the hub.
+"""A model's own files, opened but not yet converted: a folder, a GGUF file, a checkpoint, or a model of the hub.
 
-They are untrusted: only files inside the folder are read, and of weights only safetensors.
+They are untrusted: only files inside the folder are read, and of pickled weights only tensors and plain values.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _open_path(source: Path, root: Path, tokenizer: Path | None) -> Opened:
         raise UserError(source, "pickled weights, which can run code, are not read", f"convert them to {WEIGHTS_FILE}")
     raise UserError(
         source,
-        "is neither a Hugging Face folder nor a .gguf file",
+        "is neither a Hugging Face folder nor a .gguf file, nor a checkpoint of nanoGPT or llama2.c",
         "name a folder with config.json, safetensors and tokenizer.json",
     )
 

@@ -20,14 +20,14 @@ _END = "\0"  # merges with nothing
 class TiktokenEncoder:
     """Encodes with tiktoken, after the added tokens are taken out of a text."""
 
-    def __init__(self, merges: Merges, special: Mapping[str, int], added: Mapping[str, int]) -> None:
+    def __init__(self, merges: Merges, added: Mapping[str, int]) -> None:
         self._merges, self._added = merges, added
         self._pattern = added_pattern(added) if added else None
         self.ranks_are_ids = merges.ids is None
         try:
             # Built directly: tiktoken's own loader caches by path and would return stale ranks.
             self._tiktoken = tiktoken.Encoding(
-                "kiara", pat_str=merges.pattern, mergeable_ranks=merges.ranks, special_tokens=dict(special)
+                "kiara", pat_str=merges.pattern, mergeable_ranks=merges.ranks, special_tokens={}
             )
         except ValueError as error:  # an invalid expression
             raise UserError(
@@ -120,6 +120,8 @@ def _without_special(definition: str) -> str:
 
     A piece with a blank is never found, because blanks of the text are replaced before.
     """
+    if '"Unigram"' not in definition:  # parsing a large file takes long
+        return definition
     values = json.loads(definition)
     if values["model"]["type"] != "Unigram":
         return definition

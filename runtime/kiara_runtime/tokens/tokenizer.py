@@ -51,7 +51,7 @@ class Tokenizer:
         self.engine: str = str(config.get("kiara_engine", usual)) if merges else "tokenizers"
         self._tiktoken = None
         if merges and self.engine == "tiktoken":
-            self._tiktoken = TiktokenEncoder(merges, self.special_tokens, self._added)
+            self._tiktoken = TiktokenEncoder(merges, self._added)
         else:
             self._library  # noqa: B018 - loaded now, so that a missing package is told now
 
