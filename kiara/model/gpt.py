@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kiara.config import ModelConfig
-from kiara.model import ops
+from kiara.model import ops, rotary
 from kiara.model.block import Block, Linear, Norm, Ropes
 from kiara.model.head_loss import head_loss
 from kiara.model.ops import KeyValue, Lengths, Packed
@@ -46,10 +46,10 @@ class GPT(nn.Module):
 
     def _tables(self) -> dict[str, Tensor]:
         """The rotary tables: cos and sin, and if the model has both kinds of layers, those of sliding ones."""
-        cos, sin = ops.rope_tables(self.config, sliding=self.config.all_slide)
+        cos, sin = rotary.rope_tables(self.config, sliding=self.config.all_slide)
         if len({layer.sliding for layer in self.layers}) == 1:
             return {"cos": cos, "sin": sin}
-        sliding_cos, sliding_sin = ops.rope_tables(self.config, sliding=True)
+        sliding_cos, sliding_sin = rotary.rope_tables(self.config, sliding=True)
         return {"cos": cos, "sin": sin, "sliding_cos": sliding_cos, "sliding_sin": sliding_sin}
 
     def make_tables(self, device: torch.device | None = None) -> None:

@@ -1,15 +1,38 @@
-"""Rotary position embeddings (Su et al. 2021): the rotation frequency of each dimension pair of a head."""
+"""Rotary position embeddings (Su et al. 2021): the rotation frequency of each dimension pair of a head.
+
+Shape letters: B batch, S tokens, E head size, R dimensions that are rotated, C context length.
+"""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kiara.config import ModelConfig
 
 Frequencies = NDArray[np.float64]
+
+
+def rope_tables(config: ModelConfig, sliding: bool = False) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions, each float32 (C, R / 2). sliding: of sliding layers."""
+    turns = torch.tensor(frequencies(config, sliding), dtype=torch.float64)
+    angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * turns
+    factor = table_factor(config, sliding)
+    return (factor * angles.cos()).float(), (factor * angles.sin()).float()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of the first R dimensions of each head (the non-interleaved form).
+
+    x (B, heads, S, E), tables (S, R / 2).
+    """
+    turned, rest = x.split((2 * cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]), dim=-1)
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).type_as(x)
 
 
 def frequencies(config: ModelConfig, sliding: bool = False) -> Frequencies:
