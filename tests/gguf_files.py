@@ -36,10 +36,12 @@ def write_gguf(
     without: str = "",
     split: int = 0,
     pieces: Any = None,
+    kind: str = "F32",
 ) -> Any:
     """Write a file; return the model in it and its tokenizer.
 
     without: a key to leave out. split: tensors per part. pieces: a SentencePieceProcessor, instead of byte-level BPE.
+    kind: type of the matrices that have blocks of 32.
     """
     tokenizer = make_tokenizer("llama3" if pre == "llama-bpe" else "smollm", texts)
     size = tokenizer.get_vocab_size() if pieces is None else pieces.vocab_size()
@@ -57,7 +59,7 @@ def write_gguf(
     change(writer)
     for values in writer.kv_data:
         values.pop(without, None)
-    _write_tensors(writer, model, architecture)
+    _write_tensors(writer, model, architecture, gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -162,7 +164,7 @@ def _write_further(writer: Writer, config: Any) -> None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
-def _write_tensors(writer: Writer, model: Any, architecture: str) -> None:
+def _write_tensors(writer: Writer, model: Any, architecture: str, kind: gguf.GGMLQuantizationType) -> None:
     config = model.config
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(kinds[architecture], config.num_hidden_layers)
@@ -170,7 +172,10 @@ def _write_tensors(writer: Writer, model: Any, architecture: str) -> None:
         if name.endswith((".attn.bias", ".masked_bias", "inv_freq")) or (name == "lm_head.weight" and _tied(config)):
             continue
         values = _stored(name, tensor.numpy(), config, architecture)
-        writer.add_tensor(table.get_name(name, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(values))
+        stored = np.ascontiguousarray(values)
+        known = kind if values.ndim == 2 and values.shape[1] % 32 == 0 else gguf.GGMLQuantizationType.F32
+        stored = gguf.quantize(stored, known)
+        writer.add_tensor(table.get_name(name, try_suffixes=(".weight", ".bias")), stored, raw_dtype=known)
 
 
 def _tied(config: Any) -> bool:

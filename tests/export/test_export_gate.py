@@ -46,7 +46,7 @@ def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
 ) -> None:
     traced = kiara_export.candidates.makers.trace(model)  # once for a dozen graphs: it takes longer than all the rest
     monkeypatch.setattr(kiara_export.candidates.makers, "trace", lambda model: traced)
-    monkeypatch.setattr(kiara_export.candidates.makers, "round_to", _coarse(32))
+    monkeypatch.setattr(kiara_export.candidates.makers, "rounded", _coarse(32))
     finer = kiara("export", run, "--out", tmp_path / "finer")
     assert finer.exit_code == 0 and finer.stderr.count("int8 loses") == finer.stderr.count("finer rounding") == 2
     assert Bundle.open(tmp_path / "finer").variants == ["int8"]
@@ -54,7 +54,7 @@ def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
     assert "Remade with finer rounding: int8, twice" in (tmp_path / "finer/README.md").read_text("utf-8")
     assert load(tmp_path / "finer").generate("import", max_tokens=3, temperature=0.0).tokens
 
-    monkeypatch.setattr(kiara_export.candidates.makers, "round_to", _coarse(0))
+    monkeypatch.setattr(kiara_export.candidates.makers, "rounded", _coarse(0))
     strict = kiara("export", run, "--out", tmp_path / "strict", "--strict")
     assert strict.exit_code == 1 and "int8 loses" in strict.stderr and "no bundle was written" in strict.stderr
     assert "differ most from layer" in strict.stderr and not (tmp_path / "strict").exists()

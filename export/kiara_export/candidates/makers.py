@@ -25,7 +25,7 @@ from kiara_export.quantize import (
     calibrate_int4,
     costly,
     fewest,
-    round_to,
+    rounded,
     smoothing,
 )
 from kiara_runtime.bundle import FLOAT32, GRAPH_FOLDER, Rounding, Variant
@@ -88,7 +88,7 @@ def _half(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
 
 def _blocks(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
     """Each attempt takes blocks half as large. What was trained on the grid is not rounded at all."""
-    return lower.blocks(material.traced, _rounded(order)), ()
+    return _lowered(material.traced, order, _rounded(order)), ()
 
 
 def _dynamic(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
@@ -135,7 +135,7 @@ def _gptq(material: Material, order: Order) -> tuple[ir.Model, tuple[str, ...]]:
     promoted = most if order.searches else 0
     if order.max_loss is not None:
         promoted = fewest(most, loss_with, order.max_loss)
-    return graph(promoted), tuple(mixed.eight(promoted))
+    return _lowered(material.traced, order, mixed.rounded(promoted)), tuple(mixed.eight(promoted))
 
 
 MAKERS: dict[Rounding, Maker] = {
@@ -146,9 +146,26 @@ MAKERS: dict[Rounding, Maker] = {
 }
 
 
-def _rounded(order: Order) -> Callable[[str, NDArray[np.float32]], Blocks]:
+def _rounded(order: Order) -> lower.Rounded:
     grid = Grid(order.variant.bits, order.variant.blocks[order.attempt :])
-    return lambda name, weight: round_to(grid, weight)
+    return lambda name, weight: rounded(grid, weight)
+
+
+def _lowered(traced: ir.Model, order: Order, rounding: lower.Rounded) -> ir.Model:
+    """The graph in blocks; tells how many matrices were not rounded, as they came in such blocks."""
+    kept: list[bool] = []
+
+    def noted(name: str, weight: NDArray[np.float32]) -> Blocks:
+        made = rounding(name, weight)
+        kept.append(made.kept)
+        return made
+
+    graph = lower.blocks(traced, noted)
+    if any(kept):
+        logger.info(
+            "%s: %d of %d matrices keep the blocks that they came with", order.variant.name, sum(kept), len(kept)
+        )
+    return graph
 
 
 def check_widths(model: GPT, variants: list[Variant]) -> None:

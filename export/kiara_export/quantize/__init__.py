@@ -2,6 +2,7 @@
 
 from kiara_export.quantize.blocks import Blocks, block_size, per_channel, round_to
 from kiara_export.quantize.gptq import calibrate_int4
+from kiara_export.quantize.kept import rounded
 from kiara_export.quantize.mixed import Mixed, fewest, over_budget
 from kiara_export.quantize.smooth import SHARE, Factors, costly, smoothing
 
@@ -17,5 +18,6 @@ __all__ = [
     "over_budget",
     "per_channel",
     "round_to",
+    "rounded",
     "smoothing",
 ]

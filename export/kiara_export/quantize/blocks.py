@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from kiara.grid import Grid
-from kiara_runtime.bundle import VARIANTS
 from kiara_runtime.errors import UserError
 
 SLAB = 1024  # rows
@@ -25,13 +24,14 @@ class Blocks:
     """A quantised matrix (out, in): weight = (value - zero) * scale.
 
     values: uint8 (out, blocks, size), below 2 ** bits. scales: float16 (out, blocks). zeros: uint8 (out, blocks),
-    or None if every zero point is 2 ** (bits - 1).
+    or None if every zero point is 2 ** (bits - 1). kept: whether the matrix had these blocks before.
     """
 
     bits: int
     values: NDArray[np.uint8]
     scales: NDArray[np.float16]
     zeros: NDArray[np.uint8] | None = None
+    kept: bool = False
 
     @property
     def rows(self) -> int:
@@ -72,11 +72,6 @@ def block_size(columns: int, sizes: tuple[int, ...]) -> int:
     if size is None:
         raise UserError("--quantize", f"a matrix has {columns} inputs, not a multiple of 16", "use none or fp16")
     return size
-
-
-def round_int8(weight: NDArray[np.float32], sizes: tuple[int, ...] = VARIANTS[0].blocks) -> Blocks:
-    """8-bit blocks of weight (out, in). sizes: inputs of a block, the first that divides a row is used."""
-    return round_to(Grid(8, sizes), weight)
 
 
 def round_to(grid: Grid, weight: NDArray[np.float32]) -> Blocks:

@@ -17,7 +17,8 @@ from kiara.data import Split
 from kiara.evaluation import windows
 from kiara.grid import SMALLEST_SCALE
 from kiara.model import GPT, Linear
-from kiara_export.quantize.blocks import Blocks, block_size, round_int8
+from kiara_export.quantize.blocks import Blocks, block_size
+from kiara_export.quantize.kept import kept, round_int8
 from kiara_export.quantize.mixed import Choice
 
 CALIBRATION_TOKENS = 1 << 14
@@ -59,7 +60,9 @@ def _layer_by_layer(
         for hook in hooks:
             hook.remove()
         for name, part in linears.items():
-            four, eight = gptq(part.weight, moments[name] / tokens, blocks), round_int8(part.weight.numpy())
+            weight = part.weight.numpy()
+            four = kept(weight, 4) or gptq(part.weight, moments[name] / tokens, blocks)
+            eight = round_int8(weight)
             error = part.weight - torch.from_numpy(four.weight())
             full = f"model.layers.{i}.{name}.weight"
             slope = slopes.get(full, torch.zeros(error.shape[0]))

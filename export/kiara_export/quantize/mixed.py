@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kiara_export.quantize.blocks import Blocks, round_int8
+from kiara_export.quantize.blocks import Blocks
+from kiara_export.quantize.kept import round_int8
 from kiara_runtime.errors import UserError
 
 

@@ -20,8 +20,9 @@ from kiara_export.graph import lower
 from kiara_export.graph.onnx_file import save
 from kiara_export.graph.trace import trace
 from kiara_export.pipeline import architecture
-from kiara_export.quantize.blocks import per_channel, round_int8
+from kiara_export.quantize.blocks import per_channel
 from kiara_export.quantize.gptq import calibrate_int4
+from kiara_export.quantize.kept import round_int8
 from kiara_export.quantize.mixed import Mixed
 from kiara_runtime.bundle.graph_file import external_files
 from kiara_runtime.engine.session import Session

@@ -20,7 +20,7 @@ from kiara_export.proof.judge import Comparison, Judge, shortfall, standard_erro
 from kiara_export.proof.other_runtimes import prompts_of
 from kiara_export.proof.reference import Reference, reference_of
 from kiara_export.proof.verify import tolerance, verify_float32
-from kiara_export.quantize.blocks import round_int8
+from kiara_export.quantize.kept import round_int8
 from kiara_export.quantize.smooth import smoothing
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.bundle.variants import VARIANTS

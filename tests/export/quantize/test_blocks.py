@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiara_export.quantize.blocks import Blocks, round_int8
+from kiara_export.quantize.blocks import Blocks
 from kiara_export.quantize.gptq import gptq
+from kiara_export.quantize.kept import round_int8
 from kiara_export.quantize.mixed import Choice, Mixed, fewest
 from kiara_runtime.errors import UserError
 
@@ -78,7 +79,7 @@ def test_a_weight_beyond_float16_scales_is_refused() -> None:
 
 def _mixed(costs: list[float]) -> Mixed:
     four = Blocks(4, np.zeros((1, 1, 32), np.uint8), np.ones((1, 1), np.float16), np.zeros((1, 1), np.uint8))
-    eight = round_int8(np.ones((1, 64), np.float32))
+    eight = round_int8(np.linspace(-1, 1, 64, dtype=np.float32)[None])
     return Mixed({f"m{i}": Choice(four, eight, cost) for i, cost in enumerate(costs)})
 
 

@@ -22,7 +22,8 @@ from kiara_export.graph import lower
 from kiara_export.graph.onnx_file import save
 from kiara_export.graph.trace import constant, trace
 from kiara_export.pipeline import architecture
-from kiara_export.quantize.blocks import per_channel, round_int8
+from kiara_export.quantize.blocks import per_channel
+from kiara_export.quantize.kept import round_int8
 from kiara_export.quantize.smooth import Factors, costly, smoothing
 from kiara_runtime.engine.session import Session
 from kiara_runtime.verify.agreement import in_chunks

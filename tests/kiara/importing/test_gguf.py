@@ -20,6 +20,7 @@ from kiara.data.token_ids import TokenIds
 from kiara.importing import weights
 from kiara.importing.gguf_container import Container
 from kiara.importing.importer import import_model
+from kiara_export.quantize.kept import kept
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens.chat import chat_ids
 from kiara_runtime.tokens.tokenizer import Tokenizer
@@ -163,6 +164,23 @@ def test_a_model_in_several_files_is_imported_from_the_first(texts: list[str], t
     parts[2].unlink()
     with pytest.raises(UserError, match="copy all parts of the model into one folder"):
         import_model(parts[0], tmp_path / "again")
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q8_0", 8), ("Q5_0", 8), ("Q4_0", 4)])
+def test_the_export_rounds_no_matrix_of_a_quantised_file(
+    kind: str, bits: int, texts: list[str], tmp_path: Path
+) -> None:
+    """Also those that are packed in one matrix here, whose rows llama.cpp stores in another order."""
+    write_gguf(tmp_path / "model.gguf", texts, kind=kind)
+    import_model(tmp_path / "model.gguf", tmp_path / "ours")
+    ours, _ = load_model(tmp_path / "ours")
+    for name, matrix in ours.matrices().items():
+        weight = matrix.detach().numpy()
+        if weight.shape[1] % 32:
+            continue
+        made = kept(weight, bits)
+        assert made is not None, name
+        np.testing.assert_array_equal(made.weight(), weight)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])

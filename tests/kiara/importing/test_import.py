@@ -23,7 +23,7 @@ from kiara_export.graph.lower import blocks
 from kiara_export.graph.onnx_file import save
 from kiara_export.graph.trace import trace
 from kiara_export.pipeline import Request, architecture, export
-from kiara_export.quantize.blocks import round_int8
+from kiara_export.quantize.kept import round_int8
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.engine.session import Session
 from kiara_runtime.model import load
