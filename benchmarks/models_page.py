@@ -52,9 +52,9 @@ Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K and IQ4_NL, in one file or in several
 originals: llama.cpp's converter leaves out the windows of Mistral, Qwen2 and StarCoder2, and Gemma's factor on scores
 where it is not the usual one; the imported model then computes what llama.cpp does.
 
-Matrices of Q8_0, Q5_0 and Q4_0 are not rounded again by `kiara export --quantize int8`, nor those of Q4_0 by int4: they keep
-their blocks of 32, and the export says how many do. The blocks of other types have float minimums or other sizes, which
-MatMulNBits cannot read; they are rounded from the float32 values.
+Matrices of Q8_0, Q5_0 and Q4_0 are not rounded again by `kiara export --quantize int8`, nor those of Q4_0 by int4:
+they keep their blocks of 32, and the export says how many do. The blocks of other types have float minimums or other
+sizes, which MatMulNBits cannot read; they are rounded from the float32 values.
 
 ## Tokenizers
 
