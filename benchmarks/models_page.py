@@ -86,10 +86,10 @@ Bits per byte against float32: int8 -0.21 %, int4 +0.39 %. The import takes 0.9 
 ## What is not exact
 
 Rotary angles are computed in float64 here and in float32 by `transformers`; with its angles, the difference of the
-variation llama-3.2 falls from 3e-05 to 3e-06. `longrope` (Phi-3) changes its factors beyond the original context, also for keys that are in the cache; the imported
-context ends there. Layers with a sliding window keep a KV cache of the whole context. ONNX Runtime's attention needs
-heads whose rotated part is a multiple of 16. Mixtures of experts, state-space models and multimodal parts are not
-supported.
+variation llama-3.2 falls from 3e-05 to 3e-06. `longrope` (Phi-3) changes its factors beyond the original context, also
+for keys that are in the cache; the imported context ends there. Layers with a sliding window keep a KV cache of the
+whole context. ONNX Runtime's attention needs heads whose rotated part is a multiple of 16. Mixtures of experts,
+state-space models and multimodal parts are not supported.
 """
 
 

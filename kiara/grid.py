@@ -62,8 +62,11 @@ class Grid:
         """Inputs per block for rows of `inputs`; None if no size divides it."""
         return next((size for size in self.sizes if inputs % size == 0), None)
 
-    def steps(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-        """Integers (O, N, K) and scales (O, N), both float32; a scale too large for float16 is infinite."""
+    def steps(self, weight_OI: Tensor, importance_I: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Integers (O, N, K) and scales (O, N), both float32; a scale too large for float16 is infinite.
+
+        importance: of the squared error of each input; equal by default.
+        """
         size = self.size(weight_OI.shape[1])
         assert size is not None
         weight_ONK = weight_OI.unflatten(1, (-1, size))
@@ -72,7 +75,7 @@ class Grid:
             scale_ON = self._half(exact_ON)
             return self._rounded(weight_ONK, scale_ON), scale_ON
         scales_CON = torch.stack([self._half(exact_ON * factor) for factor in self._factors()])
-        errors_CON = torch.stack([self._error(weight_ONK, scale_ON) for scale_ON in scales_CON])
+        errors_CON = torch.stack([self._error(weight_ONK, scale_ON, importance_I) for scale_ON in scales_CON])
         scale_ON = scales_CON.gather(0, errors_CON.argmin(0, keepdim=True))[0]
         return self._rounded(weight_ONK, scale_ON), scale_ON
 
@@ -84,10 +87,10 @@ class Grid:
     def compensated(self, weight_OI: Tensor, moments_II: Tensor) -> Tensor:
         """The weights rounded to the grid, (O, I), so that errors of a row compensate each other.
 
-        moments: second moments of the inputs. The scales are those of `nearest`; the largest step of a block is also
-        as there, so that the same scale is found again.
+        moments: second moments of the inputs, which weigh the errors when scales are chosen, too. The largest step of
+        a block is that of its nearest values, so that the same scale is found again.
         """
-        steps_ONK, scale_ON = self.steps(weight_OI)
+        steps_ONK, scale_ON = self.steps(weight_OI, moments_II.diagonal())
         size, low = steps_ONK.shape[-1], -(1 << (self.bits - 1))
         largest_ON = steps_ONK.abs().argmax(-1)
 
@@ -119,9 +122,12 @@ class Grid:
         low = -(1 << (self.bits - 1))
         return (weight_ONK / scale_ON[..., None]).round_().clamp_(low, -low - 1)
 
-    def _error(self, weight_ONK: Tensor, scale_ON: Tensor) -> Tensor:
+    def _error(self, weight_ONK: Tensor, scale_ON: Tensor, importance_I: Tensor | None) -> Tensor:
         """Squared error of each block."""
-        return self._rounded(weight_ONK, scale_ON).mul_(scale_ON[..., None]).sub_(weight_ONK).square_().sum(-1)
+        squares_ONK = self._rounded(weight_ONK, scale_ON).mul_(scale_ON[..., None]).sub_(weight_ONK).square_()
+        if importance_I is not None:
+            squares_ONK.mul_(importance_I.view(squares_ONK.shape[1:]))
+        return squares_ONK.sum(-1)
 
     def _largest_to_last_step(self, weight_ONK: Tensor) -> Tensor:
         """The scale at which the largest weight of a block becomes the last integer."""

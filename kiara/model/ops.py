@@ -22,7 +22,7 @@ from torch import Tensor
 from kiara.model.rotary import apply_rope
 
 KeyValue = tuple[Tensor, Tensor]
-BLOCKS, SMALLEST_BLOCK = 8, 32  # of queries, in training on a CPU
+BLOCKS, SMALLEST_BLOCK = 8, 32  # of queries, on a CPU
 _emitting = False
 
 
@@ -255,7 +255,7 @@ def _mask(q: Tensor, k: Tensor, form: AttentionForm, layout: Packed | None) -> T
 
 
 def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor:
-    if mask is None and form.softcap is None and q.device.type == "cpu" and q.requires_grad:
+    if mask is None and form.softcap is None and q.device.type == "cpu":
         return _in_blocks(q, k, v, form.scale or q.shape[-1] ** -0.5)
     if form.softcap is None:
         grouped = form.heads != form.kv_heads
@@ -270,7 +270,7 @@ def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: Attention
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention of some queries at a time, each block with the keys that it sees; for training on a CPU.
+    """Causal attention of some queries at a time, each block with the keys that it sees; for a CPU.
 
     PyTorch's own kernel there takes twice as long, forward and backward, at 256 to 1,024 tokens in bfloat16.
     """

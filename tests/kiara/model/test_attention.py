@@ -1,4 +1,4 @@
-"""Attention of queries in blocks, as training on a CPU computes it, against PyTorch's own."""
+"""Attention of queries in blocks, as a CPU computes it, against PyTorch's own."""
 
 from __future__ import annotations
 

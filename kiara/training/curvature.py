@@ -1,0 +1,66 @@
+"""How much an error in a row of each matrix costs, estimated on training text, to round weights by it.
+
+Shape letters: D inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kiara.data import Split
+from kiara.evaluation import rows_at_once, window_length, windows
+from kiara.model import GPT, Linear
+
+TOKENS = 1 << 15  # of training text
+
+
+@torch.enable_grad()
+def curvatures(model: GPT, text: Split) -> dict[str, Tensor]:
+    """By name of a matrix, (D, D) each. The same in all processes.
+
+    Of a projection, the second moments of its inputs. Of the tables, the curvature of the loss by an error in a row,
+    estimated by products of gradients (the empirical Fisher information); a tied table has that of both uses.
+    """
+    found: dict[str, Tensor] = {}
+    kept: list[Tensor] = []  # of a pass: the embedded tokens, and what the head reads
+
+    def keep(module: nn.Module, inputs: object, output: Any) -> None:
+        kept.append(output if isinstance(output, Tensor) else output[0])
+
+    hooks = [module.register_forward_hook(keep) for module in (model.embed_tokens, model.norm)]
+    for name, part in model.layers.named_modules(prefix="layers"):
+        if isinstance(part, Linear):
+            hooks.append(part.register_forward_pre_hook(_adding(found, f"{name}.weight")))
+    head = "embed_tokens.weight" if model.lm_head is None else "lm_head.weight"
+    try:
+        for batch in windows(text, window_length(model), TOKENS, rows_at_once(model)):
+            ids = batch.to(model.cos.device)
+            kept.clear()
+            logits = model.predict(ids[:, :-1])
+            loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+            slopes, embedded = (part.flatten(0, 1).float() for part in torch.autograd.grad(loss, (logits, kept[0])))
+            scale = slopes.norm(dim=1, keepdim=True) * model.config.logit_scale
+            _add(found, head, kept[1].detach().flatten(0, 1).float() * scale)
+            _add(found, "embed_tokens.weight", embedded)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _adding(found: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        _add(found, name, inputs[0].detach().flatten(0, -2).float())
+
+    return add
+
+
+def _add(found: dict[str, Tensor], name: str, rows: Tensor) -> None:
+    """Add the second moments of rows (tokens, D)."""
+    moments = rows.T @ rows
+    found[name] = moments if name not in found else found[name].add_(moments)
