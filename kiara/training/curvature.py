@@ -6,6 +6,7 @@ Shape letters: D inputs of a matrix.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,12 +17,20 @@ from kiara.data import Split
 from kiara.evaluation import rows_at_once, window_length, windows
 from kiara.model import GPT, Linear
 
-TOKENS = 1 << 15  # of training text
+MOST, LEAST = 1 << 15, 1 << 13  # tokens of training text
+SHARE = 32  # of the run's tokens, one in so many
+
+
+def tokens_for(run_tokens: int) -> int:
+    """Tokens to estimate from in a run of so many: few enough that short runs do not spend their time on it."""
+    return min(MOST, max(LEAST, run_tokens // SHARE))
 
 
 @torch.enable_grad()
-def curvatures(model: GPT, text: Split) -> dict[str, Tensor]:
-    """By name of a matrix, (D, D) each. The same in all processes.
+def curvatures(
+    model: GPT, text: Split, tokens: int = MOST, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> dict[str, Tensor]:
+    """By name of a matrix, float32 (D, D) each. The same in all processes. autocast: of the passes.
 
     Of a projection, the second moments of its inputs. Of the tables, the curvature of the loss by an error in a row,
     estimated by products of gradients (the empirical Fisher information); a tied table has that of both uses.
@@ -38,10 +47,11 @@ def curvatures(model: GPT, text: Split) -> dict[str, Tensor]:
             hooks.append(part.register_forward_pre_hook(_adding(found, f"{name}.weight")))
     head = "embed_tokens.weight" if model.lm_head is None else "lm_head.weight"
     try:
-        for batch in windows(text, window_length(model), TOKENS, rows_at_once(model)):
+        for batch in windows(text, window_length(model), tokens, rows_at_once(model)):
             ids = batch.to(model.cos.device)
             kept.clear()
-            logits = model.predict(ids[:, :-1])
+            with autocast():
+                logits = model.predict(ids[:, :-1])
             loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
             slopes, embedded = (part.flatten(0, 1).float() for part in torch.autograd.grad(loss, (logits, kept[0])))
             scale = slopes.norm(dim=1, keepdim=True) * model.config.logit_scale
@@ -62,5 +72,6 @@ def _adding(found: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[T
 
 def _add(found: dict[str, Tensor], name: str, rows: Tensor) -> None:
     """Add the second moments of rows (tokens, D)."""
-    moments = rows.T @ rows
+    with torch.autocast(rows.device.type, enabled=False):
+        moments = rows.T @ rows
     found[name] = moments if name not in found else found[name].add_(moments)

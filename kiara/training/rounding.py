@@ -10,19 +10,18 @@ Weights are rounded in place around a pass, so compiled code, gradient buckets a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from kiara.data import Split
 from kiara.grid import Grid
 from kiara.model import GPT, Linear
-from kiara.training.curvature import curvatures
 from kiara.training.parallel import like, local, whole
 from kiara_runtime.bundle import find_variant
 
+Curvatures = Callable[[], dict[str, Tensor]]
 _EXACT = "exact/"  # prefix of exact weights among the optimizers' tensors
 _COMPENSATED = ("int4",)  # their tables stay exact in a pass
 
@@ -30,9 +29,9 @@ _COMPENSATED = ("int4",)  # their tables stay exact in a pass
 class Rounding:
     """Rounds the matrices of a model to a variant's grid, and restores them."""
 
-    def __init__(self, model: GPT, name: str, text: Split | None = None) -> None:
-        """name: of a variant with block-quantised weights. text: on which errors compensate each other, if the variant
-        does that; None rounds to the nearest.
+    def __init__(self, model: GPT, name: str, curvatures: Curvatures | None = None) -> None:
+        """name: of a variant with block-quantised weights. curvatures: by name of a matrix, (D, D), for variants whose
+        errors compensate each other; without them weights are rounded to the nearest.
         """
         variant = find_variant(name)
         assert variant is not None
@@ -40,7 +39,7 @@ class Rounding:
         self.exact: dict[str, Tensor] = {}  # filled while the model's weights are rounded
         self._matrices = model.matrices()
         self._grids = {name: Grid.for_matrix(variant, name, weight.shape[1]) for name, weight in self._matrices.items()}
-        self._model, self._text = model, text if name in _COMPENSATED else None
+        self._curvatures = curvatures if name in _COMPENSATED else None
         self._shipped: dict[str, Tensor] = {}  # the rounded matrices, until the next step
         dynamic = variant.rounding == "dynamic"
         self._projections = [part for part in model.layers.modules() if dynamic and isinstance(part, Linear)]
@@ -52,12 +51,12 @@ class Rounding:
         if training:
             self._shipped = {}
         try:
-            if self._text is None:
+            if self._curvatures is None:
                 self._round(self._matrices)
             elif training:
                 self._round(name for name in self._matrices if name.startswith("layers."))
             else:
-                self._compensate(self._text)
+                self._compensate(self._curvatures)
             self._round_activations(True)
             yield
         finally:
@@ -72,13 +71,13 @@ class Rounding:
             mine = local(self._matrices[name])
             mine.copy_(self._grids[name].nearest(mine))
 
-    def _compensate(self, text: Split) -> None:
+    def _compensate(self, curvatures: Curvatures) -> None:
         """Round all matrices so that the errors of a row compensate each other.
 
         Once as long as no step is taken, because the last checkpoint is followed by another validation.
         """
         if not self._shipped:
-            curvature = curvatures(self._model, text)
+            curvature = curvatures()
             for name, weight in self._matrices.items():
                 with torch.no_grad():
                     self._shipped[name] = self._grids[name].compensated(local(weight), curvature[name])

@@ -19,6 +19,7 @@ from kiara.console import log_without_bar, logger, progress
 from kiara.data import Dataset, PairSplit
 from kiara.model import sizes
 from kiara.training.advice import advice, stalled
+from kiara.training.curvature import curvatures, tokens_for
 from kiara.training.device import (
     memory_mib,
     memory_told,
@@ -98,13 +99,14 @@ class Trainer:
         self.gradient = Gradient(self.objective, dataset.train, run.config, world, self.autocast)
         self.optimizers = make_optimizers(self.model, self.config, self.bfloat16)
         quantize, selected = self.config.quantize, self.config.select_by or self.config.quantize
-        self.rounding = Rounding(self.model, quantize, dataset.train) if quantize != "none" else None
+        tokens = self.config.max_steps * self.config.sequences * self.length
+        estimate = partial(curvatures, self.model, dataset.train, tokens_for(tokens), self.autocast)
+        self.rounding = Rounding(self.model, quantize, estimate) if quantize != "none" else None
         self.selection = Rounding(self.model, selected) if selected not in ("none", "val_bpb") else None
         self.saved = self.step
         if run.last:
             load_snapshot(run.last, self.model, self.optimizers)
         self.validation = Validation(self.model, dataset, world, self._predict, self.length)
-        tokens = self.config.max_steps * self.config.sequences * self.length
         flops = sizes.training_flops(run.config.model, self.model.vocab_size, tokens, self.length) / world.size
         self.compiled = use_compile(self.config.compile, self.device, flops)
         if self.compiled:

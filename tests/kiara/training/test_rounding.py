@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from kiara.grid import Grid
 from kiara.model.block import Linear
 from kiara.model.gpt import GPT
 from kiara.model.ops import round_rows
+from kiara.training.curvature import curvatures
 from kiara.training.rounding import Rounding
 from kiara.training.run import Run
 from kiara.training.trainer import Trainer, train
@@ -204,8 +206,11 @@ def test_tables_stay_exact_in_passes_of_int4_and_what_ships_has_less_error(
     with torch.no_grad():
         model.embed_tokens.weight.normal_()
     exact = {name: weight.detach().clone() for name, weight in model.matrices().items()}
-    rounding, table = Rounding(model, "int4", dataset.train), "embed_tokens.weight"
-    read = {table: _rows(model, dataset, model.norm, 2), UP: _rows(model, dataset, model.layers[0].mlp.up_proj, 1)}
+    rounding, table = Rounding(model, "int4", partial(curvatures, model, dataset.train)), "embed_tokens.weight"
+    read = {
+        table: _rows(model, dataset, model.norm, 2),
+        UP: _rows(model, dataset, model.get_submodule(UP.removesuffix(".weight")), 1),
+    }
     with rounding(training=True):
         assert torch.equal(model.embed_tokens.weight, exact[table])
         assert all(_grid("int4").holds(w) for name, w in model.matrices().items() if name != table)
@@ -217,7 +222,7 @@ def test_tables_stay_exact_in_passes_of_int4_and_what_ships_has_less_error(
         nearest = _grid("int4").nearest(exact[name])
         error = [(rows @ (weight - exact[name]).T).square().mean() for weight in (nearest, shipped[name])]
         assert error[1] < 0.95 * error[0], name
-    with Rounding(model, "int8", dataset.train)(training=True):
+    with Rounding(model, "int8", partial(curvatures, model, dataset.train))(training=True):
         assert not torch.equal(model.embed_tokens.weight, exact[table])
 
 
