@@ -23,6 +23,7 @@ from kiara.model.rotary import apply_rope
 
 KeyValue = tuple[Tensor, Tensor]
 BLOCKS, SMALLEST_BLOCK = 8, 32  # of queries, on a CPU
+MOST_SCORES = 1 << 24  # of a layer there; training holds half of them, in about 6 bytes each
 _emitting = False
 
 
@@ -255,7 +256,8 @@ def _mask(q: Tensor, k: Tensor, form: AttentionForm, layout: Packed | None) -> T
 
 
 def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: AttentionForm) -> Tensor:
-    if mask is None and form.softcap is None and q.device.type == "cpu":
+    few = q.shape[:3].numel() * k.shape[2] <= MOST_SCORES
+    if mask is None and form.softcap is None and q.device.type == "cpu" and few:
         return _in_blocks(q, k, v, form.scale or q.shape[-1] ** -0.5)
     if form.softcap is None:
         grouped = form.heads != form.kv_heads
@@ -272,7 +274,8 @@ def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: Attention
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Causal attention of some queries at a time, each block with the keys that it sees; for a CPU.
 
-    PyTorch's own kernel there takes twice as long, forward and backward, at 256 to 1,024 tokens in bfloat16.
+    PyTorch's own kernel there takes twice as long, forward and backward, at 256 to 1,024 tokens in bfloat16; but it
+    holds no scores, so it serves long sequences.
     """
     batch, heads, new, size = q.shape
     rows = max(SMALLEST_BLOCK, -(-new // BLOCKS))
