@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DAMPING = 0.01  # of H's mean diagonal, added to the diagonal (as in the paper)
 
@@ -39,3 +39,16 @@ def compensated(
             mine[:, j + 1 :] -= errors[:, j, None] * inner[j, j + 1 :]
         left[:, end:] -= errors @ factor[start:end, end:]
     return found
+
+
+def adding_moments(moments_II: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """A forward pre-hook that adds the second moments of what a module reads, (..., I), to float32 `moments`.
+
+    In place, so that autocast does not round the product.
+    """
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        flat = inputs[0].detach().reshape(-1, len(moments_II)).float()
+        moments_II.addmm_(flat.T, flat)
+
+    return add

@@ -23,7 +23,7 @@ from kiara.model.rotary import apply_rope
 
 KeyValue = tuple[Tensor, Tensor]
 BLOCKS, SMALLEST_BLOCK = 8, 32  # of queries, on a CPU
-MOST_SCORES = 1 << 24  # of a layer there; training holds half of them, in about 6 bytes each
+MOST_SCORES = 1 << 24  # of a layer in blocks; training keeps half of them, in about 6 bytes each
 _emitting = False
 
 
@@ -272,10 +272,10 @@ def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: Attention
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention of some queries at a time, each block with the keys that it sees; for a CPU.
+    """Causal attention of some queries at a time, each block with the keys that it sees.
 
-    PyTorch's own kernel there takes twice as long, forward and backward, at 256 to 1,024 tokens in bfloat16; but it
-    holds no scores, so it serves long sequences.
+    On a CPU PyTorch's own kernel takes twice as long, forward and backward, at 256 to 1,024 tokens in bfloat16. It
+    keeps no scores, so long sequences still use it.
     """
     batch, heads, new, size = q.shape
     rows = max(SMALLEST_BLOCK, -(-new // BLOCKS))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kiara.compensation import adding_moments
 from kiara.data import Split
 from kiara.evaluation import rows_at_once, window_length, windows
 from kiara.model import GPT, Linear
@@ -35,7 +36,7 @@ def curvatures(
     Of a projection, the second moments of its inputs. Of the tables, the curvature of the loss by an error in a row,
     estimated by products of gradients (the empirical Fisher information); a tied table has that of both uses.
     """
-    found: dict[str, Tensor] = {}
+    found = {name: torch.zeros(w.shape[1], w.shape[1], device=model.cos.device) for name, w in model.matrices().items()}
     kept: list[Tensor] = []  # of a pass: the embedded tokens, and what the head reads
 
     def keep(module: nn.Module, inputs: object, output: Any) -> None:
@@ -44,7 +45,7 @@ def curvatures(
     hooks = [module.register_forward_hook(keep) for module in (model.embed_tokens, model.norm)]
     for name, part in model.layers.named_modules(prefix="layers"):
         if isinstance(part, Linear):
-            hooks.append(part.register_forward_pre_hook(_adding(found, f"{name}.weight")))
+            hooks.append(part.register_forward_pre_hook(adding_moments(found[f"{name}.weight"])))
     head = "embed_tokens.weight" if model.lm_head is None else "lm_head.weight"
     try:
         for batch in windows(text, window_length(model), tokens, rows_at_once(model)):
@@ -55,23 +56,10 @@ def curvatures(
             loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
             slopes, embedded = (part.flatten(0, 1).float() for part in torch.autograd.grad(loss, (logits, kept[0])))
             scale = slopes.norm(dim=1, keepdim=True) * model.config.logit_scale
-            _add(found, head, kept[1].detach().flatten(0, 1).float() * scale)
-            _add(found, "embed_tokens.weight", embedded)
+            read = kept[1].detach().flatten(0, 1).float() * scale
+            found[head].addmm_(read.T, read)
+            found["embed_tokens.weight"].addmm_(embedded.T, embedded)
     finally:
         for hook in hooks:
             hook.remove()
     return found
-
-
-def _adding(found: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        _add(found, name, inputs[0].detach().flatten(0, -2).float())
-
-    return add
-
-
-def _add(found: dict[str, Tensor], name: str, rows: Tensor) -> None:
-    """Add the second moments of rows (tokens, D)."""
-    with torch.autocast(rows.device.type, enabled=False):
-        moments = rows.T @ rows
-    found[name] = moments if name not in found else found[name].add_(moments)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kiara.compensation import compensated
+from kiara.compensation import adding_moments, compensated
 from kiara.data import Split
 from kiara.evaluation import windows
 from kiara.grid import SMALLEST_SCALE
@@ -54,7 +54,7 @@ def _layer_by_layer(
     for i, layer in enumerate(model.layers):
         linears = {name: part for name, part in layer.named_modules() if isinstance(part, Linear)}
         moments = {name: torch.zeros(part.in_features, part.in_features) for name, part in linears.items()}
-        hooks = [part.register_forward_pre_hook(_adding(moments[name])) for name, part in linears.items()]
+        hooks = [part.register_forward_pre_hook(adding_moments(moments[name])) for name, part in linears.items()]
         for stream, delta in zip(streams, deltas, strict=True):
             layer(stream, delta, ropes, None, None)
         for hook in hooks:
@@ -98,14 +98,6 @@ def _watching(slopes: dict[str, Tensor], name: str) -> Callable[[nn.Module, obje
         output.register_hook(note)
 
     return watch
-
-
-def _adding(moments: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = inputs[0].reshape(-1, moments.shape[0])
-        moments.addmm_(flat.T, flat)
-
-    return add
 
 
 @torch.inference_mode()

@@ -6,11 +6,13 @@ types have float minimums, or scales that are products: their weights are rounde
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kiara.grid import Grid
-from kiara_export.quantize.blocks import SLAB, Blocks, round_to
+from kiara_export.quantize.blocks import SLAB, Blocks, block_size, round_to
 from kiara_runtime.bundle import VARIANTS
 
 SIZE = 32
@@ -18,8 +20,17 @@ LAST = {8: (127, 16, 8), 4: (-8,)}  # by bits: what the largest weight of a bloc
 
 
 def rounded(grid: Grid, weight: NDArray[np.float32]) -> Blocks:
-    """Blocks of weight (out, in): those that it has already, or else on the grid."""
-    return kept(weight, grid.bits) or round_to(grid, weight)
+    """Blocks of weight (out, in): those that it has already, or else on the grid.
+
+    Where the grid is finer, they are divided: activations are rounded by block, too, so that this reduces their error.
+    """
+    found, size = kept(weight, grid.bits), block_size(weight.shape[1], grid.sizes)
+    if found is None:
+        return round_to(grid, weight)
+    if size >= SIZE:
+        return found
+    values = found.values.reshape(len(weight), -1, size)
+    return replace(found, values=values, scales=found.scales.repeat(SIZE // size, axis=1))
 
 
 def round_int8(weight: NDArray[np.float32]) -> Blocks:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiara_export.quantize.kept import kept, round_int8
+from kiara.grid import Grid
+from kiara_export.quantize.kept import kept, round_int8, rounded
 
 
 def _of_gguf(kind: str, shape: tuple[int, int], seed: int, scale: float = 1.0) -> np.ndarray:
@@ -45,6 +46,13 @@ def test_matrices_packed_from_several_types_are_kept() -> None:
     weight[1, :32] = 0  # a block without weights
     made = round_int8(weight)
     assert made.kept
+    np.testing.assert_array_equal(made.weight(), weight)
+
+
+def test_a_finer_grid_divides_blocks_and_changes_no_weight() -> None:
+    weight = _of_gguf("Q8_0", (4, 96), 4)
+    made = rounded(Grid(8, (16,)), weight)
+    assert made.size == 16 and made.kept
     np.testing.assert_array_equal(made.weight(), weight)
 
 
