@@ -44,11 +44,19 @@ main(sys.argv[1:])
 """
 
 
-def with_chat(bundle: Path, folder: Path) -> Path:
+# Names the tools, and writes calls as many templates do; short, as the tests' models have a short context.
+TOOL_TEMPLATE = (
+    "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    '{% for c in m.tool_calls or [] %}<call>{"name": "{{ c.function.name }}", "arguments": '
+    "{{ c.function.arguments | tojson }}}</call>{% endfor %};{% endfor %}"
+)
+
+
+def with_chat(bundle: Path, folder: Path, template: str = TEMPLATE) -> Path:
     """A copy of the bundle whose model has a chat template."""
     shutil.copytree(bundle, folder)
     config = folder / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {"chat_template": TEMPLATE}), "utf-8")
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {"chat_template": template}), "utf-8")
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     values = {name: value for name, value in manifest.items() if name not in ("format_version", "files", "sha256")}
     write_manifest(folder, values)

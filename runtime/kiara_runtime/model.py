@@ -21,6 +21,7 @@ from kiara_runtime.sampling import Sampling, SamplingParams, check_integer, samp
 from kiara_runtime.stream import Generation, Score, Stream
 from kiara_runtime.system import machine
 from kiara_runtime.tokens import Message, Tokenizer, chat_ids, load_tokenizer
+from kiara_runtime.tools import Choice, Conversation, Definition, ToolUse, conversation, tool_use
 
 if TYPE_CHECKING:
     from kiara_runtime.sampling import Constraint
@@ -104,9 +105,28 @@ class Model:
         found += [stream.generation() for stream in streams[len(found) :]]
         return [found[i : i + n] for i in range(0, len(found), n)]
 
-    def chat(self, messages: List[Message], **sampling: Unpack[Sampling]) -> Generation:
-        """The answer to a conversation. Raises UserError where the model has no chat template."""
-        return self.generate(self.chat_prompt(messages), **sampling)
+    def chat(
+        self,
+        messages: List[Message],
+        tools: List[Definition] | None = None,
+        tool_choice: Choice = "auto",
+        parallel_tool_calls: bool = True,
+        **sampling: Unpack[Sampling],
+    ) -> Generation:
+        """The answer to a conversation. Raises UserError where the model has no chat template.
+
+        tools: functions that the model may call, in OpenAI's form. tool_choice: "auto", "none", "required", or
+        `{"type": "function", "function": {"name": ...}}`. parallel_tool_calls: whether an answer may have several
+        calls. Arguments follow the tools' schemas; `tool_calls` of the answer has them, and nothing is run.
+        """
+        params = sampling_params(sampling)
+        chat = self.conversation(messages, tool_use(tools, tool_choice, parallel_tool_calls), params)
+        stream = self.start(self.prompt_ids(chat.prompt, "messages"), params, constraint=chat.constraint)
+        return stream.generation(chat.format)
+
+    def conversation(self, messages: List[Message], use: ToolUse | None, params: SamplingParams) -> Conversation:
+        """The prompt of a conversation whose answer may call tools, and the grammar that holds the answer."""
+        return conversation(self.tokenizer, self.vocab_size, self.eos_token_ids, messages, use, params)
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """The log-likelihood of `continuation` after `prompt`; each text is tokenized separately."""
@@ -146,13 +166,21 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.close()
 
-    def start(self, prompt: list[int], params: SamplingParams, choice: int = 0, heal: bool = False) -> Stream:
+    def start(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        choice: int = 0,
+        heal: bool = False,
+        constraint: Constraint | None = None,
+    ) -> Stream:
         """Like `stream`, for ids from `prompt_ids`. choice: index of the continuation; each has its own random draws.
 
-        heal: allow token healing, because the prompt is a text that may end inside a token.
+        heal: allow token healing, because the prompt is a text that may end inside a token. constraint: a grammar at
+        its start, instead of that of `params`; it is copied.
         """
         params.check_vocabulary(self.vocab_size)
-        constraint = self._constraint(params)
+        constraint = self._constraint(params) if constraint is None else constraint.copy()
         plain = constraint is None and params.max_tokens > 0 and not params.prompt_logprobs
         healing = (
             self._healing(prompt, {*params.banned_tokens, *params.stop_token_ids})
@@ -181,12 +209,18 @@ class Model:
         return allowed
 
     def _constraint(self, params: SamplingParams) -> Constraint | None:
-        grammars = {"json_schema": params.json_schema, "regex": params.regex, "grammar": params.grammar}
-        if not any(grammars.values()):
+        if params.json_schema is params.regex is params.grammar is None:
             return None
         from kiara_runtime.sampling import constrain
 
-        return constrain(self.tokenizer, self.vocab_size, self.eos_token_ids, **grammars)
+        return constrain(
+            self.tokenizer,
+            self.vocab_size,
+            self.eos_token_ids,
+            json_schema=params.json_schema,
+            regex=params.regex,
+            grammar=params.grammar,
+        )
 
 
 def load(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Literal
 
 from kiara_runtime.engine import FinishReason, Piece, Runner, Sequence
 from kiara_runtime.sampling import TokenLogprob
+from kiara_runtime.tools import CallFormat, CallPart, CallReader, ToolCall, tool_calls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,16 +17,18 @@ class Generation:
 
     tokens: all generated ids, including those of a stop sequence but not an end-of-text token.
     finish_reason: "stop" at an end-of-text token, a stop sequence or the end of a grammar, "length" at max_tokens or at
-    the end of the context. queue_seconds: waiting for a slot. prefill_seconds: until the first token was sampled,
+    the end of the context, "tool_calls" after calls.
+    queue_seconds: waiting for a slot. prefill_seconds: until the first token was sampled,
     including queue_seconds. decode_seconds: from then to the end.
     logprobs: one for each token, and one more if an end-of-text token ended it; prompt_logprobs: if requested, one for
     each prompt token but the first. cached_tokens: prompt tokens found in the cache of earlier requests.
-    drafted_tokens, accepted_tokens: of speculative decoding.
+    drafted_tokens, accepted_tokens: of speculative decoding. tool_calls: of an answer to a conversation with tools; its
+    text is then what comes before them.
     """
 
     text: str
     tokens: list[int]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["tool_calls"]
     prompt_tokens: int
     seed: int
     queue_seconds: float
@@ -35,6 +39,7 @@ class Generation:
     cached_tokens: int
     drafted_tokens: int
     accepted_tokens: int
+    tool_calls: list[ToolCall] = dataclasses.field(default_factory=list[ToolCall])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +83,21 @@ class Stream(Iterator[Piece]):
     def __del__(self) -> None:
         self.sequence.cancelled = True
 
-    def generation(self) -> Generation:
-        """Wait for the end and return all pieces that have not been read yet as one `Generation`."""
+    def generation(self, format: CallFormat | None = None) -> Generation:
+        """Wait for the end and return all pieces that have not been read yet as one `Generation`.
+
+        format: of calls, which are taken out of the text.
+        """
         pieces, sequence = list(self), self.sequence
         drafter, times = sequence.drafter, sequence.times
+        reader = None if format is None else CallReader(format)
+        parts = [part for piece in pieces for part in (reader.feed(piece) if reader else [piece.text])]
+        calls = tool_calls(part for part in parts if isinstance(part, CallPart))
+        reason = (pieces[-1].finish_reason if pieces else None) or "stop"
         return Generation(
-            text="".join(piece.text for piece in pieces),
+            text="".join(part for part in parts if isinstance(part, str)),
             tokens=[token for piece in pieces for token in piece.tokens],
-            finish_reason=(pieces[-1].finish_reason if pieces else None) or "stop",
+            finish_reason="tool_calls" if calls and reason == "stop" else reason,
             prompt_tokens=sequence.prompt_tokens,
             seed=self.seed,
             queue_seconds=sequence.queue_seconds,
@@ -96,4 +108,5 @@ class Stream(Iterator[Piece]):
             cached_tokens=sequence.reused,
             drafted_tokens=drafter.guessed if drafter else 0,
             accepted_tokens=drafter.accepted if drafter else 0,
+            tool_calls=calls,
         )

@@ -135,7 +135,7 @@ def _events(service: Service, record: Record, work: Work, voice: Voice, usage: b
                     continue
                 yield b": waiting\n\n"
             else:
-                for chunk in filter(None, (voice.chunk(event[0], part) for part in apart(event[1]))):
+                for chunk in (chunk for part in apart(event[1]) for chunk in voice.chunks(event[0], part)):
                     yield _event(chunk, usage)
                     last = time.monotonic()
                 continue

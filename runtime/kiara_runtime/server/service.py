@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
-from kiara_runtime.sampling import SamplingParams
+from kiara_runtime.sampling import Constraint, SamplingParams
 from kiara_runtime.server.guard import ApiError, Guard, busy
 from kiara_runtime.server.jobs import Admission, Patience, Prompt, Work
 from kiara_runtime.server.openai import requests as api
@@ -21,6 +21,7 @@ from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.openai.choices import ChatVoice, CompletionVoice, TokenTexts, Voice
 from kiara_runtime.server.records import Log, Metrics
 from kiara_runtime.tokens import can_chat
+from kiara_runtime.tools import ToolUse, tool_use
 
 SHOWN = {"README.md": "text/markdown; charset=utf-8", "receipt.json": "application/json", "receipt.png": "image/png"}
 BESIDE = 6  # requests that may tokenise at once, on threads not used by generation
@@ -121,14 +122,14 @@ class Service:
         self.check_model(asked.model)
         prompts = _listed(asked.prompt)
         echo, logprobs = bool(asked.echo), asked.logprobs is not None
-        sampling = {
+        sampling: dict[str, Any] = {
             **_sampling(asked, DEFAULT_TOKENS),
             "logprobs": asked.logprobs,
             "prompt_logprobs": echo and logprobs,
         }
         with named("prompt"):
             ids = [Prompt(self.model.prompt_ids(prompt), isinstance(prompt, str)) for prompt in prompts]
-        work = self._work(ids, asked.n, sampling, patience)
+        work = self._work(ids, asked.n, SamplingParams(**sampling), patience)
         echoed = [p if isinstance(p, str) else self.model.detokenize(p) for p in prompts] if echo else None
         return work, CompletionVoice(self._head(f"cmpl-{id}"), work, self.token_texts, echoed, asked.n or 1, logprobs)
 
@@ -140,22 +141,30 @@ class Service:
         sampling = _sampling(asked, self.model.context_length)
         sampling |= {"max_tokens": min(given)} if given else {}  # two names of the same limit
         sampling["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
+        params, messages = SamplingParams(**sampling), [_message(message) for message in asked.messages]
         with named("messages"):
-            prompt = self.model.chat_prompt([_message(message) for message in asked.messages])
-        ids = self.model.prompt_ids(prompt, "messages")
-        work = self._work([Prompt(ids)], asked.n, sampling, patience)
+            chat = self.model.conversation(messages, _tools(asked), params)
+        ids = self.model.prompt_ids(chat.prompt, "messages")
+        work = self._work([Prompt(ids)], asked.n, params, patience, chat.constraint)
         head = self._head(f"chatcmpl-{id}")
-        return work, ChatVoice(head, work, self.token_texts, asked.n or 1, bool(asked.logprobs))
+        return work, ChatVoice(head, work, self.token_texts, asked.n or 1, bool(asked.logprobs), chat.format)
 
-    def _work(self, prompts: list[Prompt], n: int | None, sampling: dict[str, Any], patience: Patience) -> Work:
-        choices, params = len(prompts) * (n or 1), SamplingParams(**sampling)
+    def _work(
+        self,
+        prompts: list[Prompt],
+        n: int | None,
+        params: SamplingParams,
+        patience: Patience,
+        constraint: Constraint | None = None,
+    ) -> Work:
+        choices = len(prompts) * (n or 1)
         if choices > CHOICES:
             raise ApiError(400, f"n: {choices} choices of all prompts are too many; ask for {CHOICES} at most", "n")
         tokens = sum(len(prompt.ids) for prompt in prompts)
         told = (1 + (params.logprobs or 0)) * (n or 1) * tokens * params.prompt_logprobs
         if told > TOLD:
             raise ApiError(400, f"logprobs: {told} of echoed prompts are too many; send fewer prompts", "logprobs")
-        return Work(self.model, prompts, n or 1, params, self.settings.slots, patience, self.metrics)
+        return Work(self.model, prompts, n or 1, params, self.settings.slots, patience, self.metrics, constraint)
 
     @property
     def token_texts(self) -> TokenTexts:
@@ -185,9 +194,14 @@ def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[s
 
 
 def _message(message: api.ChatMessage) -> dict[str, Any]:
-    content = message.content
-    parts = content if isinstance(content, str) else [part.model_dump() for part in content]
-    return {"role": message.role, "content": parts, **({} if message.name is None else {"name": message.name})}
+    return message.model_dump(include={"role", "content", "name", "tool_calls", "tool_call_id"}, exclude_none=True)
+
+
+def _tools(asked: api.ChatRequest) -> ToolUse | None:
+    choice = asked.tool_choice or "auto"
+    tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
+    named = choice if isinstance(choice, str) else choice.model_dump()
+    return tool_use(tools, named, asked.parallel_tool_calls is not False)
 
 
 def _sampling(asked: api.Generation, max_tokens: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Choosing tokens is in `sampling`, computing logits in `engine`.
 from kiara_runtime.tokens.chat import Message, can_chat, chat_ids, chat_problems, chat_text, ids_of, read_messages
 from kiara_runtime.tokens.golden import golden_ids, load_tokenizer
 from kiara_runtime.tokens.sentencepiece import BLANK
-from kiara_runtime.tokens.template import template_of
+from kiara_runtime.tokens.template import TemplateRefusalError, template_of
 from kiara_runtime.tokens.text_stream import TextStream
 from kiara_runtime.tokens.tokenizer import Tokenizer, check_text
 from kiara_runtime.tokens.tokenizer_json import (
@@ -24,6 +24,7 @@ __all__ = [
     "END_OF_TEXT",
     "SPLIT_PATTERN",
     "Message",
+    "TemplateRefusalError",
     "TextStream",
     "Tokenizer",
     "added_token",

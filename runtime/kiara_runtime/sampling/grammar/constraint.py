@@ -49,12 +49,14 @@ class Constraint:
         vocab_size: int,
         eos_token_ids: frozenset[int],
         refuse: Callable[[str], UserError],
+        special: frozenset[int],
     ) -> None:
-        """matcher: an LLMatcher at its start. refuse: makes an error from a reason."""
+        """matcher: an LLMatcher at its start. refuse: makes an error from a reason. special: as `constrain` takes."""
         self._matcher, self._vocab_size, self._refuse = matcher, vocab_size, refuse
         self._eos = sorted(eos_token_ids)
         self._text, self._risky = vocabulary.has_text.copy(), vocabulary.risky
         assert len(self._text) <= vocab_size
+        self._text[list(special)] = True
         self._text[[i for i in self._eos if i < len(self._text)]] = False  # these end the text, even one that has text
         self._allowed, self._more = self._look()
 
@@ -136,20 +138,22 @@ def constrain(
     json_schema: str | None = None,
     regex: str | None = None,
     grammar: str | None = None,
+    special: frozenset[int] = frozenset(),
 ) -> Constraint:
     """The constraint of a new sequence. Takes exactly one of json_schema (JSON text), regex and grammar (Lark).
 
-    vocab_size: of the model, V; the tokenizer's may be smaller. The last few compiled grammars are cached. Raises
+    vocab_size: of the model, V; the tokenizer's may be smaller. special: special tokens that the grammar may ask for by
+    their id, as `<[12]>`, which those of a request may not. The last few compiled grammars are cached. Raises
     UserError if llguidance is missing, cannot read the grammar or finds it too complex, or if no text satisfies it.
     """
     given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
     [(field, text)] = [(name, text) for name, text in given.items() if text is not None]
-    key = (vocab_size, eos_token_ids, field, text)
+    key = (vocab_size, eos_token_ids, field, text, special)
     with _lock:
         known = _compiled.setdefault(tokenizer, OrderedDict())
         found = known.get(key)
     if found is None:
-        found = _compile(tokenizer, vocab_size, eos_token_ids, field, text)
+        found = _compile(tokenizer, vocab_size, eos_token_ids, field, text, special)
         with _lock:
             known[key] = found
             while len(known) > KEPT_GRAMMARS:
@@ -157,7 +161,14 @@ def constrain(
     return found.copy()
 
 
-def _compile(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int], field: str, text: str) -> Constraint:
+def _compile(
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    eos_token_ids: frozenset[int],
+    field: str,
+    text: str,
+    special: frozenset[int],
+) -> Constraint:
     """The constraint at its start, for sequences to copy. field: which of the three forms `text` is."""
     library, refuse = library_for(field), partial(_refusal, field, text)
     if len(text) > MAX_CHARACTERS:
@@ -171,7 +182,7 @@ def _compile(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int
     def begun(source: str) -> Constraint:
         def begin() -> Constraint:
             matcher = library.LLMatcher(vocabulary.trie, source, log_level=0, limits=limits)
-            return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, give_up)
+            return Constraint(matcher, vocabulary, vocab_size, eos_token_ids, give_up, special)
 
         return call_with_large_stack(begin)
 

@@ -31,11 +31,13 @@ from kiara_runtime.sampling.grammar.schema_checks import (
 )
 from kiara_runtime.sampling.grammar.schema_rules import limit_steps, mend_numbers, mend_options, mend_strings
 
-# White space between JSON tokens: none, a space, or a line break and an indent, as in llama.cpp. A small model that may
-# write unlimited white space does so to the end of its context.
-# Without \u each string has one spelling: otherwise a property's name could be spelled so that its schema is missed.
-WHITE_SPACE = {"whitespace_pattern": " |\n[ \t]{0,20}"}
+# White space between JSON tokens: a space after a comma and a colon, as Python and chat templates write JSON, so that a
+# model chooses none. A schema may ask for less or more by "x-guidance": {"whitespace_flexible": false or true}; more is
+# none, a space, or a line break and an indent, because a small model that may write any fills its context with it.
+WHITE_SPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 NO_WHITE_SPACE = {"whitespace_flexible": False}
+SOME_WHITE_SPACE = {"whitespace_pattern": " |\n[ \t]{0,20}"}
+# Without \u each string has one spelling: otherwise a property's name could be spelled so that its schema is missed.
 ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 MAX_DEPTH = 120  # llguidance's limit is 128, and rewriting adds a few levels
 MAX_SECONDS = 2  # for finding the part of a schema that does not compile
@@ -205,14 +207,15 @@ def _mend(schema: Schema) -> dict[str, Any]:
         for path, inner in found:
             _check_closed(path, inner)
     own = schema.pop("x-guidance", None)  # one option is used below; llguidance's others would allow more
-    flexible = not isinstance(own, dict) or cast("Schema", own).get("whitespace_flexible") is not False
+    asked = cast("Schema", own).get("whitespace_flexible") if isinstance(own, dict) else None
+    space = {True: SOME_WHITE_SPACE, False: NO_WHITE_SPACE}[asked] if isinstance(asked, bool) else WHITE_SPACE
     for path, inner in found:
         inner.pop("$schema", None)
         mend_numbers(path, inner)
         mend_strings(path, inner)
         mend_options(inner)
     limit_steps(found)
-    return {**(WHITE_SPACE if flexible else NO_WHITE_SPACE), **escapes}
+    return {**space, **escapes}
 
 
 def _check_closed(path: str, schema: Schema) -> None:

@@ -8,6 +8,8 @@ in completions, the end-of-text token, which is listed by name although it is no
 from __future__ import annotations
 
 import codecs
+import secrets
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,6 +20,7 @@ from kiara_runtime.sampling import TokenLogprob
 from kiara_runtime.server.jobs import Work
 from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.tokens import Tokenizer
+from kiara_runtime.tools import CallFormat, CallPart, CallReader, tool_calls
 
 
 class TokenTexts:
@@ -58,8 +61,8 @@ class Voice(ABC):
         return ()
 
     @abstractmethod
-    def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
-        """The chunk of a piece; None if it has nothing to send yet."""
+    def chunks(self, index: int, piece: Piece) -> Iterable[answers.Answer]:
+        """The chunks of a piece; none if it has nothing to send yet."""
 
     @abstractmethod
     def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
@@ -88,11 +91,10 @@ class CompletionVoice(Voice):
         self._texts, self._echoed, self._n, self._logprobs = texts, echoed, n, logprobs
         self._places: dict[int, _Places] = {}
 
-    def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
+    def chunks(self, index: int, piece: Piece) -> Iterable[answers.Answer]:
         choice = self._choice(index, [piece])
-        if not (choice.text or choice.finish_reason or (choice.logprobs and choice.logprobs.tokens)):
-            return None
-        return answers.Completion(**self._head, choices=[choice])
+        if choice.text or choice.finish_reason or (choice.logprobs and choice.logprobs.tokens):
+            yield answers.Completion(**self._head, choices=[choice])
 
     def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
         made = [self._choice(index, pieces) for index, pieces in enumerate(choices)]
@@ -138,38 +140,72 @@ class CompletionVoice(Voice):
 
 
 class ChatVoice(Voice):
-    def __init__(self, head: dict[str, Any], work: Work, texts: TokenTexts, choices: int, logprobs: bool) -> None:
+    def __init__(
+        self,
+        head: dict[str, Any],
+        work: Work,
+        texts: TokenTexts,
+        choices: int,
+        logprobs: bool,
+        calls: CallFormat | None,
+    ) -> None:
+        """calls: the format of calls in the answers, if they may have some."""
         super().__init__(head, work)
-        self._texts, self._choices, self._logprobs = texts, choices, logprobs
+        self._texts, self._logprobs = texts, logprobs
+        self._readers = [CallReader(calls) if calls else None for _ in range(choices)]
 
     def opening(self) -> Iterable[answers.Answer]:
-        for index in range(self._choices):
+        for index in range(len(self._readers)):
             yield self._chunk(index, answers.ChatDelta(role="assistant", content=""), self._told([]), None)
 
-    def chunk(self, index: int, piece: Piece) -> answers.Answer | None:
-        told, reason = self._told([piece]), piece.finish_reason
-        if not (piece.text or reason or (told and told.content)):
-            return None
-        delta = answers.ChatDelta(content=piece.text) if piece.text or reason is None else answers.ChatDelta()
-        return self._chunk(index, delta, told, reason)
+    def chunks(self, index: int, piece: Piece) -> Iterable[answers.Answer]:
+        deltas, told = list(map(_delta, self._parts(index, piece))), self._told([piece])
+        reason = self._reason(index, [piece])
+        for delta in deltas:
+            yield self._chunk(index, delta, told, None)
+            told = self._told([])  # once
+        if reason:
+            yield self._chunk(index, answers.ChatDelta(), told, reason)
+        elif told and told.content:
+            yield self._chunk(index, answers.ChatDelta(content=""), told, None)
 
     def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
         made = [
             answers.ChatChoice(
                 index=index,
-                message=answers.ChatAnswer(content="".join(piece.text for piece in pieces)),
+                message=self._message([part for piece in pieces for part in self._parts(index, piece)]),
                 logprobs=self._told(pieces),
-                finish_reason=_reason(pieces),
+                finish_reason=self._reason(index, pieces),
             )
             for index, pieces in enumerate(choices)
         ]
         return answers.ChatCompletion(**self._head, choices=made, usage=self.usage())
 
+    def _parts(self, index: int, piece: Piece) -> list[str | CallPart]:
+        reader = self._readers[index]
+        return reader.feed(piece) if reader else [piece.text] if piece.text else []
+
+    def _message(self, parts: list[str | CallPart]) -> answers.ChatAnswer:
+        text = "".join(part for part in parts if isinstance(part, str))
+        calls = [
+            answers.Call(id=_call_id(), function=answers.CalledFunction(name=call.name, arguments=call.arguments))
+            for call in tool_calls(part for part in parts if isinstance(part, CallPart))
+        ]
+        return answers.ChatAnswer(content=text or None if calls else text, tool_calls=calls or None)
+
+    def _reason(self, index: int, pieces: Sequence[Piece]) -> answers.ChatFinishReason | None:
+        reason, reader = _reason(pieces), self._readers[index]
+        return "tool_calls" if reason == "stop" and reader and reader.calls else reason
+
     def closing(self) -> answers.Answer:
         return answers.ChatChunk(**self._head, choices=[], usage=self.usage())
 
     def _chunk(
-        self, index: int, delta: answers.ChatDelta, told: answers.ChatLogprobs | None, reason: FinishReason | None
+        self,
+        index: int,
+        delta: answers.ChatDelta,
+        told: answers.ChatLogprobs | None,
+        reason: answers.ChatFinishReason | None,
     ) -> answers.ChatChunk:
         choice = answers.ChatChunkChoice(index=index, delta=delta, logprobs=told, finish_reason=reason)
         return answers.ChatChunk(**self._head, choices=[choice])
@@ -186,6 +222,22 @@ class ChatVoice(Voice):
 
     def _top(self, token: int, logprob: float) -> answers.TopLogprob:
         return answers.TopLogprob(token=self._texts.text(token), logprob=logprob, bytes=list(self._texts.bytes(token)))
+
+
+def _delta(part: str | CallPart) -> answers.ChatDelta:
+    if isinstance(part, str):
+        return answers.ChatDelta(content=part)
+    function = answers.FunctionDelta(name=part.name, arguments=part.arguments)
+    begins = part.name is not None
+    call = answers.CallDelta(
+        index=part.index, id=_call_id() if begins else None, type="function" if begins else None, function=function
+    )
+    return answers.ChatDelta(tool_calls=[call])
+
+
+def _call_id() -> str:
+    """Nine letters or digits, because Mistral's chat template takes no other."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
 class _Places:

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 MAX_N, MAX_PROMPTS, MAX_MESSAGES, MAX_BIASES, MAX_STOPS, MAX_TOP = 16, 256, 1024, 1024, 16, 20
+MAX_TOOLS, MAX_CALLS = 128, 128
 LARGEST = (1 << 31) - 1
 
 
@@ -52,7 +53,7 @@ def _form(value: object) -> str:
     if not isinstance(value, list):
         return "[one]"
     first: object = next(iter(cast("list[object]", value)), "")
-    return "[many]" if isinstance(first, (str, dict)) else "[lists]" if isinstance(first, list) else "[ids]"
+    return "[many]" if isinstance(first, (str, dict, BaseModel)) else "[lists]" if isinstance(first, list) else "[ids]"
 
 
 One, Many, Ids, Lists = Tag("[one]"), Tag("[many]"), Tag("[ids]"), Tag("[lists]")
@@ -192,17 +193,111 @@ Parts = Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Many]
 Content = Annotated[Annotated[str, One] | Parts, ByForm]
 
 
-class ChatMessage(Request):
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is the same as system.")
-    content: Content
+class Message(Request):
     name: Text | None = Field(None, max_length=64, description="Passed to the chat template; many ignore it.")
     # Fields that OpenAI's clients add to a response's message, so that it can be sent back unchanged.
     refusal: None = None
     annotations: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
     parsed: Any = Field(None, description="The content as parsed by the client; ignored.")
+
+
+def _role(value: object) -> object:
+    """Refuse what is no role of any message; the type below would list only some of them."""
+    if value not in ("system", "developer", "user"):
+        raise PydanticCustomError("role", "is not system, developer, user, assistant or tool")
+    return value
+
+
+class TextMessage(Message):
+    role: Annotated[Literal["system", "developer", "user"], BeforeValidator(_role)] = Field(
+        description="developer is the same as system."
+    )
+    content: Content
+    tool_calls: Annotated[None, Nothing([])] = None
+
+
+class CalledFunction(Request):
+    name: Text
+    arguments: str = Field(description="A JSON object as text.")
+    parsed_arguments: Any = Field(None, description="The arguments as parsed by the client; ignored.")
+
+
+class Call(Request):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+    index: Any = Field(None, description="Of a streamed call; ignored.")
+
+
+class AssistantMessage(Message):
+    model_config = ConfigDict(  # checked when the prompt is made
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+                {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
+            ]
+        }
+    )
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=MAX_CALLS, fail_fast=True)] | None = Field(
+        None, description="Calls of this answer; their results follow as messages of the role tool."
+    )
+
+
+class ToolMessage(Message):
+    role: Literal["tool"]
+    content: Content = Field(description="The result of a call.")
+    tool_call_id: str = Field(description="The id of the call.")
+    tool_calls: None = None
+
+
+def _message_form(value: object) -> str:
+    role = cast("dict[str, object]", value).get("role") if isinstance(value, dict) else None
+    return {"assistant": "[assistant]", "tool": "[tool]"}.get(str(role), "[text]")
+
+
+ChatMessage = Annotated[
+    Annotated[TextMessage, Tag("[text]")]
+    | Annotated[AssistantMessage, Tag("[assistant]")]
+    | Annotated[ToolMessage, Tag("[tool]")],
+    Discriminator(_message_form),
+]
+
+
+class FunctionDefinition(Request):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(
+        None, description="A JSON Schema of an object, which the arguments always follow."
+    )
+    strict: bool | None = Field(None, description="Accepted; arguments always follow the schema.")
+
+
+class Tool(Request):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(Request):
+    name: Text
+
+
+class NamedTool(Request):
+    type: Literal["function"]
+    function: FunctionName
+
+
+def _choice_form(value: object) -> str:
+    return "[word]" if isinstance(value, str) else "[named]"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("[word]")] | Annotated[NamedTool, Tag("[named]")],
+    Discriminator(_choice_form),
+]
 
 
 class ChatRequest(Generation):
@@ -218,9 +313,15 @@ class ChatRequest(Generation):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = Field(
         None, description="Number of top alternatives at each position; needs logprobs."
     )
-    tools: Annotated[None, Nothing([])] = None
-    tool_choice: Annotated[None, Nothing("none", "auto")] = None
-    parallel_tool_calls: Annotated[None, Nothing(True, False)] = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
+        None, description="Functions that the model may call; the client runs them."
+    )
+    tool_choice: ToolChoice | None = Field(
+        None, description="auto (the default), none, required, or the name of the tool that must be called."
+    )
+    parallel_tool_calls: bool | None = Field(
+        None, description="Whether an answer may have several calls, as by default."
+    )
     functions: Annotated[None, Nothing([])] = None
     function_call: Annotated[None, Nothing("none", "auto")] = None
     modalities: Annotated[None, Nothing(["text"])] = None

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Response(BaseModel):
@@ -68,17 +69,33 @@ class ChatLogprobs(Response):
     refusal: None = None
 
 
+def _missing(value: object) -> bool:
+    return value is None
+
+
+class CalledFunction(Response):
+    name: str
+    arguments: str = Field(description="A JSON object as text; cut off if finish_reason is length.")
+
+
+class Call(Response):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatAnswer(Response):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="null if the answer is calls alone.")
     refusal: None = None
+    tool_calls: Annotated[list[Call] | None, Field(exclude_if=_missing)] = None
 
 
 class ChatChoice(Response):
     index: int
     message: ChatAnswer
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatCompletion(Answer):
@@ -86,20 +103,31 @@ class ChatCompletion(Answer):
     choices: list[ChatChoice]
 
 
-def _missing(value: object) -> bool:
-    return value is None
+class FunctionDelta(Response):
+    name: Annotated[str | None, Field(exclude_if=_missing)] = None
+    arguments: str
+
+
+class CallDelta(Response):
+    """A part of a call; id, type and name are in its first part only."""
+
+    index: int
+    id: Annotated[str | None, Field(exclude_if=_missing)] = None
+    type: Annotated[Literal["function"] | None, Field(exclude_if=_missing)] = None
+    function: FunctionDelta
 
 
 class ChatDelta(Response):
     role: Annotated[Literal["assistant"] | None, Field(exclude_if=_missing)] = None
     content: Annotated[str | None, Field(exclude_if=_missing)] = None
+    tool_calls: Annotated[list[CallDelta] | None, Field(exclude_if=_missing)] = None
 
 
 class ChatChunkChoice(Response):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatChunk(Answer):

@@ -21,6 +21,8 @@ BYTES = Tokenizer.from_merges([bytes([byte]) for byte in range(256)], {END_OF_TE
 
 
 def _begin(schema: dict[str, Any]) -> Constraint:
+    """The schema with white space as the model likes, unless it says otherwise."""
+    schema = {**schema, "x-guidance": {"whitespace_flexible": True, **schema.get("x-guidance", {})}}
     return constrain(BYTES, 257, frozenset({256}), json_schema=json.dumps(schema))
 
 
@@ -32,6 +34,19 @@ def _accepts(schema: dict[str, Any], text: str) -> bool:
     except ValueError:
         return False
     return bool(constraint.allowed()[256])
+
+
+def test_white_space_is_that_of_python_unless_the_schema_asks_for_more_or_less() -> None:
+    texts = {None: '{"a": 1, "b": [2, 3]}', False: '{"a":1,"b":[2,3]}', True: '{"a":\n    1,"b": [ 2 , 3]}'}
+    schema = {"properties": {"a": {"type": "integer"}, "b": {"type": "array"}}, "additionalProperties": False}
+    for flexible in texts:
+        made = {**schema, "x-guidance": {"whitespace_flexible": flexible}} if flexible is not None else schema
+        for form, text in texts.items():
+            constraint, length = constrain(BYTES, 257, frozenset({256}), json_schema=json.dumps(made)), 0
+            while length < len(text) and constraint.allowed()[ord(text[length])]:
+                constraint.accept(ord(text[length]))
+                length += 1
+            assert (length == len(text)) == (flexible is True or form is flexible), (flexible, form)
 
 
 ABOUT_A = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}

@@ -1,0 +1,24 @@
+"""Tools that a model may call: their definitions, prompts, the grammar that holds calls, and reading them.
+
+Nothing here runs a tool but `functions`, and that only when asked to. What grammars are is in `sampling.grammar`.
+"""
+
+from kiara_runtime.tools.call_format import CallFormat
+from kiara_runtime.tools.call_reader import CallPart, CallReader, ToolCall, tool_calls
+from kiara_runtime.tools.conversation import Conversation, conversation
+from kiara_runtime.tools.definitions import Choice, Definition, Tool, ToolUse, tool_use
+
+__all__ = [
+    "CallFormat",
+    "CallPart",
+    "CallReader",
+    "Choice",
+    "Conversation",
+    "Definition",
+    "Tool",
+    "ToolCall",
+    "ToolUse",
+    "conversation",
+    "tool_calls",
+    "tool_use",
+]
