@@ -49,6 +49,7 @@ TOOL_TEMPLATE = (
     "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
     '{% for c in m.tool_calls or [] %}<call>{"name": "{{ c.function.name }}", "arguments": '
     "{{ c.function.arguments | tojson }}}</call>{% endfor %};{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
 

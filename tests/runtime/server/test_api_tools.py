@@ -112,8 +112,12 @@ def test_the_python_api_calls_the_same(client: FlaskClient, model: Model) -> Non
 
 
 def test_a_call_that_is_cut_off_says_so(client: FlaskClient) -> None:
-    message = _whole(_ok(client, CHAT, **{**REQUIRED, "tool_choice": SET}, max_tokens=12))[0]
-    assert message["reason"] == "length" and not message["content"]
+    body = {**REQUIRED, "tool_choice": SET, "seed": 1}
+    whole = _ok(client, CHAT, **body)
+    cut = _whole(_ok(client, CHAT, **body, max_tokens=whole["usage"]["completion_tokens"] - 12))[0]
+    [call], [full] = cut["tool_calls"], _whole(whole)[0]["tool_calls"]
+    assert cut["reason"] == "length" and not cut["content"]
+    assert full["arguments"].startswith(call["arguments"]) and full != call
 
 
 SET = {"type": "function", "function": {"name": "set"}}

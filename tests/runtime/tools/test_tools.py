@@ -45,7 +45,8 @@ TEMPLATES = {
     + _TURNS.replace(
         "@",
         "{% if m.tool_calls %}<|tool|>[{% for c in m.tool_calls %}{\"name\": \"{{ c.function.name }}\", "
-        "\"arguments\": {{ c.function.arguments | tojson }}}{% if not loop.last %}, {% endif %}{% endfor %}]{% endif %}",
+        "\"arguments\": {{ c.function.arguments | tojson }}}{% if not loop.last %}, {% endif %}{% endfor %}]"
+        "{% endif %}",
     ),
     "ids": _SHOWN
     + _TURNS.replace(
@@ -58,8 +59,8 @@ TEMPLATES = {
     "xml": _SHOWN
     + _TURNS.replace(
         "@",
-        _EACH + "<call name={{ c.function.name }}>{% for k, v in c.function.arguments.items() %}<{{ k }}>{{ v }}</{{ k }}>"
-        "{% endfor %}</call>" + _END,
+        _EACH + "<call name={{ c.function.name }}>{% for k, v in c.function.arguments.items() %}<{{ k }}>{{ v }}"
+        "</{{ k }}>{% endfor %}</call>" + _END,
     ),
 }  # fmt: skip
 WEATHER: dict[str, Any] = {
