@@ -10,9 +10,10 @@ from typing import Any, TypeVar, Unpack
 
 from kiara_runtime.engine import Piece
 from kiara_runtime.model import Model, Prompt
-from kiara_runtime.sampling import Sampling
+from kiara_runtime.sampling import Sampling, sampling_params
 from kiara_runtime.stream import Generation, Score
 from kiara_runtime.tokens import Message
+from kiara_runtime.tools import Choice, Definition, tool_use
 
 MOST_THREADS = 1024  # one per pending request, started on demand
 Result = TypeVar("Result")
@@ -45,10 +46,21 @@ class AsyncModel:
         finally:
             stream.close()
 
-    async def chat(self, messages: Sequence[Message], **sampling: Unpack[Sampling]) -> Generation:
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Definition] | None = None,
+        tool_choice: Choice = "auto",
+        parallel_tool_calls: bool = True,
+        **sampling: Unpack[Sampling],
+    ) -> Generation:
         """Like `Model.chat`."""
-        prompt = await self._in_thread(self.model.chat_prompt, messages)
-        return await self.generate(prompt, **sampling)
+        use = tool_use(tools, tool_choice, parallel_tool_calls)
+        stream, format = await self._in_thread(self.model.begin_chat, messages, use, sampling_params(sampling))
+        try:
+            return await self._in_thread(stream.generation, format)
+        finally:
+            stream.close()
 
     async def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """Like `Model.score`."""

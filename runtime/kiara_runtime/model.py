@@ -21,7 +21,7 @@ from kiara_runtime.sampling import Sampling, SamplingParams, check_integer, samp
 from kiara_runtime.stream import Generation, Score, Stream
 from kiara_runtime.system import machine
 from kiara_runtime.tokens import Message, Tokenizer, chat_ids, load_tokenizer
-from kiara_runtime.tools import Choice, Conversation, Definition, ToolUse, conversation, tool_use
+from kiara_runtime.tools import CallFormat, Choice, Conversation, Definition, ToolUse, conversation, tool_use
 
 if TYPE_CHECKING:
     from kiara_runtime.sampling import Constraint
@@ -115,14 +115,22 @@ class Model:
     ) -> Generation:
         """The answer to a conversation. Raises UserError where the model has no chat template.
 
-        tools: functions that the model may call, in OpenAI's form. tool_choice: "auto", "none", "required", or
-        `{"type": "function", "function": {"name": ...}}`. parallel_tool_calls: whether an answer may have several
-        calls. Arguments follow the tools' schemas; `tool_calls` of the answer has them, and nothing is run.
+        tools: what the model may call: definitions in OpenAI's form, or annotated Python functions. tool_choice:
+        "auto", "none", "required", or `{"type": "function", "function": {"name": ...}}`. parallel_tool_calls: whether
+        an answer may have several calls. Their arguments follow the tools' schemas; `tool_calls` of the answer has
+        them, and nothing is run (`kiara_runtime.functions` does).
         """
-        params = sampling_params(sampling)
-        chat = self.conversation(messages, tool_use(tools, tool_choice, parallel_tool_calls), params)
+        use = tool_use(tools, tool_choice, parallel_tool_calls)
+        stream, format = self.begin_chat(messages, use, sampling_params(sampling))
+        return stream.generation(format)
+
+    def begin_chat(
+        self, messages: List[Message], use: ToolUse | None, params: SamplingParams
+    ) -> tuple[Stream, CallFormat | None]:
+        """The stream of an answer, and the format of the calls in it, if it may have some."""
+        chat = self.conversation(messages, use, params)
         stream = self.start(self.prompt_ids(chat.prompt, "messages"), params, constraint=chat.constraint)
-        return stream.generation(chat.format)
+        return stream, chat.format
 
     def conversation(self, messages: List[Message], use: ToolUse | None, params: SamplingParams) -> Conversation:
         """The prompt of a conversation whose answer may call tools, and the grammar that holds the answer."""

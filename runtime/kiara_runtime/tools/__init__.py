@@ -1,12 +1,13 @@
 """Tools that a model may call: their definitions, prompts, the grammar that holds calls, and reading them.
 
-Nothing here runs a tool but `functions`, and that only when asked to. What grammars are is in `sampling.grammar`.
+Nothing here runs a tool; `kiara_runtime.functions` does. What grammars are is in `sampling.grammar`.
 """
 
 from kiara_runtime.tools.call_format import CallFormat
 from kiara_runtime.tools.call_reader import CallPart, CallReader, ToolCall, tool_calls
 from kiara_runtime.tools.conversation import Conversation, conversation
 from kiara_runtime.tools.definitions import Choice, Definition, Tool, ToolUse, tool_use
+from kiara_runtime.tools.functions import function_definition
 
 __all__ = [
     "CallFormat",
@@ -19,6 +20,7 @@ __all__ = [
     "ToolCall",
     "ToolUse",
     "conversation",
+    "function_definition",
     "tool_calls",
     "tool_use",
 ]

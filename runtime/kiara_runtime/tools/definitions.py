@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from kiara_runtime.errors import UserError
+from kiara_runtime.tools.functions import function_definition
 
 MAX_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Choice = Literal["auto", "none", "required"] | Mapping[str, Any]
-Definition = Mapping[str, Any]
+Definition = Mapping[str, Any] | Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class ToolUse:
 def tool_use(tools: Sequence[Definition] | None, choice: Choice = "auto", parallel: bool = True) -> ToolUse | None:
     """The tools of a request; None if it has none, or may not call them.
 
-    tools: `{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}`. choice: "auto",
-    "none", "required", or `{"type": "function", "function": {"name": ...}}` to require one. Raises UserError.
+    tools: `{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}`, or annotated Python
+    functions. choice: "auto", "none", "required", or `{"type": "function", "function": {"name": ...}}` to require one.
+    Raises UserError.
     """
     read = tuple(_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools or ()))
     if len(read) > MAX_TOOLS:
@@ -78,7 +80,7 @@ def _named(choice: Any) -> str:
 
 
 def _tool(path: str, given: Any) -> Tool:
-    tool = _object(given)
+    tool = function_definition(given) if callable(given) else _object(given)
     function = _object(tool.get("function"))
     if not function or tool.get("type", "function") != "function":
         remedy = 'give {"type": "function", "function": {"name": ..., "parameters": ...}}'
