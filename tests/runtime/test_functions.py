@@ -82,7 +82,7 @@ def test_functions_run_with_what_the_model_asks_for(model: Model) -> None:
         return {"n": 7}
 
     one_call = {model.tokenize("<")[0]: -100.0}  # no choice of the model begins another
-    sampling: dict[str, Any] = {"seed": 1, "max_tokens": 40, "logit_bias": one_call}
+    sampling: dict[str, Any] = {"seed": 1, "max_tokens": 60, "logit_bias": one_call}
     called, result, answer = run_functions(model, ASKED, [add], "required", 1, **sampling)
     [(ok, kind)], [call] = seen, called["tool_calls"]
     assert type(ok) is bool and kind in ("a", "b")
