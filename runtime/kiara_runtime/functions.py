@@ -20,21 +20,22 @@ def run_functions(
     messages: Sequence[Message],
     functions: Sequence[Callable[..., Any]],
     tool_choice: Choice = "auto",
+    parallel_tool_calls: bool = True,
     max_rounds: int = MAX_ROUNDS,
     **sampling: Unpack[Sampling],
 ) -> list[dict[str, Any]]:
     """The messages that follow a conversation: calls, their results, and at last the model's answer in text.
 
-    functions: annotated Python functions, as `kiara_runtime.tools.function_definition` takes them. They run here, one
-    after another, with arguments that follow their annotations; an exception of one ends the loop. tool_choice: for the
-    first answer, as in `Model.chat`; the model is free in later ones. max_rounds: after so many answers with calls it
+    functions: annotated Python functions, as `kiara_runtime.tools.functions.function_definition` takes them. They run here, one
+    after another, with arguments that follow their annotations; an exception of one ends the loop. tool_choice,
+    parallel_tool_calls: as in `Model.chat`; the former is for the first answer, as the model is free later. max_rounds: after so many answers with calls it
     has to answer in text. Raises UserError for a call that max_tokens cuts off.
     """
     known = {function.__name__: function for function in functions}
     added: list[dict[str, Any]] = []
     for turn in range(max_rounds + 1):
         choice = "none" if turn == max_rounds else "auto" if turn else tool_choice
-        answer = model.chat([*messages, *added], list(functions), choice, **sampling)
+        answer = model.chat([*messages, *added], list(functions), choice, parallel_tool_calls, **sampling)
         if not answer.tool_calls:
             return [*added, {"role": "assistant", "content": answer.text}]
         if answer.finish_reason == "length":

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from serving import served
+from serving import TOOL_TEMPLATE, served, with_chat
 
 import kiara_runtime
 
@@ -30,6 +30,12 @@ def _run(*command: object, cwd: Path) -> str:
 def test_the_embed_example(bundle: Path, tmp_path: Path) -> None:
     out = _run(sys.executable, REPOSITORY / "examples/embed.py", bundle, "def main(", cwd=tmp_path)
     assert out.count("def main(") == 2
+
+
+def test_the_tools_example(bundle: Path, tmp_path: Path) -> None:
+    folder = with_chat(bundle, tmp_path / "caller", TOOL_TEMPLATE)
+    out = _run(sys.executable, REPOSITORY / "examples/tools.py", folder, "x", cwd=tmp_path)
+    assert re.search(r'^calls now\(\{"part": "(date|time)"\}\)$', out, re.MULTILINE) and "\ntool: " in out
 
 
 def test_the_own_text_example(corpus: Path, tmp_path: Path) -> None:

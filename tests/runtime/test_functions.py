@@ -17,7 +17,7 @@ from kiara_runtime.aio import AsyncModel
 from kiara_runtime.errors import UserError
 from kiara_runtime.functions import run_functions
 from kiara_runtime.model import Model, load
-from kiara_runtime.tools import function_definition
+from kiara_runtime.tools.functions import function_definition
 
 ASKED = [{"role": "user", "content": "x"}]
 
@@ -83,7 +83,7 @@ def test_functions_run_with_what_the_model_asks_for(model: Model) -> None:
 
     one_call = {model.tokenize("<")[0]: -100.0}  # no choice of the model begins another
     sampling: dict[str, Any] = {"seed": 1, "max_tokens": 60, "logit_bias": one_call}
-    called, result, answer = run_functions(model, ASKED, [add], "required", 1, **sampling)
+    called, result, answer = run_functions(model, ASKED, [add], "required", max_rounds=1, **sampling)
     [(ok, kind)], [call] = seen, called["tool_calls"]
     assert type(ok) is bool and kind in ("a", "b")
     assert json.loads(call["function"]["arguments"]) == {"ok": ok, "kind": kind}

@@ -6,8 +6,7 @@ Nothing here runs a tool; `kiara_runtime.functions` does. What grammars are is i
 from kiara_runtime.tools.call_format import CallFormat
 from kiara_runtime.tools.call_reader import CallPart, CallReader, ToolCall, tool_calls
 from kiara_runtime.tools.conversation import Conversation, conversation
-from kiara_runtime.tools.definitions import Choice, Definition, Tool, ToolUse, tool_use
-from kiara_runtime.tools.functions import function_definition
+from kiara_runtime.tools.definitions import Choice, Definition, ToolUse, tool_use
 
 __all__ = [
     "CallFormat",
@@ -16,11 +15,9 @@ __all__ = [
     "Choice",
     "Conversation",
     "Definition",
-    "Tool",
     "ToolCall",
     "ToolUse",
     "conversation",
-    "function_definition",
     "tool_calls",
     "tool_use",
 ]
