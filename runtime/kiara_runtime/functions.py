@@ -26,10 +26,11 @@ def run_functions(
 ) -> list[dict[str, Any]]:
     """The messages that follow a conversation: calls, their results, and at last the model's answer in text.
 
-    functions: annotated Python functions, as `kiara_runtime.tools.functions.function_definition` takes them. They run here, one
-    after another, with arguments that follow their annotations; an exception of one ends the loop. tool_choice,
-    parallel_tool_calls: as in `Model.chat`; the former is for the first answer, as the model is free later. max_rounds: after so many answers with calls it
-    has to answer in text. Raises UserError for a call that max_tokens cuts off.
+    functions: annotated Python functions, as `kiara_runtime.tools.functions` takes them. They run here, one after
+    another, with arguments that follow their annotations; an exception of one ends the loop. tool_choice,
+    parallel_tool_calls: as in `Model.chat`; the former is for the first answer, as the model is free later.
+    max_rounds: after so many answers with calls it has to answer in text. Raises UserError for a call that max_tokens
+    cuts off.
     """
     known = {function.__name__: function for function in functions}
     added: list[dict[str, Any]] = []
