@@ -132,9 +132,14 @@ class Model:
         stream = self.start(self.prompt_ids(chat.prompt, "messages"), params, constraint=chat.constraint)
         return stream, chat.format
 
-    def conversation(self, messages: List[Message], use: ToolUse | None, params: SamplingParams) -> Conversation:
-        """The prompt of a conversation whose answer may call tools, and the grammar that holds the answer."""
-        return conversation(self.tokenizer, self.vocab_size, self.eos_token_ids, messages, use, params)
+    def conversation(
+        self, messages: List[Message], use: ToolUse | None, params: SamplingParams, continued: bool = False
+    ) -> Conversation:
+        """The prompt of a conversation whose answer may call tools, and the grammar that holds the answer.
+
+        continued: the last message is the beginning of the answer.
+        """
+        return conversation(self.tokenizer, self.vocab_size, self.eos_token_ids, messages, use, params, continued)
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """The log-likelihood of `continuation` after `prompt`; each text is tokenized separately."""

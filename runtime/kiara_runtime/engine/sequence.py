@@ -117,6 +117,11 @@ class Sequence:
         return 0.0 if self.finished else time.perf_counter() - self.times[0]
 
     @property
+    def stop_sequence(self) -> str | None:
+        """The stop sequence that ended the text."""
+        return self._text.stop_sequence
+
+    @property
     def ready(self) -> bool:
         """Whether there are pieces to fetch, or the sequence is over."""
         return bool(self.pieces) or self.over

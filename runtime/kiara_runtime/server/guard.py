@@ -66,8 +66,10 @@ class ApiError(Exception):
         message, param = str(self)[:MAX_MESSAGE], self.param and self.param[:MAX_PARAM]
         return Error(error=ErrorDetail(message=message, type=kind, param=param, code=self.code))
 
-    def response(self) -> flask.Response:
-        return flask.Response(self.body.model_dump_json(), self.status, self.headers, mimetype="application/json")
+    def response(self, body: pydantic.BaseModel | None = None) -> flask.Response:
+        """body: in another API's form."""
+        told = (body or self.body).model_dump_json()
+        return flask.Response(told, self.status, self.headers, mimetype="application/json")
 
 
 TOO_LARGE = ApiError(413, "body: larger than the server's --max-body allows; send less", code="body_too_large")
@@ -190,7 +192,7 @@ class Guard:
         if kind.lower() == "basic":
             key = (request.authorization.password if request.authorization else None) or ""
         elif kind.lower() != "bearer":
-            key = ""
+            key = request.headers.get("X-Api-Key", "")  # Anthropic's clients
         found = _digest(key.strip())
         return (
             sum(hmac.compare_digest(found, digest) for digest in self._digests) > 0

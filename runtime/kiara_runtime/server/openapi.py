@@ -8,6 +8,10 @@ import pydantic
 from pydantic.json_schema import models_json_schema
 
 from kiara_runtime import __version__
+from kiara_runtime.server.anthropic import requests as anthropic_requests
+from kiara_runtime.server.anthropic import responses as anthropic_responses
+from kiara_runtime.server.anthropic.requests import CountRequest, MessagesRequest
+from kiara_runtime.server.anthropic.responses import MessagesAnswer, MessagesError, TokenCount
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.service import SHOWN
@@ -32,6 +36,10 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
         "/v1/chat/completions": {
             "post": _post("Answer a conversation.", api.ChatRequest, answers.ChatCompletion, events=True)
         },
+        "/v1/messages": {
+            "post": _post("Answer a conversation, in Anthropic's format.", MessagesRequest, MessagesAnswer, events=True)
+        },
+        "/v1/messages/count_tokens": {"post": _post("Count a prompt's tokens.", CountRequest, TokenCount)},
         "/v1/models": {"get": _get("The model.", answers.ModelList)},
         "/v1/models/{model}": {"get": {**_get("The model by its id.", answers.Model), "parameters": [_model_id(card)]}},
         "/tokenize": {"post": _post("A text's token ids.", api.TokenizeRequest, answers.Tokenized)},
@@ -43,10 +51,12 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
         "/openapi.json": {"get": {"summary": "This.", "responses": _responses(JSON, {"type": "object"})}},
         "/bundle/{name}": {"get": _file()},
     }
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        paths[path]["post"]["responses"]["default"]["content"][JSON]["schema"] = _ref(MessagesError)
     if keyed:
         paths["/health"]["get"]["security"] = []
-    if not card.chat:
-        del paths["/v1/chat/completions"]
+    for path in () if card.chat else [path for path in paths if path.startswith(("/v1/chat", "/v1/messages"))]:
+        del paths[path]
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Kiara: {card.id}", "version": __version__},
@@ -60,9 +70,10 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
 
 
 def _schemas(card: answers.Model) -> dict[str, Any]:
-    homes = (*vars(api).values(), *vars(answers).values())
-    ours = [m for m in homes if isinstance(m, type) and m.__module__ in (api.__name__, answers.__name__)]
-    models = [m for m in ours if issubclass(m, pydantic.BaseModel)]
+    homes = (api, answers, anthropic_requests, anthropic_responses)
+    names = {home.__name__ for home in homes}
+    ours = [m for home in homes for m in vars(home).values() if isinstance(m, type) and m.__module__ in names]
+    models = [m for m in dict.fromkeys(ours) if issubclass(m, pydantic.BaseModel)]
     kinds: list[Any] = [(m, "validation" if issubclass(m, api.Request) else "serialization") for m in models]
     _, made = models_json_schema(kinds, ref_template=REFERENCE)
     schemas: dict[str, Any] = made["$defs"]

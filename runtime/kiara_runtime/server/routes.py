@@ -14,15 +14,20 @@ import flask
 import pydantic
 from werkzeug.exceptions import HTTPException
 
+from kiara_runtime.server.anthropic.messages import error_body
+from kiara_runtime.server.anthropic.requests import CountRequest, MessagesRequest
+from kiara_runtime.server.anthropic.responses import TokenCount
 from kiara_runtime.server.guard import ApiError, as_api_error
 from kiara_runtime.server.jobs import ClientGoneError, Patience, Work
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
-from kiara_runtime.server.openai.choices import Voice, apart
+from kiara_runtime.server.openai.choices import apart
 from kiara_runtime.server.openapi import document
 from kiara_runtime.server.records import GONE, Record
 from kiara_runtime.server.service import SHOWN, Service, named
+from kiara_runtime.server.voice import Voice
 
+MESSAGES = "/v1/messages"
 HEARTBEAT = 1.0  # seconds without a token after which a comment is streamed
 PAGE = dict.fromkeys(("page.js", "client.js", "elements.js", "snippets.js"), "text/javascript") | {
     "index.html": "text/html",
@@ -70,7 +75,7 @@ def _add_hooks(app: flask.Flask, service: Service) -> None:
     def refuse(error: Exception) -> flask.Response:
         refusal = as_api_error(error) or _defect(service, flask.g.record)
         flask.g.record.details["error"] = refusal.reason
-        return refusal.response()
+        return refusal.response(error_body(refusal) if flask.request.path.startswith(MESSAGES) else None)
 
     app.before_request(before)
     app.after_request(after)
@@ -91,9 +96,8 @@ def _add_generation(app: flask.Flask, service: Service) -> None:
             _note(record, service, asked)
             work, voice = begin(asked, record.id, patience)
             if asked.stream:
-                usage = bool(asked.stream_options and asked.stream_options.include_usage)
                 record.status = GONE  # unless it is completed
-                response = flask.Response(_events(service, record, work, voice, usage), mimetype="text/event-stream")
+                response = flask.Response(_events(service, record, work, voice), mimetype="text/event-stream")
                 response.call_on_close(lambda: _end(service, record, work))
                 return response
             response = _json(_whole(work, voice))
@@ -114,8 +118,17 @@ def _add_generation(app: flask.Flask, service: Service) -> None:
     def chat_completions() -> flask.Response:
         return answer(api.ChatRequest, service.chat)
 
+    @app.post(MESSAGES)
+    def messages() -> flask.Response:
+        return answer(MessagesRequest, service.messages)
 
-def _whole(work: Work, voice: Voice) -> answers.Answer:
+    @app.post(f"{MESSAGES}/count_tokens")
+    def count_tokens() -> flask.Response:
+        with service.beside:
+            return _json(TokenCount(input_tokens=service.count(_read(service, CountRequest))))
+
+
+def _whole(work: Work, voice: Voice) -> pydantic.BaseModel:
     found: dict[int, list[Any]] = {}
     for event in work.events():
         if event is not None:
@@ -123,12 +136,12 @@ def _whole(work: Work, voice: Voice) -> answers.Answer:
     return voice.whole([found[index] for index in sorted(found)])
 
 
-def _events(service: Service, record: Record, work: Work, voice: Voice, usage: bool) -> Iterator[bytes]:
+def _events(service: Service, record: Record, work: Work, voice: Voice) -> Iterator[bytes]:
     """Server-sent events; a comment when no token arrives, so that both sides notice a lost connection."""
     last = time.monotonic()
     try:
         for chunk in voice.opening():
-            yield _event(chunk, usage)
+            yield voice.event(chunk)
         for event in work.events():
             if event is None:
                 if time.monotonic() - last < HEARTBEAT:
@@ -136,13 +149,13 @@ def _events(service: Service, record: Record, work: Work, voice: Voice, usage: b
                 yield b": waiting\n\n"
             else:
                 for chunk in (chunk for part in apart(event[1]) for chunk in voice.chunks(event[0], part)):
-                    yield _event(chunk, usage)
+                    yield voice.event(chunk)
                     last = time.monotonic()
                 continue
             last = time.monotonic()
-        if usage:
-            yield _event(voice.closing(), usage)
-        yield b"data: [DONE]\n\n"
+        for chunk in voice.closing():
+            yield voice.event(chunk)
+        yield voice.end
         record.status = 200
     except ClientGoneError:
         return
@@ -150,12 +163,7 @@ def _events(service: Service, record: Record, work: Work, voice: Voice, usage: b
         refusal = as_api_error(error) or _defect(service, record)
         record.status = refusal.status
         record.details["error"] = refusal.reason
-        yield b"data: %s\n\n" % refusal.body.model_dump_json().encode()
-
-
-def _event(chunk: answers.Answer, usage: bool) -> bytes:
-    """If usage was requested, OpenAI's chunks have it as null in all but the last."""
-    return b"data: %s\n\n" % chunk.model_dump_json(exclude=None if usage else {"usage"}).encode()
+        yield voice.failure(refusal)
 
 
 def _defect(service: Service, record: Record) -> ApiError:

@@ -14,14 +14,17 @@ from kiara_runtime.bundle import Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
 from kiara_runtime.sampling import Constraint, SamplingParams
+from kiara_runtime.server.anthropic.messages import MessagesVoice, conversation_of, sampling_of, tools_of
+from kiara_runtime.server.anthropic.requests import CountRequest, MessagesRequest
 from kiara_runtime.server.guard import ApiError, Guard, busy
 from kiara_runtime.server.jobs import Admission, Patience, Prompt, Work
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
-from kiara_runtime.server.openai.choices import ChatVoice, CompletionVoice, TokenTexts, Voice
+from kiara_runtime.server.openai.choices import ChatVoice, CompletionVoice, TokenTexts
 from kiara_runtime.server.records import Log, Metrics
+from kiara_runtime.server.voice import Voice
 from kiara_runtime.tokens import can_chat
-from kiara_runtime.tools import ToolUse, tool_use
+from kiara_runtime.tools import Conversation, ToolUse, tool_use
 
 SHOWN = {"README.md": "text/markdown; charset=utf-8", "receipt.json": "application/json", "receipt.png": "image/png"}
 BESIDE = 6  # requests that may tokenise at once, on threads not used by generation
@@ -131,7 +134,9 @@ class Service:
             ids = [Prompt(self.model.prompt_ids(prompt), isinstance(prompt, str)) for prompt in prompts]
         work = self._work(ids, asked.n, SamplingParams(**sampling), patience)
         echoed = [p if isinstance(p, str) else self.model.detokenize(p) for p in prompts] if echo else None
-        return work, CompletionVoice(self._head(f"cmpl-{id}"), work, self.token_texts, echoed, asked.n or 1, logprobs)
+        return work, CompletionVoice(
+            self._head(f"cmpl-{id}"), work, _usage(asked), self.token_texts, echoed, asked.n or 1, logprobs
+        )
 
     def chat(self, asked: api.ChatRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
         self.check_model(asked.model)
@@ -143,11 +148,33 @@ class Service:
         sampling["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
         params, messages = SamplingParams(**sampling), [_message(message) for message in asked.messages]
         with named("messages"):
-            chat = self.model.conversation(messages, _tools(asked), params)
+            chat = self.model.conversation(messages, _tools(asked), params, bool(asked.continue_final_message))
+        work = self._answer(chat, params, asked.n, patience)
+        head, n = self._head(f"chatcmpl-{id}"), asked.n or 1
+        return work, ChatVoice(head, work, _usage(asked), self.token_texts, n, bool(asked.logprobs), chat.format)
+
+    def messages(self, asked: MessagesRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
+        """An answer in Anthropic's format."""
+        self.check_model(asked.model)
+        params = SamplingParams(**sampling_of(asked))
+        chat = self._prompt_of(asked, params)
+        work = self._answer(chat, params, 1, patience)
+        return work, MessagesVoice(id, self.name, work, chat.format)
+
+    def count(self, asked: CountRequest) -> int:
+        """Tokens of the prompt of a message."""
+        self.check_model(asked.model)
+        return len(self._prompt_of(asked, SamplingParams()).prompt)
+
+    def _prompt_of(self, asked: CountRequest, params: SamplingParams) -> Conversation:
+        messages = conversation_of(asked)
+        with named("messages"):
+            return self.model.conversation(messages, tools_of(asked), params, messages[-1]["role"] == "assistant")
+
+    def _answer(self, chat: Conversation, params: SamplingParams, n: int | None, patience: Patience) -> Work:
+        """The work of answering a conversation."""
         ids = self.model.prompt_ids(chat.prompt, "messages")
-        work = self._work([Prompt(ids)], asked.n, params, patience, chat.constraint)
-        head = self._head(f"chatcmpl-{id}")
-        return work, ChatVoice(head, work, self.token_texts, asked.n or 1, bool(asked.logprobs), chat.format)
+        return self._work([Prompt(ids)], n, params, patience, chat.constraint)
 
     def _work(
         self,
@@ -202,6 +229,11 @@ def _tools(asked: api.ChatRequest) -> ToolUse | None:
     tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
     named = choice if isinstance(choice, str) else choice.model_dump()
     return tool_use(tools, named, asked.parallel_tool_calls is not False)
+
+
+def _usage(asked: api.Generation) -> bool:
+    """Whether the last chunk of a stream has the usage."""
+    return bool(asked.stream_options and asked.stream_options.include_usage)
 
 
 def _sampling(asked: api.Generation, max_tokens: int) -> dict[str, Any]:

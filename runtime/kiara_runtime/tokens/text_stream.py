@@ -10,7 +10,7 @@ class TextStream:
     """Feed token ids, receive the text that is certain.
 
     Held back are the bytes of an incomplete character, and text that may become a stop sequence. The text
-    ends before the stop sequence that is complete first, wherever token boundaries are; `stopped` is true
+    ends before the stop sequence that is complete first, wherever token boundaries are; `stop_sequence` is that one
     from then on.
     """
 
@@ -19,7 +19,7 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: str = ""
         self._skipped = 0
-        self.stopped: bool = False
+        self.stop_sequence: str | None = None
 
     def skip(self, count: int) -> None:
         """Leave out the first `count` bytes of what follows: the prompt has them already."""
@@ -39,13 +39,16 @@ class TextStream:
         held, self._held = self._held, ""
         return text if self.stopped else text + held
 
+    @property
+    def stopped(self) -> bool:
+        return self.stop_sequence is not None
+
     def _release(self, text: str) -> str:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
-        self.stopped = bool(found)
-        cut = min(found)[1] if found else len(text) - self._may_begin(text)
+        found = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in self._stop if stop in text]
+        _, cut, self.stop_sequence = min(found, default=(0, len(text) - self._may_begin(text), None))
         self._held = text[cut:]
         return text[:cut]
 

@@ -4,7 +4,7 @@ Nothing here runs a tool; `kiara_runtime.functions` does. What grammars are is i
 """
 
 from kiara_runtime.tools.call_format import CallFormat
-from kiara_runtime.tools.call_reader import CallPart, CallReader, ToolCall, tool_calls
+from kiara_runtime.tools.call_reader import CallPart, CallReader, ToolCall, call_id, tool_calls
 from kiara_runtime.tools.conversation import Conversation, conversation
 from kiara_runtime.tools.definitions import Choice, Definition, ToolUse, tool_use
 
@@ -17,6 +17,7 @@ __all__ = [
     "Definition",
     "ToolCall",
     "ToolUse",
+    "call_id",
     "conversation",
     "tool_calls",
     "tool_use",

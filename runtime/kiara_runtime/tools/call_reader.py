@@ -7,6 +7,8 @@ call is not a part of the text.
 from __future__ import annotations
 
 import re
+import secrets
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,11 +31,12 @@ class CallPart:
 class ToolCall:
     """name: of the tool. arguments: JSON text of an object that follows the tool's schema.
 
-    If the answer was cut off by max_tokens, the arguments may not be complete.
+    complete: whether the arguments are whole; max_tokens may have cut them off.
     """
 
     name: str
     arguments: str
+    complete: bool = True
 
 
 class CallReader:
@@ -142,6 +145,11 @@ class _Object:
                     return i + 1
         return len(text)
 
+    def ends(self, text: str) -> bool:
+        """Whether the object ends in the text."""
+        self.take(text)
+        return self.complete
+
 
 def _pattern(text: str) -> str:
     return _ID.join(map(re.escape, text.split(ID)))
@@ -164,4 +172,9 @@ def tool_calls(parts: Iterable[CallPart]) -> list[ToolCall]:
             names.append(part.name)
             arguments.append("")
         arguments[part.index] += part.arguments
-    return [ToolCall(name, text) for name, text in zip(names, arguments, strict=True)]
+    return [ToolCall(name, text, _Object().ends(text)) for name, text in zip(names, arguments, strict=True)]
+
+
+def call_id() -> str:
+    """Nine letters or digits, because Mistral's chat template takes no other."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kiara_runtime.errors import UserError
 from kiara_runtime.sampling import Constraint, SamplingParams, constrain
-from kiara_runtime.tokens import Message, Tokenizer, chat_ids
+from kiara_runtime.tokens import Message, Tokenizer, chat_ids, read_messages
 from kiara_runtime.tools.call_format import CallFormat, call_format
 from kiara_runtime.tools.call_grammar import answer_grammar, argument_schema
 from kiara_runtime.tools.definitions import ToolUse
@@ -31,8 +31,14 @@ def conversation(
     messages: Sequence[Message],
     use: ToolUse | None,
     params: SamplingParams,
+    continued: bool = False,
 ) -> Conversation:
-    """Make a conversation ready. vocab_size: of the model. Raises UserError with the field that is wrong."""
+    """Make a conversation ready. vocab_size: of the model. Raises UserError with the field that is wrong.
+
+    continued: the last message is the beginning of the answer.
+    """
+    if continued:
+        return _continued(tokenizer, eos_token_ids, messages, use)
     if use is None and not has_calls(messages):
         return Conversation(chat_ids(tokenizer, messages))
     format = call_format(tokenizer, eos_token_ids)
@@ -46,6 +52,18 @@ def conversation(
     except UserError as error:
         raise _cause(tokenizer, vocab_size, eos_token_ids, use, error) from None
     return Conversation(prompt, format, constraint)
+
+
+def _continued(
+    tokenizer: Tokenizer, eos_token_ids: frozenset[int], messages: Sequence[Message], use: ToolUse | None
+) -> Conversation:
+    *before, last = read_messages(messages)
+    if use is not None or last["role"] != "assistant" or last.get("tool_calls") or not before:
+        problem = "only text of the assistant can be continued, without tools"
+        raise UserError("messages", problem, "end with a message of the user instead")
+    format = call_format(tokenizer, eos_token_ids)
+    prompt = tool_prompt(tokenizer, before, None, format) if has_calls(before) else chat_ids(tokenizer, before)
+    return Conversation([*prompt, *tokenizer.encode(last["content"], after="text")])
 
 
 def _content(use: ToolUse, format: CallFormat, params: SamplingParams) -> str | None:

@@ -8,19 +8,21 @@ in completions, the end-of-text token, which is listed by name although it is no
 from __future__ import annotations
 
 import codecs
-import secrets
-import string
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pydantic
+
 from kiara_runtime.engine import FinishReason, Piece
 from kiara_runtime.sampling import TokenLogprob
+from kiara_runtime.server.guard import ApiError
 from kiara_runtime.server.jobs import Work
 from kiara_runtime.server.openai import responses as answers
+from kiara_runtime.server.voice import Voice
 from kiara_runtime.tokens import Tokenizer
-from kiara_runtime.tools import CallFormat, CallPart, CallReader, tool_calls
+from kiara_runtime.tools import CallFormat, CallPart, CallReader, call_id, tool_calls
 
 
 class TokenTexts:
@@ -50,27 +52,30 @@ def apart(piece: Piece) -> list[Piece]:
     return [Piece(piece.text, []), replace(piece, text="")]
 
 
-class Voice(ABC):
-    """The response format of an endpoint. head: fields that all its responses share."""
+class OpenAIVoice(Voice):
+    """What both formats share. head: fields of all their responses. usage: send it in a last chunk."""
 
-    def __init__(self, head: dict[str, Any], work: Work) -> None:
-        self._head, self._work = head, work
+    end = b"data: [DONE]\n\n"
 
-    def opening(self) -> Iterable[answers.Answer]:
-        """Chunks before the first token."""
-        return ()
+    def __init__(self, head: dict[str, Any], work: Work, usage: bool) -> None:
+        super().__init__(work)
+        self._head, self._told_usage = head, usage
 
-    @abstractmethod
-    def chunks(self, index: int, piece: Piece) -> Iterable[answers.Answer]:
-        """The chunks of a piece; none if it has nothing to send yet."""
+    def event(self, chunk: pydantic.BaseModel) -> bytes:
+        """If usage was requested, OpenAI's chunks have it as null in all but the last."""
+        told = chunk.model_dump_json(exclude=None if self._told_usage else {"usage"})
+        return b"data: %s\n\n" % told.encode()
 
-    @abstractmethod
-    def whole(self, choices: Sequence[list[Piece]]) -> answers.Answer:
-        """The whole response, from all pieces of each choice."""
+    def failure(self, refusal: ApiError) -> bytes:
+        return b"data: %s\n\n" % refusal.body.model_dump_json().encode()
 
-    @abstractmethod
-    def closing(self) -> answers.Answer:
+    def closing(self) -> Iterable[answers.Answer]:
         """The last chunk, which has only the usage."""
+        if self._told_usage:
+            yield self._last()
+
+    @abstractmethod
+    def _last(self) -> answers.Answer: ...
 
     def usage(self) -> answers.Usage:
         prompt, completion = self._work.prompt_tokens, self._work.completion_tokens
@@ -82,12 +87,19 @@ class Voice(ABC):
         )
 
 
-class CompletionVoice(Voice):
+class CompletionVoice(OpenAIVoice):
     def __init__(
-        self, head: dict[str, Any], work: Work, texts: TokenTexts, echoed: Sequence[str] | None, n: int, logprobs: bool
+        self,
+        head: dict[str, Any],
+        work: Work,
+        usage: bool,
+        texts: TokenTexts,
+        echoed: Sequence[str] | None,
+        n: int,
+        logprobs: bool,
     ) -> None:
         """echoed: the texts of the prompts, if responses begin with them."""
-        super().__init__(head, work)
+        super().__init__(head, work, usage)
         self._texts, self._echoed, self._n, self._logprobs = texts, echoed, n, logprobs
         self._places: dict[int, _Places] = {}
 
@@ -100,7 +112,7 @@ class CompletionVoice(Voice):
         made = [self._choice(index, pieces) for index, pieces in enumerate(choices)]
         return answers.Completion(**self._head, choices=made, usage=self.usage())
 
-    def closing(self) -> answers.Answer:
+    def _last(self) -> answers.Answer:
         return answers.Completion(**self._head, choices=[], usage=self.usage())
 
     def _choice(self, index: int, pieces: list[Piece]) -> answers.CompletionChoice:
@@ -139,18 +151,19 @@ class CompletionVoice(Voice):
         into.top_logprobs.append({**rivals, self._texts.text(one.token): one.logprob})
 
 
-class ChatVoice(Voice):
+class ChatVoice(OpenAIVoice):
     def __init__(
         self,
         head: dict[str, Any],
         work: Work,
+        usage: bool,
         texts: TokenTexts,
         choices: int,
         logprobs: bool,
         calls: CallFormat | None,
     ) -> None:
         """calls: the format of calls in the answers, if they may have some."""
-        super().__init__(head, work)
+        super().__init__(head, work, usage)
         self._texts, self._logprobs = texts, logprobs
         self._readers = [CallReader(calls) if calls else None for _ in range(choices)]
 
@@ -188,7 +201,7 @@ class ChatVoice(Voice):
     def _message(self, parts: list[str | CallPart]) -> answers.ChatAnswer:
         text = "".join(part for part in parts if isinstance(part, str))
         calls = [
-            answers.Call(id=_call_id(), function=answers.CalledFunction(name=call.name, arguments=call.arguments))
+            answers.Call(id=call_id(), function=answers.CalledFunction(name=call.name, arguments=call.arguments))
             for call in tool_calls(part for part in parts if isinstance(part, CallPart))
         ]
         return answers.ChatAnswer(content=text or None if calls else text, tool_calls=calls or None)
@@ -197,7 +210,7 @@ class ChatVoice(Voice):
         reason, reader = _reason(pieces), self._readers[index]
         return "tool_calls" if reason == "stop" and reader and reader.calls else reason
 
-    def closing(self) -> answers.Answer:
+    def _last(self) -> answers.Answer:
         return answers.ChatChunk(**self._head, choices=[], usage=self.usage())
 
     def _chunk(
@@ -230,14 +243,9 @@ def _delta(part: str | CallPart) -> answers.ChatDelta:
     function = answers.FunctionDelta(name=part.name, arguments=part.arguments)
     begins = part.name is not None
     call = answers.CallDelta(
-        index=part.index, id=_call_id() if begins else None, type="function" if begins else None, function=function
+        index=part.index, id=call_id() if begins else None, type="function" if begins else None, function=function
     )
     return answers.ChatDelta(tool_calls=[call])
-
-
-def _call_id() -> str:
-    """Nine letters or digits, because Mistral's chat template takes no other."""
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
 class _Places:

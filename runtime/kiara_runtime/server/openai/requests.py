@@ -322,6 +322,10 @@ class ChatRequest(Generation):
     parallel_tool_calls: bool | None = Field(
         None, description="Whether an answer may have several calls, as by default."
     )
+    continue_final_message: bool | None = Field(
+        None, description="Not OpenAI's: the last message, of the assistant, is the beginning of the answer."
+    )
+    add_generation_prompt: Annotated[None, Nothing(True, False)] = None  # vLLM's clients send it with the one above
     functions: Annotated[None, Nothing([])] = None
     function_call: Annotated[None, Nothing("none", "auto")] = None
     modalities: Annotated[None, Nothing(["text"])] = None
