@@ -14,9 +14,14 @@ from kiara_runtime.server.anthropic.requests import CountRequest, MessagesReques
 from kiara_runtime.server.anthropic.responses import MessagesAnswer, MessagesError, TokenCount
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
+from kiara_runtime.server.responses import objects
+from kiara_runtime.server.responses import requests as responses_requests
+from kiara_runtime.server.responses.objects import Deleted, ResponseObject
+from kiara_runtime.server.responses.requests import ResponsesRequest
 from kiara_runtime.server.service import SHOWN
 
 REFERENCE = "#/components/schemas/{model}"
+_CHATS = ("/v1/chat", "/v1/messages", "/v1/responses")  # paths that need a chat template
 JSON, EVENTS = "application/json", "text/event-stream"
 EVENT = {
     "type": "object",
@@ -35,6 +40,13 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
         "/v1/completions": {"post": _post("Continue prompts.", api.CompletionRequest, answers.Completion, events=True)},
         "/v1/chat/completions": {
             "post": _post("Answer a conversation.", api.ChatRequest, answers.ChatCompletion, events=True)
+        },
+        "/v1/responses": {
+            "post": _post("Answer, and keep the conversation.", ResponsesRequest, ResponseObject, events=True)
+        },
+        "/v1/responses/{id}": {
+            "get": _stored("A stored response.", ResponseObject),
+            "delete": _stored("Forget it.", Deleted),
         },
         "/v1/messages": {
             "post": _post("Answer a conversation, in Anthropic's format.", MessagesRequest, MessagesAnswer, events=True)
@@ -55,7 +67,7 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
         paths[path]["post"]["responses"]["default"]["content"][JSON]["schema"] = _ref(MessagesError)
     if keyed:
         paths["/health"]["get"]["security"] = []
-    for path in () if card.chat else [path for path in paths if path.startswith(("/v1/chat", "/v1/messages"))]:
+    for path in () if card.chat else [path for path in paths if path.startswith(_CHATS)]:
         del paths[path]
     return {
         "openapi": "3.1.0",
@@ -70,7 +82,7 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
 
 
 def _schemas(card: answers.Model) -> dict[str, Any]:
-    homes = (api, answers, anthropic_requests, anthropic_responses)
+    homes = (api, answers, anthropic_requests, anthropic_responses, responses_requests, objects)
     names = {home.__name__ for home in homes}
     ours = [m for home in homes for m in vars(home).values() if isinstance(m, type) and m.__module__ in names]
     models = [m for m in dict.fromkeys(ours) if issubclass(m, pydantic.BaseModel)]
@@ -124,6 +136,11 @@ def _get(
     responses = _responses(JSON, _ref(kind))
     responses["503"] = {"description": "Not now.", "content": {JSON: {"schema": _ref(unavailable)}}}
     return {"summary": summary, "responses": responses}
+
+
+def _stored(summary: str, kind: type[pydantic.BaseModel]) -> dict[str, Any]:
+    id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {"summary": summary, "parameters": [id], "responses": _responses(JSON, _ref(kind))}
 
 
 def _file() -> dict[str, Any]:

@@ -24,6 +24,8 @@ from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.openai.choices import apart
 from kiara_runtime.server.openapi import document
 from kiara_runtime.server.records import GONE, Record
+from kiara_runtime.server.responses.objects import Deleted
+from kiara_runtime.server.responses.requests import ResponsesRequest
 from kiara_runtime.server.service import SHOWN, Service, named
 from kiara_runtime.server.voice import Voice
 
@@ -118,6 +120,10 @@ def _add_generation(app: flask.Flask, service: Service) -> None:
     def chat_completions() -> flask.Response:
         return answer(api.ChatRequest, service.chat)
 
+    @app.post("/v1/responses")
+    def respond() -> flask.Response:
+        return answer(ResponsesRequest, service.respond)
+
     @app.post(MESSAGES)
     def messages() -> flask.Response:
         return answer(MessagesRequest, service.messages)
@@ -205,6 +211,15 @@ def _gone(request: flask.Request) -> Callable[[], bool]:
 
 
 def _add_rest(app: flask.Flask, service: Service) -> None:
+    @app.get("/v1/responses/<id>")
+    def response(id: str) -> flask.Response:
+        return _json(service.store.get(id).response)
+
+    @app.delete("/v1/responses/<id>")
+    def delete_response(id: str) -> flask.Response:
+        service.store.delete(id)
+        return _json(Deleted(id=id))
+
     @app.get("/v1/models")
     def models() -> flask.Response:
         return _json(answers.ModelList(data=[service.card()]))

@@ -22,6 +22,11 @@ from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.openai.choices import ChatVoice, CompletionVoice, TokenTexts
 from kiara_runtime.server.records import Log, Metrics
+from kiara_runtime.server.responses import conversation as responses
+from kiara_runtime.server.responses.objects import ResponseObject
+from kiara_runtime.server.responses.requests import ResponsesRequest
+from kiara_runtime.server.responses.store import Store
+from kiara_runtime.server.responses.voice import ResponsesVoice
 from kiara_runtime.server.voice import Voice
 from kiara_runtime.tokens import can_chat
 from kiara_runtime.tools import Conversation, ToolUse, tool_use
@@ -31,6 +36,8 @@ BESIDE = 6  # requests that may tokenise at once, on threads not used by generat
 READING = 2  # bodies validated at once: one with thousands of errors takes a hundred MiB
 CHOICES = 256  # per request: n times the number of prompts
 TOLD = 1 << 20  # log-probabilities of a request's prompts, including top alternatives
+# Names of the runtime and of chat completions, as the Responses API has them.
+_OF_RESPONSES = {"json_schema": "text.format.schema", "response_format": "text", "messages": "input"}
 SEEDS = 1 << 63  # OpenAI's go down to -2^63, those of SamplingParams to 0
 DEFAULT_TOKENS = 16  # of a completion, OpenAI's default
 # Request fields that are sampling parameters of the same name.
@@ -69,6 +76,7 @@ class Service:
         self._texts: TokenTexts | None = None
         self._chats = False
         self.files: dict[str, bytes] = {}
+        self.store = Store()
         self.draining = False
 
     @property
@@ -161,6 +169,23 @@ class Service:
         work = self._answer(chat, params, 1, patience)
         return work, MessagesVoice(id, self.name, work, chat.format)
 
+    def respond(self, asked: ResponsesRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
+        """An answer in the format of OpenAI's Responses API."""
+        self.check_model(asked.model)
+        previous = asked.previous_response_id
+        before = [] if previous is None else self.store.get(previous, "previous_response_id").messages
+        messages = [*before, *responses.messages_of(asked)]
+        with renamed(_OF_RESPONSES), named("input"):
+            params = SamplingParams(**responses.sampling_of(asked, self.model.context_length))
+            whole = responses.with_instructions(asked.instructions, messages)
+            chat = self.model.conversation(whole, responses.tools_of(asked), params)
+            work = self._answer(chat, params, 1, patience)
+
+        def keep(response: ResponseObject, answer: dict[str, Any]) -> None:
+            self.store.add(response, [*messages, answer])
+
+        return work, ResponsesVoice(asked, id, self.name, work, chat.format, keep)
+
     def count(self, asked: CountRequest) -> int:
         """Tokens of the prompt of a message."""
         self.check_model(asked.model)
@@ -210,6 +235,16 @@ def named(name: str) -> Generator[None]:
         yield
     except UserError as error:
         raise (error.renamed(name) if error.field == "text" else error) from None
+
+
+@contextmanager
+def renamed(places: dict[str, str]) -> Generator[None]:
+    """Report errors about a field under the name that the request has for it."""
+    try:
+        yield
+    except UserError as error:
+        place = places.get(error.name)
+        raise (error if place is None else error.renamed(place + error.field.removeprefix(error.name))) from None
 
 
 def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
