@@ -37,11 +37,14 @@ def client(server: Served) -> Iterator[openai.OpenAI]:
 
 def test_text_whole_streamed_and_typed(client: openai.OpenAI) -> None:
     whole = client.responses.create(input="x", instructions="y", **SAMPLING)
-    with client.responses.stream(input="x", instructions="y", **SAMPLING) as stream:
-        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
-        assert stream.get_final_response().output_text == text == whole.output_text
+    events = client.responses.create(input="x", instructions="y", stream=True, **SAMPLING)
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
     parsed = client.responses.parse(input="x", text_format=Verdict, **SAMPLING)
-    assert isinstance(parsed.output_parsed, Verdict)
+    with client.responses.stream(input="x", text_format=Verdict, **SAMPLING) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert isinstance(parsed.output_parsed, Verdict) and final.output_parsed == parsed.output_parsed
+    assert text == parsed.output_text
 
 
 def test_a_call_its_result_and_the_answer(client: openai.OpenAI) -> None:
