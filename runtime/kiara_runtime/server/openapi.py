@@ -8,10 +8,16 @@ import pydantic
 from pydantic.json_schema import models_json_schema
 
 from kiara_runtime import __version__
+from kiara_runtime.server import values
 from kiara_runtime.server.anthropic import requests as anthropic_requests
 from kiara_runtime.server.anthropic import responses as anthropic_responses
 from kiara_runtime.server.anthropic.requests import CountRequest, MessagesRequest
 from kiara_runtime.server.anthropic.responses import MessagesAnswer, MessagesError, TokenCount
+from kiara_runtime.server.ollama import objects as ollama_objects
+from kiara_runtime.server.ollama import requests as ollama_requests
+from kiara_runtime.server.ollama.objects import Line, OllamaError, Shown, Tags, Version
+from kiara_runtime.server.ollama.requests import GenerateRequest, OllamaChatRequest, ShowRequest
+from kiara_runtime.server.openai import messages
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.responses import objects
@@ -19,10 +25,11 @@ from kiara_runtime.server.responses import requests as responses_requests
 from kiara_runtime.server.responses.objects import Deleted, ResponseObject
 from kiara_runtime.server.responses.requests import ResponsesRequest
 from kiara_runtime.server.service import SHOWN
+from kiara_runtime.server.values import TOKEN_NAME, Request
 
 REFERENCE = "#/components/schemas/{model}"
-_CHATS = ("/v1/chat", "/v1/messages", "/v1/responses")  # paths that need a chat template
-JSON, EVENTS = "application/json", "text/event-stream"
+_CHATS = ("/v1/chat", "/v1/messages", "/v1/responses", "/api/chat")  # paths that need a chat template
+JSON, EVENTS, LINES = "application/json", "text/event-stream", "application/x-ndjson"
 EVENT = {
     "type": "object",
     "description": "An event of a stream: its data is a chunk in JSON, or [DONE] at the end.",
@@ -52,6 +59,11 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
             "post": _post("Answer a conversation, in Anthropic's format.", MessagesRequest, MessagesAnswer, events=True)
         },
         "/v1/messages/count_tokens": {"post": _post("Count a prompt's tokens.", CountRequest, TokenCount)},
+        "/api/chat": {"post": _ollama("Answer a conversation, in Ollama's format.", OllamaChatRequest, Line, LINES)},
+        "/api/generate": {"post": _ollama("Answer a prompt, in Ollama's format.", GenerateRequest, Line, LINES)},
+        "/api/show": {"post": _ollama("What the model is.", ShowRequest, Shown)},
+        "/api/tags": {"get": _get("The model, in Ollama's format.", Tags, OllamaError)},
+        "/api/version": {"get": _get("The version of Kiara.", Version)},
         "/v1/models": {"get": _get("The model.", answers.ModelList)},
         "/v1/models/{model}": {"get": {**_get("The model by its id.", answers.Model), "parameters": [_model_id(card)]}},
         "/tokenize": {"post": _post("A text's token ids.", api.TokenizeRequest, answers.Tokenized)},
@@ -82,11 +94,22 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
 
 
 def _schemas(card: answers.Model) -> dict[str, Any]:
-    homes = (api, answers, anthropic_requests, anthropic_responses, responses_requests, objects)
+    homes = (
+        values,
+        messages,
+        api,
+        answers,
+        anthropic_requests,
+        anthropic_responses,
+        responses_requests,
+        objects,
+        ollama_requests,
+        ollama_objects,
+    )
     names = {home.__name__ for home in homes}
     ours = [m for home in homes for m in vars(home).values() if isinstance(m, type) and m.__module__ in names]
     models = [m for m in dict.fromkeys(ours) if issubclass(m, pydantic.BaseModel)]
-    kinds: list[Any] = [(m, "validation" if issubclass(m, api.Request) else "serialization") for m in models]
+    kinds: list[Any] = [(m, "validation" if issubclass(m, Request) else "serialization") for m in models]
     _, made = models_json_schema(kinds, ref_template=REFERENCE)
     schemas: dict[str, Any] = made["$defs"]
     for schema in schemas.values():
@@ -103,9 +126,9 @@ def _narrow(schema: Any, card: answers.Model) -> None:
         given = cast("dict[str, Any]", schema)
         if given.pop("x-token", False):
             given["maximum"] = card.vocab_size - 1
-        if api.TOKEN_NAME in given.get("patternProperties", {}):
+        if TOKEN_NAME in given.get("patternProperties", {}):
             bounded = given["patternProperties"]
-            bounded[_numbers(card.vocab_size - 1)] = bounded.pop(api.TOKEN_NAME)
+            bounded[_numbers(card.vocab_size - 1)] = bounded.pop(TOKEN_NAME)
         asked = given.get("properties", {}).get("model", {})
         if "anyOf" in asked:
             asked["anyOf"] = [{"const": card.id}, {"type": "null"}]
@@ -136,6 +159,16 @@ def _get(
     responses = _responses(JSON, _ref(kind))
     responses["503"] = {"description": "Not now.", "content": {JSON: {"schema": _ref(unavailable)}}}
     return {"summary": summary, "responses": responses}
+
+
+def _ollama(
+    summary: str, asked: type[pydantic.BaseModel], kind: type[pydantic.BaseModel], streamed: str | None = None
+) -> dict[str, Any]:
+    made = _post(summary, asked, kind)
+    made["responses"]["default"]["content"][JSON]["schema"] = _ref(OllamaError)
+    if streamed:
+        made["responses"]["200"]["content"][streamed] = {"schema": {"type": "string", "description": "A line each."}}
+    return made
 
 
 def _stored(summary: str, kind: type[pydantic.BaseModel]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from kiara_runtime.server.jobs import Admission, Patience, Prompt, Work
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.openai.choices import ChatVoice, CompletionVoice, TokenTexts
+from kiara_runtime.server.openai.messages import ChatMessage
 from kiara_runtime.server.records import Log, Metrics
 from kiara_runtime.server.responses import conversation as responses
 from kiara_runtime.server.responses.objects import ResponseObject
@@ -113,6 +114,11 @@ class Service:
         """Whether the model has a chat template that can be rendered."""
         return bool(self.model) and self._chats
 
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Of the bundle."""
+        return self._bundle.manifest
+
     def card(self) -> answers.Model:
         model = self.model
         return answers.Model(
@@ -140,7 +146,7 @@ class Service:
         }
         with named("prompt"):
             ids = [Prompt(self.model.prompt_ids(prompt), isinstance(prompt, str)) for prompt in prompts]
-        work = self._work(ids, asked.n, SamplingParams(**sampling), patience)
+        work = self.work(ids, asked.n, SamplingParams(**sampling), patience)
         echoed = [p if isinstance(p, str) else self.model.detokenize(p) for p in prompts] if echo else None
         return work, CompletionVoice(
             self._head(f"cmpl-{id}"), work, _usage(asked), self.token_texts, echoed, asked.n or 1, logprobs
@@ -157,7 +163,7 @@ class Service:
         params, messages = SamplingParams(**sampling), [_message(message) for message in asked.messages]
         with named("messages"):
             chat = self.model.conversation(messages, _tools(asked), params, bool(asked.continue_final_message))
-        work = self._answer(chat, params, asked.n, patience)
+        work = self.answer(chat, params, asked.n, patience)
         head, n = self._head(f"chatcmpl-{id}"), asked.n or 1
         return work, ChatVoice(head, work, _usage(asked), self.token_texts, n, bool(asked.logprobs), chat.format)
 
@@ -166,7 +172,7 @@ class Service:
         self.check_model(asked.model)
         params = SamplingParams(**sampling_of(asked))
         chat = self._prompt_of(asked, params)
-        work = self._answer(chat, params, 1, patience)
+        work = self.answer(chat, params, 1, patience)
         return work, MessagesVoice(id, self.name, work, chat.format)
 
     def respond(self, asked: ResponsesRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
@@ -179,7 +185,7 @@ class Service:
             params = SamplingParams(**responses.sampling_of(asked, self.model.context_length))
             whole = responses.with_instructions(asked.instructions, messages)
             chat = self.model.conversation(whole, responses.tools_of(asked), params)
-            work = self._answer(chat, params, 1, patience)
+            work = self.answer(chat, params, 1, patience)
 
         def keep(response: ResponseObject, answer: dict[str, Any]) -> None:
             self.store.add(response, [*messages, answer])
@@ -196,12 +202,12 @@ class Service:
         with named("messages"):
             return self.model.conversation(messages, tools_of(asked), params, messages[-1]["role"] == "assistant")
 
-    def _answer(self, chat: Conversation, params: SamplingParams, n: int | None, patience: Patience) -> Work:
+    def answer(self, chat: Conversation, params: SamplingParams, n: int | None, patience: Patience) -> Work:
         """The work of answering a conversation."""
         ids = self.model.prompt_ids(chat.prompt, "messages")
-        return self._work([Prompt(ids)], n, params, patience, chat.constraint)
+        return self.work([Prompt(ids)], n, params, patience, chat.constraint)
 
-    def _work(
+    def work(
         self,
         prompts: list[Prompt],
         n: int | None,
@@ -209,6 +215,7 @@ class Service:
         patience: Patience,
         constraint: Constraint | None = None,
     ) -> Work:
+        """The work of continuing prompts. constraint: a grammar at its start, instead of that of `params`."""
         choices = len(prompts) * (n or 1)
         if choices > CHOICES:
             raise ApiError(400, f"n: {choices} choices of all prompts are too many; ask for {CHOICES} at most", "n")
@@ -255,7 +262,7 @@ def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[s
     return [part for part in prompt if not isinstance(part, int)]
 
 
-def _message(message: api.ChatMessage) -> dict[str, Any]:
+def _message(message: ChatMessage) -> dict[str, Any]:
     return message.model_dump(include={"role", "content", "name", "tool_calls", "tool_call_id"}, exclude_none=True)
 
 

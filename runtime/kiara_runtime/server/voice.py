@@ -16,6 +16,8 @@ class Voice(ABC):
     """The response format of an endpoint."""
 
     end = b""  # after the last event
+    waiting = b": waiting\n\n"  # while there is nothing to send, so that both sides notice a lost connection
+    mimetype = "text/event-stream"
 
     def __init__(self, work: Work) -> None:
         self._work = work

@@ -53,8 +53,18 @@ def argument_schema(tool: Tool) -> dict[str, Any]:
 
     Otherwise a small model writes properties without end. What the narrower schema allows, the tool's allows, too.
     """
-    schema = tool.parameters
-    return schema if '"allOf"' in json.dumps(schema) else _closed(schema)
+    return tool.parameters if _composed(tool.parameters) else _closed(tool.parameters)
+
+
+def _composed(schema: Any) -> bool:
+    """Whether properties of one object may be named in several places: then none of them can be closed."""
+    if isinstance(schema, list):
+        return any(map(_composed, cast("list[Any]", schema)))
+    if not isinstance(schema, dict):
+        return False
+    held = cast("dict[str, Any]", schema)
+    mixed = isinstance(held.get("properties"), dict) and not {"$ref", "anyOf", "oneOf"}.isdisjoint(held)
+    return mixed or "allOf" in held or any(map(_composed, held.values()))
 
 
 def _closed(schema: Any) -> Any:

@@ -75,7 +75,8 @@ def _call(path: str, given: Any) -> dict[str, Any]:
     if not isinstance(read, dict):
         problem = "are not a JSON object"
         raise UserError(f"{path}.function.arguments", problem, 'give one, such as "{}"', value=arguments)
-    return {**call, "type": "function", "function": {"name": values["name"], "arguments": read}}
+    function = {"name": values["name"], "arguments": cast("object", read)}
+    return {"id": call.get("id"), "type": "function", "function": function}
 
 
 def _with_names(messages: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ from kiara_runtime.sampling import Constraint, SamplingParams
 from kiara_runtime.tokens import END_OF_TEXT, TextStream, Tokenizer
 from kiara_runtime.tools import CallPart, CallReader, Conversation, conversation, tool_calls, tool_use
 from kiara_runtime.tools.call_format import PLAIN, CallFormat, call_format
+from kiara_runtime.tools.call_grammar import argument_schema
 
 _TURNS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.content }}@{{ '<|im_end|>\n' }}{% endfor %}"
@@ -293,6 +294,23 @@ def test_a_schema_that_cannot_be_held_is_refused_by_the_tools_name() -> None:
     with pytest.raises(UserError, match=r"properties\.a\.pattern") as caught:
         conversation(tokenizer, tokenizer.vocab_size, _eos(tokenizer), ASKED, use, SamplingParams())
     assert caught.value.field.startswith("tools.odd.parameters")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"properties": {"a": {}}}, False),
+        ({"properties": {"a": {}}, "additionalProperties": {"type": "null"}}, {"type": "null"}),
+        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}]}, None),
+        ({"properties": {"a": {"properties": {"b": {}}, "$ref": "#/$defs/c"}}}, None),
+        ({"properties": {"a": {}}, "$defs": {"c": {"allOf": [{"properties": {"b": {}}}]}}}, None),
+    ],
+)
+def test_objects_are_closed_where_all_their_properties_are_named(parameters: Any, expected: Any) -> None:
+    use = tool_use([{"function": {"name": "f", "parameters": parameters}}])
+    assert use is not None
+    held = argument_schema(use.tools[0])
+    assert held.get("additionalProperties") == expected
 
 
 @pytest.mark.parametrize(

@@ -2,86 +2,35 @@
 
 Fields listed here take effect; all others are refused by name, never ignored. For fields of OpenAI that this server
 does not support, values that request nothing are accepted, because some clients send every field. Fields that OpenAI
-does not have are named as in `kiara_runtime.SamplingParams`. Types are strict: "1" is not a number.
+does not have are named as in `kiara_runtime.SamplingParams`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from annotated_types import GroupedMetadata
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainValidator,
-    StringConstraints,
-    Tag,
-    WithJsonSchema,
+from pydantic import ConfigDict, Field, StringConstraints
+
+from kiara_runtime.server.openai.messages import ChatMessage, Tool, ToolChoice
+from kiara_runtime.server.values import (
+    LARGEST,
+    MAX_BIASES,
+    MAX_MESSAGES,
+    MAX_N,
+    MAX_TOOLS,
+    MAX_TOP,
+    TOKEN_NAME,
+    WHOLE,
+    Bias,
+    Count,
+    Finite,
+    Nothing,
+    Penalty,
+    Prompt,
+    Request,
+    Stop,
+    TokenId,
 )
-from pydantic_core import PydanticCustomError
-
-MAX_N, MAX_PROMPTS, MAX_MESSAGES, MAX_BIASES, MAX_STOPS, MAX_TOP = 16, 256, 1024, 1024, 16, 20
-MAX_TOOLS, MAX_CALLS = 128, 128
-LARGEST = (1 << 31) - 1
-
-
-def _whole(value: object) -> object:
-    """Accept 1.0 as an integer, because JSON has only one kind of number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-WHOLE = BeforeValidator(_whole)  # after the bounds; otherwise pydantic writes them into the schema under wrong names
-Finite = Field(allow_inf_nan=False)
-TokenId = Annotated[int, Field(ge=0, le=LARGEST, json_schema_extra={"x-token": True}), WHOLE]
-TOKEN_NAME = r"^(0|[1-9][0-9]{0,8})$"  # a token id as an object key
-TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
-Text = Annotated[str, StringConstraints(min_length=1)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=LARGEST), WHOLE]
-Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-
-
-def _form(value: object) -> str:
-    """The form of a value, from its first element; otherwise pydantic would report the errors of every form.
-
-    In brackets, because they appear in the paths of errors, from which `guard` removes them.
-    """
-    if not isinstance(value, list):
-        return "[one]"
-    first: object = next(iter(cast("list[object]", value)), "")
-    return "[many]" if isinstance(first, (str, dict, BaseModel)) else "[lists]" if isinstance(first, list) else "[ids]"
-
-
-One, Many, Ids, Lists = Tag("[one]"), Tag("[many]"), Tag("[ids]"), Tag("[lists]")
-ByForm = Discriminator(_form)
-Stops = Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True), Many]
-Stop = Annotated[Annotated[Text, One] | Stops, ByForm]
-Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Many]
-IdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Lists]
-Prompt = Annotated[Annotated[str, One] | Texts | Annotated[TokenIds, Ids] | IdLists, ByForm]
-
-
-class Nothing(GroupedMetadata):
-    """A field that is not supported: only null, or a value that requests the default behaviour."""
-
-    def __init__(self, *values: object) -> None:
-        self._known = [None, *values]
-
-    def __iter__(self) -> Iterator[object]:
-        yield PlainValidator(self._check)
-        yield WithJsonSchema({"enum": self._known})
-
-    def _check(self, given: object) -> None:
-        if not any(given == known and isinstance(given, bool) == isinstance(known, bool) for known in self._known):
-            raise PydanticCustomError("unsupported", "is not supported by this server")
-
-
-class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(Request):
@@ -182,122 +131,6 @@ class CompletionRequest(Generation):
     )
     best_of: Annotated[None, Nothing(1)] = None
     suffix: Annotated[None, Nothing("")] = None
-
-
-class TextPart(Request):
-    type: Literal["text"]
-    text: str
-
-
-Parts = Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Many]
-Content = Annotated[Annotated[str, One] | Parts, ByForm]
-
-
-class Message(Request):
-    name: Text | None = Field(None, max_length=64, description="Passed to the chat template; many ignore it.")
-    # Fields that OpenAI's clients add to a response's message, so that it can be sent back unchanged.
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
-    parsed: Any = Field(None, description="The content as parsed by the client; ignored.")
-
-
-def _role(value: object) -> object:
-    """Refuse what is no role of any message; the type below would list only some of them."""
-    if value not in ("system", "developer", "user"):
-        raise PydanticCustomError("role", "is not system, developer, user, assistant or tool")
-    return value
-
-
-class TextMessage(Message):
-    role: Annotated[Literal["system", "developer", "user"], BeforeValidator(_role)] = Field(
-        description="developer is the same as system."
-    )
-    content: Content
-    tool_calls: Annotated[None, Nothing([])] = None
-
-
-class CalledFunction(Request):
-    name: Text
-    arguments: str = Field(description="A JSON object as text.")
-    parsed_arguments: Any = Field(None, description="The arguments as parsed by the client; ignored.")
-
-
-class Call(Request):
-    id: str
-    type: Literal["function"]
-    function: CalledFunction
-    index: Any = Field(None, description="Of a streamed call; ignored.")
-
-
-class AssistantMessage(Message):
-    model_config = ConfigDict(  # checked when the prompt is made
-        json_schema_extra={
-            "anyOf": [
-                {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
-                {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
-            ]
-        }
-    )
-    role: Literal["assistant"]
-    content: Content | None = None
-    tool_calls: Annotated[list[Call], Field(max_length=MAX_CALLS, fail_fast=True)] | None = Field(
-        None, description="Calls of this answer; their results follow as messages of the role tool."
-    )
-
-
-class ToolMessage(Message):
-    role: Literal["tool"]
-    content: Content = Field(description="The result of a call.")
-    tool_call_id: str = Field(description="The id of the call.")
-    tool_calls: None = None
-
-
-def _message_form(value: object) -> str:
-    role = cast("dict[str, object]", value).get("role") if isinstance(value, dict) else None
-    return {"assistant": "[assistant]", "tool": "[tool]"}.get(str(role), "[text]")
-
-
-ChatMessage = Annotated[
-    Annotated[TextMessage, Tag("[text]")]
-    | Annotated[AssistantMessage, Tag("[assistant]")]
-    | Annotated[ToolMessage, Tag("[tool]")],
-    Discriminator(_message_form),
-]
-
-
-class FunctionDefinition(Request):
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    description: str | None = None
-    parameters: dict[str, Any] | None = Field(
-        None, description="A JSON Schema of an object, which the arguments always follow."
-    )
-    strict: bool | None = Field(None, description="Accepted; arguments always follow the schema.")
-
-
-class Tool(Request):
-    type: Literal["function"]
-    function: FunctionDefinition
-
-
-class FunctionName(Request):
-    name: Text
-
-
-class NamedTool(Request):
-    type: Literal["function"]
-    function: FunctionName
-
-
-def _choice_form(value: object) -> str:
-    return "[word]" if isinstance(value, str) else "[named]"
-
-
-ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("[word]")] | Annotated[NamedTool, Tag("[named]")],
-    Discriminator(_choice_form),
-]
 
 
 class ChatRequest(Generation):

@@ -1,6 +1,6 @@
 """Requests of /v1/responses as pydantic models; names and meanings are those of OpenAI's API reference.
 
-As in `kiara_runtime.server.openai.requests`, fields that are not listed are refused by name.
+As in OpenAI's formats, fields that are not listed are refused by name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from kiara_runtime.server.openai.requests import (
+from kiara_runtime.server.openai.requests import StreamOptions, TextFormat
+from kiara_runtime.server.values import (
     LARGEST,
     MAX_MESSAGES,
     MAX_TOOLS,
@@ -20,9 +21,7 @@ from kiara_runtime.server.openai.requests import (
     Nothing,
     One,
     Request,
-    StreamOptions,
     Text,
-    TextFormat,
 )
 
 Anything = Field(None, description="As a response has it; ignored.")
