@@ -48,7 +48,9 @@ def generate(service: Service, asked: api.GenerateRequest, id: str, patience: Pa
 
 def _params(service: Service, asked: api.OllamaRequest, loads: bool) -> SamplingParams:
     sampling: dict[str, Any] = sampling_of(asked, service.model.context_length)
-    return SamplingParams(**{**sampling, **({"max_tokens": 0} if loads else {})})
+    if loads:
+        sampling["max_tokens"] = 0
+    return SamplingParams(**sampling)
 
 
 def tags(service: Service) -> answers.Tags:
