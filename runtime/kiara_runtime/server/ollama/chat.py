@@ -44,7 +44,7 @@ def messages_of(asked: api.OllamaChatRequest) -> list[dict[str, Any]]:
 
 def sampling_of(asked: api.OllamaRequest, most: int) -> dict[str, Any]:
     """Fields of SamplingParams. most: tokens, if the request sets no limit."""
-    options = asked.options or api.Options()
+    options = asked.options or api.Options.model_validate({})
     given = {name: value for name in _SAME if (value := getattr(options, name)) is not None}
     if options.repeat_penalty is not None:
         given["repetition_penalty"] = options.repeat_penalty
