@@ -55,6 +55,7 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 @click.option(
     "--cors-origin", multiple=True, help="An origin whose pages may call this server, such as https://example.org."
 )
+@click.option("--any-model", is_flag=True, help="Answer whatever model a request names, such as gpt-4o.")
 @click.option("--log-prompts", is_flag=True, help="Also log the content of requests.")
 def serve(
     bundle: Path,
@@ -73,7 +74,7 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP.
 
-    OpenAI-compatible completions and chat, and a web page at /. Logs one line of JSON per request to standard error.
+    In the formats of OpenAI, Anthropic and Ollama, and a web page at /. Logs one line of JSON per request.
     """
     try:
         from kiara_runtime.server import Guard, Settings, read_keys

@@ -52,7 +52,8 @@ _SAMPLING = (
 class Settings:
     """slots: sequences that run at once. queue: requests that may wait, besides as many running ones as slots.
 
-    timeout: seconds per request. drain: seconds for running requests at shutdown. max_body: bytes.
+    timeout: seconds per request. drain: seconds for running requests at shutdown. max_body: bytes. any_model: answer
+    whatever model a request names.
     """
 
     slots: int = 8
@@ -61,6 +62,7 @@ class Settings:
     drain: float = 30.0
     max_body: int = 2 << 20
     log_prompts: bool = False
+    any_model: bool = False
     guard: Guard = field(default_factory=Guard)
 
 
@@ -132,7 +134,7 @@ class Service:
         )
 
     def check_model(self, name: str | None) -> None:
-        if name is not None and name != self.name:
+        if name not in (None, self.name) and not self.settings.any_model:
             raise ApiError(404, f"model: {name:.80} does not exist; use {self.name}", "model", "model_not_found")
 
     def complete(self, asked: api.CompletionRequest, id: str, patience: Patience) -> tuple[Work, Voice]:

@@ -37,6 +37,14 @@ def test_negative_seeds_and_speaker_names_are_accepted(client: FlaskClient, mode
     assert found == len(model.chat_prompt(named))
 
 
+def test_any_model_answers_other_names(bundle: Path, model: Model) -> None:
+    asked: dict[str, Any] = {"prompt": "x", "max_tokens": 2, "temperature": 0}
+    client = _client(_service(bundle, model, any_model=True))
+    found = [_ok(client, COMPLETIONS, model=name, **asked) for name in ("gpt-4o", "small")]
+    assert _text(found[0]) == _text(found[1]) and found[0]["model"] == found[1]["model"] == "small"
+    assert client.get("/v1/models/gpt-4o").json["id"] == "small"
+
+
 def test_invalid_chat_requests_are_refused(client: FlaskClient, bundle: Path) -> None:
     hello = [{"role": "user", "content": "x"}]
     for body, param in (
