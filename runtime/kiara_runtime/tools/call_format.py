@@ -12,8 +12,8 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import Tokenizer, chat_text
@@ -62,11 +62,18 @@ PLAIN = CallFormat(
 
 
 def call_format(tokenizer: Tokenizer, eos_token_ids: Iterable[int]) -> CallFormat:
-    """The format of the tokenizer's chat template. Raises UserError if there is no template that can chat."""
-    return _call_format(tokenizer, frozenset(eos_token_ids))
+    """The format of the tokenizer's chat template, found at the first call. Thread-safe.
+
+    Raises UserError if there is no template that can chat.
+    """
+    if tokenizer not in _formats:
+        _formats[tokenizer] = _call_format(tokenizer, frozenset(eos_token_ids))
+    return _formats[tokenizer]
 
 
-@lru_cache(8)
+_formats: WeakKeyDictionary[Tokenizer, CallFormat] = WeakKeyDictionary()
+
+
 def _call_format(tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> CallFormat:
     tools = [Tool(name, "", {"type": "object", "properties": {}}).json() for name in _NAMES]
     asked = _text(tokenizer, [_ASK], tools, True)
