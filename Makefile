@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-gemma bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-gemma bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -123,6 +123,11 @@ check-templates: install-dev ## By hand: compare seventy public chat templates w
 	  status=$$?; rm -rf $$d; exit $$status
 
 # Schemathesis has conflicting requirements, so it gets its own environment.
+check-clients: install-dev ## By hand: nine client packages with their defaults against the server (minutes; installs them)
+	$(PYTHON) -m venv .venv/clients
+	.venv/clients/bin/pip --disable-pip-version-check --quiet install -r benchmarks/clients.txt
+	$(BIN)/python benchmarks/check_clients.py
+
 check-api: install-dev ## By hand: Schemathesis against the served OpenAPI document, on BUNDLE=bundles/demo (minutes)
 	$(PYTHON) -m venv .venv/schemathesis
 	.venv/schemathesis/bin/pip --disable-pip-version-check --quiet install schemathesis==4.32.5
