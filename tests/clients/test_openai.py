@@ -175,7 +175,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"messages": [{"role": "user", "content": "x " * 500}]}, "messages", "context_length_exceeded"),
     (COMPLETE, {"prompt": "x", "temperature": 3}, "temperature", "invalid_value"),
     (COMPLETE, {"prompt": "x", "suffix": "y"}, "suffix", "unsupported_parameter"),
-    (CHAT, {"messages": [USER], "tools": [TOOL, TOOL]}, "tools", "invalid_value"),
+    (CHAT, {"messages": [USER], "tools": [TOOL] * 129}, "tools", "invalid_value"),
     (COMPLETE, {"prompt": "x" * 3_000_000}, "", "body_too_large"),
 ]
 

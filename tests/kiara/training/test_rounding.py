@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import Result
 from onnx import numpy_helper
+from processors import exact_products
 from training_runs import _changed, _losses
 
 from kiara.checkpoints.checkpoint import find_checkpoint, list_checkpoints, load_model
@@ -59,6 +60,7 @@ def test_the_bundle_holds_the_trained_weights_bit_for_bit(
     assert abs(receipt["variants"][name]["bits_per_byte_loss"]) < 1e-3, bits
 
 
+@exact_products
 def test_int8_dynamic_ships_the_trained_weights_without_smoothing(
     small_config: Config, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
