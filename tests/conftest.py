@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click.testing
 import pytest
-from serving import with_chat
+from serving import TOOL_TEMPLATE, with_chat
 
 from kiara.config.load import load_config
 from kiara.config.sections import Config
@@ -98,6 +98,12 @@ def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `bundle` with a chat template."""
     return with_chat(bundle, tmp_path_factory.mktemp("chat") / "talker")
+
+
+@pytest.fixture(scope="session")
+def tool_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `bundle` with a chat template that shows tools."""
+    return with_chat(bundle, tmp_path_factory.mktemp("tools") / "caller", TOOL_TEMPLATE)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Literal
 
 from kiara_runtime.engine import FinishReason, Piece, Runner, Sequence
 from kiara_runtime.sampling import TokenLogprob
-from kiara_runtime.tools import CallFormat, CallPart, CallReader, ToolCall, tool_calls
+from kiara_runtime.tools import CallFormat, CallReader, ToolCall, gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +90,11 @@ class Stream(Iterator[Piece]):
         """
         pieces, sequence = list(self), self.sequence
         drafter, times = sequence.drafter, sequence.times
-        reader = None if format is None else CallReader(format)
-        parts = [part for piece in pieces for part in (reader.feed(piece) if reader else [piece.text])]
-        calls = tool_calls(part for part in parts if isinstance(part, CallPart))
+        reader = CallReader(format)
+        text, calls = gathered(part for piece in pieces for part in reader.feed(piece))
         reason = (pieces[-1].finish_reason if pieces else None) or "stop"
         return Generation(
-            text="".join(part for part in parts if isinstance(part, str)),
+            text=text,
             tokens=[token for piece in pieces for token in piece.tokens],
             finish_reason="tool_calls" if calls and reason == "stop" else reason,
             prompt_tokens=sequence.prompt_tokens,

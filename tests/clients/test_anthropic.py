@@ -8,7 +8,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from serving import TOOL_TEMPLATE, Served, served, with_chat
+from serving import Served, served
 
 from kiara_runtime.model import Model, load
 
@@ -23,19 +23,14 @@ ASKED: Any = {
 
 
 @pytest.fixture(scope="module")
-def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_chat(bundle, tmp_path_factory.mktemp("anthropic") / "caller", TOOL_TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Model]:
-    with load(folder) as model:
+def model(tool_bundle: Path) -> Iterator[Model]:
+    with load(tool_bundle) as model:
         yield model
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Served]:
-    with served(folder) as server:
+def server(tool_bundle: Path) -> Iterator[Served]:
+    with served(tool_bundle) as server:
         yield server
 
 
@@ -50,13 +45,13 @@ def test_an_answer_and_its_stream(client: anthropic.Anthropic, model: Model) -> 
     expected = model.chat([USER], max_tokens=12, temperature=0.0)
     message = client.messages.create(**asked)
     assert [block.text for block in message.content if block.type == "text"] == [expected.text]
-    assert message.stop_reason == "max_tokens"
+    assert message.stop_reason == {"length": "max_tokens", "stop": "end_turn"}[expected.finish_reason]
     with client.messages.stream(**asked) as stream:
         assert "".join(stream.text_stream) == expected.text
         final = stream.get_final_message()
     assert final.content[0].type == "text" and final.content[0].text == expected.text
     assert final.stop_reason == message.stop_reason
-    assert final.usage.output_tokens == message.usage.output_tokens == 12
+    assert final.usage.output_tokens == message.usage.output_tokens == len(expected.tokens)
     count = client.messages.count_tokens(model="small", messages=[USER]).input_tokens
     assert count == expected.prompt_tokens
 

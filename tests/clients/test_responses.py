@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pydantic
 import pytest
-from serving import TOOL_TEMPLATE, Served, served, with_chat
+from serving import Served, served
 
 SAMPLING: Any = {"model": "small", "temperature": 0, "max_output_tokens": 60}
 
@@ -24,8 +24,8 @@ CALL: Any = {"tools": [{"type": "function", **TOOL}], "tool_choice": "required",
 
 
 @pytest.fixture(scope="module")
-def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(with_chat(bundle, tmp_path_factory.mktemp("responses") / "caller", TOOL_TEMPLATE)) as server:
+def server(tool_bundle: Path) -> Iterator[Served]:
+    with served(tool_bundle) as server:
         yield server
 
 

@@ -11,7 +11,7 @@ import openai
 import pydantic
 import pytest
 from openai_clients import Client, by_node, by_python
-from serving import TOOL_TEMPLATE, Served, served, with_chat
+from serving import Served, served
 
 USER: Any = {"role": "user", "content": "x"}
 SAMPLING: dict[str, Any] = {"model": "small", "seed": 1, "max_tokens": 60}
@@ -30,8 +30,8 @@ ASKED: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(with_chat(bundle, tmp_path_factory.mktemp("tools") / "caller", TOOL_TEMPLATE)) as server:
+def server(tool_bundle: Path) -> Iterator[Served]:
+    with served(tool_bundle) as server:
         yield server
 
 

@@ -43,6 +43,7 @@ def create_app(service: Service) -> flask.Flask:
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # no redirects
     _add_generation(app, service)
     _add_rest(app, service)
+    _add_tokens(app, service)
     _add_ollama(app, service)
     _add_page(app)
     _add_hooks(app, service)
@@ -132,31 +133,6 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
         service.check_model(name)
         return as_json(service.card())
 
-    @app.post("/tokenize")
-    def tokenize() -> flask.Response:
-        with service.beside, named("prompt"):
-            asked, model = read(service, api.TokenizeRequest), service.model
-            service.check_model(asked.model)
-            plain = asked.add_special_tokens is False
-            ids = model.tokenize(asked.prompt) if plain else model.encode_prompt(asked.prompt)
-        texts = [service.token_texts.text(token) for token in ids] if asked.return_token_strs else None
-        return as_json(
-            answers.Tokenized(tokens=ids, count=len(ids), max_model_len=model.context_length, token_strs=texts)
-        )
-
-    @app.post("/detokenize")
-    def detokenize() -> flask.Response:
-        with service.beside:
-            asked = read(service, api.DetokenizeRequest)
-            service.check_model(asked.model)
-            return as_json(answers.Detokenized(prompt=service.model.detokenize(asked.tokens)))
-
-    @app.get("/tokenizer_info")
-    def tokenizer_info() -> flask.Response:
-        tokenizer = service.model.tokenizer
-        known = {"engine": tokenizer.engine, "vocab_size": tokenizer.vocab_size}
-        return flask.jsonify({**tokenizer.config, **known})
-
     @app.get("/health")
     def health() -> flask.Response:
         return as_json(answers.Status(status="ok"))
@@ -181,6 +157,33 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
         if name not in service.files:
             raise ApiError(404, f"bundle: has no {name:.80}; it has {', '.join(service.files)}")
         return flask.Response(service.files[name], content_type=SHOWN[name])
+
+
+def _add_tokens(app: flask.Flask, service: Service) -> None:
+    @app.post("/tokenize")
+    def tokenize() -> flask.Response:
+        with service.beside, named("prompt"):
+            asked, model = read(service, api.TokenizeRequest), service.model
+            service.check_model(asked.model)
+            plain = asked.add_special_tokens is False
+            ids = model.tokenize(asked.prompt) if plain else model.encode_prompt(asked.prompt)
+        texts = [service.token_texts.text(token) for token in ids] if asked.return_token_strs else None
+        return as_json(
+            answers.Tokenized(tokens=ids, count=len(ids), max_model_len=model.context_length, token_strs=texts)
+        )
+
+    @app.post("/detokenize")
+    def detokenize() -> flask.Response:
+        with service.beside:
+            asked = read(service, api.DetokenizeRequest)
+            service.check_model(asked.model)
+            return as_json(answers.Detokenized(prompt=service.model.detokenize(asked.tokens)))
+
+    @app.get("/tokenizer_info")
+    def tokenizer_info() -> flask.Response:
+        tokenizer = service.model.tokenizer
+        known = {"engine": tokenizer.engine, "vocab_size": tokenizer.vocab_size}
+        return flask.jsonify({**tokenizer.config, **known})
 
 
 def _add_ollama(app: flask.Flask, service: Service) -> None:

@@ -77,3 +77,14 @@ class Nothing(GroupedMetadata):
 
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+TOOL_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+
+
+def word_or_object(value: object) -> str:
+    """The form of a value that is a word, such as auto, or an object."""
+    return "[word]" if isinstance(value, str) else "[object]"
+
+
+Word, Object, ByWord = Tag("[word]"), Tag("[object]"), Discriminator(word_or_object)

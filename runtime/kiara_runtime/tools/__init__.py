@@ -4,7 +4,7 @@ Nothing here runs a tool; `kiara_runtime.functions` does. What grammars are is i
 """
 
 from kiara_runtime.tools.call_format import CallFormat
-from kiara_runtime.tools.call_reader import CallPart, CallReader, ToolCall, call_id, tool_calls
+from kiara_runtime.tools.call_reader import CallPart, CallReader, ToolCall, call_id, gathered
 from kiara_runtime.tools.conversation import Conversation, conversation
 from kiara_runtime.tools.definitions import Choice, Definition, ToolUse, tool_use
 
@@ -19,6 +19,6 @@ __all__ = [
     "ToolUse",
     "call_id",
     "conversation",
-    "tool_calls",
+    "gathered",
     "tool_use",
 ]

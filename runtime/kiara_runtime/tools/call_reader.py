@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kiara_runtime.engine import Piece
-from kiara_runtime.tools.call_format import ID, CallFormat
+from kiara_runtime.tools.call_format import ID, PLAIN, CallFormat
 
 _ID = "[A-Za-z0-9]{9}"
 
@@ -42,9 +42,12 @@ class ToolCall:
 class CallReader:
     """Turns the pieces of one answer into texts and parts of calls."""
 
-    def __init__(self, format: CallFormat) -> None:
-        self._format, self._special = format, {i: name for name, i in format.special}
-        self._held, self._state, self._calls = "", "text" if format.tagged else "start", 0
+    def __init__(self, format: CallFormat | None) -> None:
+        """format: of calls; None if there are none, so that everything is text."""
+        self._state = "plain" if format is None else "text" if format.tagged else "start"
+        self._format = format or PLAIN
+        self._special = {i: name for name, i in self._format.special}
+        self._held, self._calls = "", 0
         self._json = _Object()
 
     @property
@@ -65,6 +68,9 @@ class CallReader:
         match self._state:
             case "start":
                 return self._start(last)
+            case "plain":
+                text, self._held = self._held, ""
+                return [text] if text else None
             case "text":
                 return self._text(last)
             case "opening":
@@ -80,18 +86,18 @@ class CallReader:
         if head.startswith(trigger):
             self._held, self._state = head, "opening"
         elif last or not trigger.startswith(head):
-            self._state = "text"
+            self._state = "plain"
         else:
             return None
         return []
 
     def _text(self, last: bool) -> list[str | CallPart] | None:
         trigger = self._format.trigger
-        place = self._held.find(trigger) if self._format.tagged else -1
+        place = self._held.find(trigger)
         if place >= 0:
             text, self._held, self._state = self._held[:place].rstrip(), self._held[place:], "opening"
             return [text] if text else []
-        end = len(self._held) - (_kept(self._held, trigger) if self._format.tagged and not last else 0)
+        end = len(self._held) - (0 if last else _kept(self._held, trigger))
         text, self._held = self._held[:end], self._held[end:]
         return [text] if text else None
 
@@ -164,15 +170,19 @@ def _kept(text: str, trigger: str) -> int:
     return len(text) - len(words)
 
 
-def tool_calls(parts: Iterable[CallPart]) -> list[ToolCall]:
-    """The calls that the parts make."""
-    names, arguments = list[str](), list[str]()
+def gathered(parts: Iterable[str | CallPart]) -> tuple[str, list[ToolCall]]:
+    """The text and the calls that the parts of an answer make."""
+    texts, names, arguments = list[str](), list[str](), list[str]()
     for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
         if part.name is not None:
             names.append(part.name)
             arguments.append("")
         arguments[part.index] += part.arguments
-    return [ToolCall(name, text, _Object().ends(text)) for name, text in zip(names, arguments, strict=True)]
+    calls = [ToolCall(name, text, _Object().ends(text)) for name, text in zip(names, arguments, strict=True)]
+    return "".join(texts), calls
 
 
 def call_id() -> str:

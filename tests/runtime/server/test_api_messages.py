@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from server_api import _client, _ok, _service
-from serving import TOOL_TEMPLATE, with_chat
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.model import Model
 from kiara_runtime.server.guard import Guard
 
 MESSAGES = "/v1/messages"
@@ -23,23 +21,14 @@ TOOLS = [
     {"name": "set", "input_schema": SCHEMA},
     {"name": "now", "description": "The time", "input_schema": {"type": "object"}},
 ]
+REASONS = {"length": "max_tokens", "stop": "end_turn"}
 SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_chat(bundle, tmp_path_factory.mktemp("messages") / "caller", TOOL_TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Model]:
-    with load(folder) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def client(folder: Path, model: Model) -> FlaskClient:
-    return _client(_service(folder, model))
+def chat_bundle(tool_bundle: Path) -> Path:
+    """What `model` and `client` are made of here."""
+    return tool_bundle
 
 
 def _events(client: FlaskClient, **body: Any) -> list[dict[str, Any]]:
@@ -103,7 +92,10 @@ def test_answers_are_those_of_the_python_api(client: FlaskClient, model: Model) 
     blocks = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "b"}]
     turn = {"role": "user", "content": [{"type": "text", "text": "x"}]}
     found = _ok(client, MESSAGES, messages=[turn], system=blocks, max_tokens=9, temperature=0)
-    assert found["content"] == [{"type": "text", "text": expected.text}] and found["stop_reason"] == "max_tokens"
+    assert (
+        found["content"] == [{"type": "text", "text": expected.text}]
+        and found["stop_reason"] == REASONS[expected.finish_reason]
+    )
     usage = found["usage"]
     assert usage["input_tokens"] + usage["cache_read_input_tokens"] == expected.prompt_tokens
     counted = _ok(client, f"{MESSAGES}/count_tokens", messages=[turn], system=blocks)
@@ -112,9 +104,10 @@ def test_answers_are_those_of_the_python_api(client: FlaskClient, model: Model) 
 
 def test_a_stop_sequence_is_named(client: FlaskClient) -> None:
     text = _ok(client, MESSAGES, messages=HELLO, **SAMPLING)["content"][0]["text"]
-    found = _ok(client, MESSAGES, messages=HELLO, **SAMPLING, stop_sequences=[text[5:7], "never said"])
-    assert (found["stop_reason"], found["stop_sequence"]) == ("stop_sequence", text[5:7])
-    assert found["content"] == [{"type": "text", "text": text[: text.find(text[5:7])]}]
+    stop = text[len(text) // 2 :][:2]
+    found = _ok(client, MESSAGES, messages=HELLO, **SAMPLING, stop_sequences=[stop, "never said"])
+    assert (found["stop_reason"], found["stop_sequence"]) == ("stop_sequence", stop)
+    assert found["content"] == [{"type": "text", "text": text[: text.find(stop)]}]
 
 
 def test_a_result_goes_back(client: FlaskClient, model: Model) -> None:
@@ -166,8 +159,8 @@ def test_errors_have_anthropics_form(client: FlaskClient, body: Any, where: str)
     assert error["error"]["message"].startswith(f"{where}: ")
 
 
-def test_keys_and_models_are_checked(folder: Path, model: Model) -> None:
-    client = _client(_service(folder, model, guard=Guard(keys=frozenset({"secret-key"}))))
+def test_keys_and_models_are_checked(tool_bundle: Path, model: Model) -> None:
+    client = _client(_service(tool_bundle, model, guard=Guard(keys=frozenset({"secret-key"}))))
     body = {"messages": HELLO, "max_tokens": 1}
     assert client.post(MESSAGES, json=body).json["error"]["type"] == "authentication_error"
     assert client.post(MESSAGES, json=body, headers={"X-Api-Key": "secret-key"}).status_code == 200

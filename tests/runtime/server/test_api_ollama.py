@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from server_api import _client, _ok, _service
-from serving import TOOL_TEMPLATE, with_chat
+from server_api import _ok
+from serving import TOOL_TEMPLATE
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.model import Model
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
 SCHEMA: dict[str, Any] = {
@@ -23,19 +22,9 @@ GREEDY: dict[str, Any] = {"max_tokens": 9, "temperature": 0.0, "repetition_penal
 
 
 @pytest.fixture(scope="module")
-def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_chat(bundle, tmp_path_factory.mktemp("ollama") / "caller", TOOL_TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Model]:
-    with load(folder) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def client(folder: Path, model: Model) -> FlaskClient:
-    return _client(_service(folder, model))
+def chat_bundle(tool_bundle: Path) -> Path:
+    """What `model` and `client` are made of here."""
+    return tool_bundle
 
 
 def _lines(client: FlaskClient, path: str, **body: Any) -> list[dict[str, Any]]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from server_api import _client, _ok, _refused, _service
-from serving import TOOL_TEMPLATE, with_chat
+from server_api import _ok, _refused
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.model import Model
 from kiara_runtime.server.responses.store import Store
 
 RESPONSES = "/v1/responses"
@@ -29,19 +27,9 @@ SAMPLING: dict[str, Any] = {"max_output_tokens": 60, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_chat(bundle, tmp_path_factory.mktemp("responses") / "caller", TOOL_TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Model]:
-    with load(folder) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def client(folder: Path, model: Model) -> FlaskClient:
-    return _client(_service(folder, model))
+def chat_bundle(tool_bundle: Path) -> Path:
+    """What `model` and `client` are made of here."""
+    return tool_bundle
 
 
 def _events(client: FlaskClient, **body: Any) -> list[dict[str, Any]]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from server_api import CHAT, _client, _events, _ok, _refused, _service
-from serving import TOOL_TEMPLATE, with_chat
+from server_api import CHAT, _events, _ok, _refused
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.model import Model
 
 HELLO = [{"role": "user", "content": "x"}]
 PARAMETERS = {
@@ -28,19 +26,9 @@ REQUIRED: dict[str, Any] = {"messages": HELLO, "tools": TOOLS, "tool_choice": "r
 
 
 @pytest.fixture(scope="module")
-def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_chat(bundle, tmp_path_factory.mktemp("tools") / "caller", TOOL_TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Model]:
-    with load(folder) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def client(folder: Path, model: Model) -> FlaskClient:
-    return _client(_service(folder, model))
+def chat_bundle(tool_bundle: Path) -> Path:
+    """What `model` and `client` are made of here."""
+    return tool_bundle
 
 
 def _streamed(events: list[Any]) -> dict[int, dict[str, Any]]:

@@ -16,7 +16,7 @@ from kiara_runtime.engine import Piece
 from kiara_runtime.errors import UserError
 from kiara_runtime.sampling import Constraint, SamplingParams
 from kiara_runtime.tokens import END_OF_TEXT, TextStream, Tokenizer
-from kiara_runtime.tools import CallPart, CallReader, Conversation, conversation, tool_calls, tool_use
+from kiara_runtime.tools import CallReader, Conversation, conversation, gathered, tool_use
 from kiara_runtime.tools.call_format import PLAIN, CallFormat, call_format
 from kiara_runtime.tools.call_grammar import argument_schema
 
@@ -122,9 +122,8 @@ def _pieces(tokenizer: Tokenizer, constraint: Constraint, seed: int) -> list[Pie
 
 def _read(format: CallFormat, pieces: list[Piece]) -> tuple[str, list[tuple[str, str]]]:
     reader = CallReader(format)
-    parts = [part for piece in pieces for part in reader.feed(piece)]
-    calls = tool_calls(part for part in parts if isinstance(part, CallPart))
-    return "".join(part for part in parts if isinstance(part, str)), [(call.name, call.arguments) for call in calls]
+    text, calls = gathered(part for piece in pieces for part in reader.feed(piece))
+    return text, [(call.name, call.arguments) for call in calls]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from kiara_runtime.server.anthropic import responses as answers
 from kiara_runtime.server.guard import ApiError
 from kiara_runtime.server.jobs import Work
 from kiara_runtime.server.voice import Voice
-from kiara_runtime.tools import CallFormat, CallPart, CallReader, ToolUse, call_id, tool_calls, tool_use
+from kiara_runtime.tools import CallFormat, CallPart, CallReader, ToolUse, call_id, gathered, tool_use
 
 _KINDS = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
@@ -79,7 +79,7 @@ class MessagesVoice(Voice):
     def __init__(self, id: str, model: str, work: Work, calls: CallFormat | None) -> None:
         super().__init__(work)
         self._id, self._model = f"msg_{id}", model
-        self._reader = CallReader(calls) if calls else None
+        self._reader = CallReader(calls)
         self._block = -1  # the one that is open
         self._in_text = False
         self._reason: answers.StopReason | None = None
@@ -88,7 +88,7 @@ class MessagesVoice(Voice):
         yield answers.MessageStart(message=self._message([], None, self._usage()))
 
     def chunks(self, index: int, piece: Piece) -> Iterable[pydantic.BaseModel]:
-        for part in self._parts(piece):
+        for part in self._reader.feed(piece):
             yield from self._text(part) if isinstance(part, str) else self._call(part)
         self._reason = self._stop_reason(piece)
 
@@ -101,11 +101,10 @@ class MessagesVoice(Voice):
 
     def whole(self, choices: Sequence[list[Piece]]) -> pydantic.BaseModel:
         [pieces] = choices
-        parts = [part for piece in pieces for part in self._parts(piece)]
-        text = "".join(part for part in parts if isinstance(part, str))
+        text, found = gathered(part for piece in pieces for part in self._reader.feed(piece))
         calls = [
             answers.AnswerToolUse(id=call_id(), name=call.name, input=json.loads(call.arguments))
-            for call in tool_calls(part for part in parts if isinstance(part, CallPart))
+            for call in found
             if call.complete  # not one that max_tokens cut off
         ]
         content = [*([answers.AnswerText(text=text)] if text or not calls else []), *calls]
@@ -137,15 +136,12 @@ class MessagesVoice(Voice):
         self._block += 1
         yield answers.BlockStart(index=self._block, content_block=block)
 
-    def _parts(self, piece: Piece) -> list[str | CallPart]:
-        return self._reader.feed(piece) if self._reader else [piece.text] if piece.text else []
-
     def _stop_reason(self, piece: Piece) -> answers.StopReason | None:
         if piece.finish_reason == "length":
             return "max_tokens"
         if piece.finish_reason is None:
             return None
-        if self._reader and self._reader.calls:
+        if self._reader.calls:
             return "tool_use"
         return "end_turn" if self._stop_sequence() is None else "stop_sequence"
 

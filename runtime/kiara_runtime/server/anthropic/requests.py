@@ -14,6 +14,7 @@ from kiara_runtime.server.values import (
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TOOLS,
+    TOOL_NAME,
     WHOLE,
     ByForm,
     Finite,
@@ -78,7 +79,7 @@ class MessagesTurn(Request):
 
 
 class MessagesTool(Request):
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    name: str = Field(pattern=TOOL_NAME)
     description: str | None = None
     input_schema: dict[str, Any] = Field(description="A JSON Schema of an object, which the input always follows.")
     type: Literal["custom"] | None = None

@@ -16,7 +16,7 @@ from kiara_runtime.server.jobs import Work
 from kiara_runtime.server.ollama import objects as answers
 from kiara_runtime.server.ollama import requests as api
 from kiara_runtime.server.voice import Voice
-from kiara_runtime.tools import CallFormat, CallPart, CallReader, call_id, tool_calls
+from kiara_runtime.tools import CallFormat, CallPart, CallReader, call_id, gathered
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1}  # Ollama's
 _SAME = "temperature top_k top_p min_p typical_p seed stop presence_penalty frequency_penalty".split()
@@ -63,13 +63,13 @@ class LineVoice(Voice):
         """chat: the answer is a message, not a plain text. loads: nothing was asked, so the model is only loaded."""
         super().__init__(work)
         self._model, self._chat = model, chat
-        self._reader = CallReader(calls) if calls else None
+        self._reader = CallReader(calls)
         self._parts = list[CallPart]()
         self._started = time.monotonic_ns()
         self._reason, self._loads = "stop", loads
 
     def chunks(self, index: int, piece: Piece) -> Iterable[pydantic.BaseModel]:
-        for part in self._reader.feed(piece) if self._reader else [piece.text] if piece.text else []:
+        for part in self._reader.feed(piece):
             if isinstance(part, str):
                 yield self._line(part)
             else:
@@ -98,7 +98,7 @@ class LineVoice(Voice):
         return line.message.content if line.message else line.response or ""
 
     def _calls(self) -> list[answers.AnsweredCall]:
-        made = [call for call in tool_calls(self._parts) if call.complete]
+        made = [call for call in gathered(self._parts)[1] if call.complete]
         functions = [answers.AnsweredFunction(name=call.name, arguments=json.loads(call.arguments)) for call in made]
         return [answers.AnsweredCall(function=function) for function in functions]
 

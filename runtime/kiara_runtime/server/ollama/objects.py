@@ -6,11 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kiara_runtime.server.openai.responses import Response
-
-
-def _missing(value: object) -> bool:
-    return value is None
+from kiara_runtime.server.openai.responses import Response, missing
 
 
 class AnsweredFunction(Response):
@@ -25,7 +21,7 @@ class AnsweredCall(Response):
 class OllamaAnswer(Response):
     role: Literal["assistant"] = "assistant"
     content: str
-    tool_calls: Annotated[list[AnsweredCall] | None, Field(exclude_if=_missing)] = None
+    tool_calls: Annotated[list[AnsweredCall] | None, Field(exclude_if=missing)] = None
 
 
 class Line(Response):
@@ -33,16 +29,16 @@ class Line(Response):
 
     model: str
     created_at: str
-    message: Annotated[OllamaAnswer | None, Field(exclude_if=_missing)] = None
-    response: Annotated[str | None, Field(exclude_if=_missing)] = None
+    message: Annotated[OllamaAnswer | None, Field(exclude_if=missing)] = None
+    response: Annotated[str | None, Field(exclude_if=missing)] = None
     done: bool
-    done_reason: Annotated[Literal["stop", "length", "load"] | None, Field(exclude_if=_missing)] = None
-    total_duration: Annotated[int | None, Field(exclude_if=_missing)] = None
-    load_duration: Annotated[int | None, Field(exclude_if=_missing)] = None
-    prompt_eval_count: Annotated[int | None, Field(exclude_if=_missing)] = None
-    prompt_eval_duration: Annotated[int | None, Field(exclude_if=_missing)] = None
-    eval_count: Annotated[int | None, Field(exclude_if=_missing)] = None
-    eval_duration: Annotated[int | None, Field(exclude_if=_missing)] = None
+    done_reason: Annotated[Literal["stop", "length", "load"] | None, Field(exclude_if=missing)] = None
+    total_duration: Annotated[int | None, Field(exclude_if=missing)] = None
+    load_duration: Annotated[int | None, Field(exclude_if=missing)] = None
+    prompt_eval_count: Annotated[int | None, Field(exclude_if=missing)] = None
+    prompt_eval_duration: Annotated[int | None, Field(exclude_if=missing)] = None
+    eval_count: Annotated[int | None, Field(exclude_if=missing)] = None
+    eval_duration: Annotated[int | None, Field(exclude_if=missing)] = None
 
 
 class Details(Response):

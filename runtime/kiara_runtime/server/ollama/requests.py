@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from kiara_runtime.server.openai.messages import Tool
 from kiara_runtime.server.values import (
@@ -16,13 +16,16 @@ from kiara_runtime.server.values import (
     MAX_MESSAGES,
     MAX_TOOLS,
     WHOLE,
+    ByWord,
     Count,
     Finite,
     Nothing,
+    Object,
     Penalty,
     Request,
     Stop,
     Text,
+    Word,
 )
 
 Ignored = Field(None, description="No effect.")
@@ -60,13 +63,7 @@ class Options(Request):
     tfs_z: float | None = Ignored
 
 
-def _form(value: object) -> str:
-    return "[word]" if isinstance(value, str) else "[schema]"
-
-
-Format = Annotated[
-    Annotated[Literal["json", ""], Tag("[word]")] | Annotated[dict[str, Any], Tag("[schema]")], Discriminator(_form)
-]
+Format = Annotated[Annotated[Literal["json", ""], Word] | Annotated[dict[str, Any], Object], ByWord]
 
 
 class OllamaRequest(Request):

@@ -22,7 +22,7 @@ from kiara_runtime.server.jobs import Work
 from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.voice import Voice
 from kiara_runtime.tokens import Tokenizer
-from kiara_runtime.tools import CallFormat, CallPart, CallReader, call_id, tool_calls
+from kiara_runtime.tools import CallFormat, CallPart, CallReader, call_id, gathered
 
 
 class TokenTexts:
@@ -165,14 +165,14 @@ class ChatVoice(OpenAIVoice):
         """calls: the format of calls in the answers, if they may have some."""
         super().__init__(head, work, usage)
         self._texts, self._logprobs = texts, logprobs
-        self._readers = [CallReader(calls) if calls else None for _ in range(choices)]
+        self._readers = [CallReader(calls) for _ in range(choices)]
 
     def opening(self) -> Iterable[answers.Answer]:
         for index in range(len(self._readers)):
             yield self._chunk(index, answers.ChatDelta(role="assistant", content=""), self._told([]), None)
 
     def chunks(self, index: int, piece: Piece) -> Iterable[answers.Answer]:
-        deltas, told = list(map(_delta, self._parts(index, piece))), self._told([piece])
+        deltas, told = list(map(_delta, self._readers[index].feed(piece))), self._told([piece])
         reason = self._reason(index, [piece])
         for delta in deltas:
             yield self._chunk(index, delta, told, None)
@@ -186,7 +186,7 @@ class ChatVoice(OpenAIVoice):
         made = [
             answers.ChatChoice(
                 index=index,
-                message=self._message([part for piece in pieces for part in self._parts(index, piece)]),
+                message=self._message(index, pieces),
                 logprobs=self._told(pieces),
                 finish_reason=self._reason(index, pieces),
             )
@@ -194,21 +194,17 @@ class ChatVoice(OpenAIVoice):
         ]
         return answers.ChatCompletion(**self._head, choices=made, usage=self.usage())
 
-    def _parts(self, index: int, piece: Piece) -> list[str | CallPart]:
-        reader = self._readers[index]
-        return reader.feed(piece) if reader else [piece.text] if piece.text else []
-
-    def _message(self, parts: list[str | CallPart]) -> answers.ChatAnswer:
-        text = "".join(part for part in parts if isinstance(part, str))
+    def _message(self, index: int, pieces: Sequence[Piece]) -> answers.ChatAnswer:
+        text, found = gathered(part for piece in pieces for part in self._readers[index].feed(piece))
         calls = [
             answers.Call(id=call_id(), function=answers.CalledFunction(name=call.name, arguments=call.arguments))
-            for call in tool_calls(part for part in parts if isinstance(part, CallPart))
+            for call in found
         ]
         return answers.ChatAnswer(content=text or None if calls else text, tool_calls=calls or None)
 
     def _reason(self, index: int, pieces: Sequence[Piece]) -> answers.ChatFinishReason | None:
         reason, reader = _reason(pieces), self._readers[index]
-        return "tool_calls" if reason == "stop" and reader and reader.calls else reason
+        return "tool_calls" if reason == "stop" and reader.calls else reason
 
     def _last(self) -> answers.Answer:
         return answers.ChatChunk(**self._head, choices=[], usage=self.usage())

@@ -7,7 +7,19 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from kiara_runtime.server.values import MAX_CALLS, ByForm, Many, Nothing, One, Request, Text
+from kiara_runtime.server.values import (
+    MAX_CALLS,
+    TOOL_NAME,
+    ByForm,
+    ByWord,
+    Many,
+    Nothing,
+    Object,
+    One,
+    Request,
+    Text,
+    Word,
+)
 
 
 class TextPart(Request):
@@ -94,7 +106,7 @@ ChatMessage = Annotated[
 
 
 class FunctionDefinition(Request):
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    name: str = Field(pattern=TOOL_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = Field(
         None, description="A JSON Schema of an object, which the arguments always follow."
@@ -116,11 +128,7 @@ class NamedTool(Request):
     function: FunctionName
 
 
-def _choice_form(value: object) -> str:
-    return "[word]" if isinstance(value, str) else "[named]"
-
-
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("[word]")] | Annotated[NamedTool, Tag("[named]")],
-    Discriminator(_choice_form),
+    Annotated[Literal["none", "auto", "required"], Word] | Annotated[NamedTool, Object],
+    ByWord,
 ]

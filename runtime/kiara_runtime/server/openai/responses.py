@@ -69,7 +69,7 @@ class ChatLogprobs(Response):
     refusal: None = None
 
 
-def _missing(value: object) -> bool:
+def missing(value: object) -> bool:
     return value is None
 
 
@@ -88,7 +88,7 @@ class ChatAnswer(Response):
     role: Literal["assistant"] = "assistant"
     content: str | None = Field(description="null if the answer is calls alone.")
     refusal: None = None
-    tool_calls: Annotated[list[Call] | None, Field(exclude_if=_missing)] = None
+    tool_calls: Annotated[list[Call] | None, Field(exclude_if=missing)] = None
 
 
 class ChatChoice(Response):
@@ -104,7 +104,7 @@ class ChatCompletion(Answer):
 
 
 class FunctionDelta(Response):
-    name: Annotated[str | None, Field(exclude_if=_missing)] = None
+    name: Annotated[str | None, Field(exclude_if=missing)] = None
     arguments: str
 
 
@@ -112,15 +112,15 @@ class CallDelta(Response):
     """A part of a call; id, type and name are in its first part only."""
 
     index: int
-    id: Annotated[str | None, Field(exclude_if=_missing)] = None
-    type: Annotated[Literal["function"] | None, Field(exclude_if=_missing)] = None
+    id: Annotated[str | None, Field(exclude_if=missing)] = None
+    type: Annotated[Literal["function"] | None, Field(exclude_if=missing)] = None
     function: FunctionDelta
 
 
 class ChatDelta(Response):
-    role: Annotated[Literal["assistant"] | None, Field(exclude_if=_missing)] = None
-    content: Annotated[str | None, Field(exclude_if=_missing)] = None
-    tool_calls: Annotated[list[CallDelta] | None, Field(exclude_if=_missing)] = None
+    role: Annotated[Literal["assistant"] | None, Field(exclude_if=missing)] = None
+    content: Annotated[str | None, Field(exclude_if=missing)] = None
+    tool_calls: Annotated[list[CallDelta] | None, Field(exclude_if=missing)] = None
 
 
 class ChatChunkChoice(Response):

@@ -14,14 +14,18 @@ from kiara_runtime.server.values import (
     LARGEST,
     MAX_MESSAGES,
     MAX_TOOLS,
+    TOOL_NAME,
     WHOLE,
     ByForm,
+    ByWord,
     Finite,
     Many,
     Nothing,
+    Object,
     One,
     Request,
     Text,
+    Word,
 )
 
 Anything = Field(None, description="As a response has it; ignored.")
@@ -87,7 +91,7 @@ Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_
 
 class FunctionTool(Request):
     type: Literal["function"]
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    name: str = Field(pattern=TOOL_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = Field(None, description="Accepted; arguments always follow the schema.")
@@ -98,13 +102,9 @@ class NamedFunction(Request):
     name: Text
 
 
-def _choice_form(value: object) -> str:
-    return "[word]" if isinstance(value, str) else "[named]"
-
-
 FunctionChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("[word]")] | Annotated[NamedFunction, Tag("[named]")],
-    Discriminator(_choice_form),
+    Annotated[Literal["none", "auto", "required"], Word] | Annotated[NamedFunction, Object],
+    ByWord,
 ]
 
 

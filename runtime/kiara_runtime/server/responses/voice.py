@@ -27,7 +27,7 @@ class ResponsesVoice(Voice):
         super().__init__(work)
         self._asked, self._id, self._model, self._keep = asked, f"resp_{id}", model, keep
         self._created = int(time.time())
-        self._reader = CallReader(calls) if calls else None
+        self._reader = CallReader(calls)
         self._items: list[answers.OutputMessage | answers.OutputCall] = []
         self._number = 0
         self._cut = False
@@ -37,7 +37,7 @@ class ResponsesVoice(Voice):
         yield self._event("response.in_progress", response=self._response("in_progress"))
 
     def chunks(self, index: int, piece: Piece) -> Iterable[pydantic.BaseModel]:
-        for part in self._reader.feed(piece) if self._reader else [piece.text] if piece.text else []:
+        for part in self._reader.feed(piece):
             yield from self._text(part) if isinstance(part, str) else self._call(part)
         self._cut = piece.finish_reason == "length"
 
