@@ -158,7 +158,7 @@ def _opened(place: Path) -> Model:
 
     if kind_of(place) != "bundle":
         return load(place)
-    from kiara_runtime.model import load as load_bundle
+    from kiara_runtime.loading import load as load_bundle
 
     return load_bundle(place, slots=1)
 
@@ -214,6 +214,7 @@ def export(
     strict: bool = False,
     check_with: Sequence[str] = (),
     sign_key: Place | None = None,
+    embeddings: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Write the bundle `out` from a checkpoint, or from a run's best one; returns its receipt's figures by variant.
 
@@ -221,7 +222,7 @@ def export(
     and to calibrate on. budget: largest size of the int4 graph in bytes. max_bpb_loss: largest relative loss of bits
     per byte, such as 0.005, for all variants or by name. strict: raise UserError if a variant loses more, instead of
     quantizing it more finely or leaving it out. check_with: other runtimes to compare with. sign_key: an Ed25519
-    private key, PEM.
+    private key, PEM. embeddings: the bundle can embed texts (`Model.embed`), not only continue them.
     """
     from kiara_export.pipeline import export as run  # here, because kiara_export imports kiara
     from kiara_export.request import Request
@@ -235,6 +236,7 @@ def export(
         strict=strict,
         check_with=tuple(check_with),
         sign_key=None if sign_key is None else Path(sign_key),
+        embeddings=embeddings,
     )
     return run(Path(source), Path(out), request)
 

@@ -12,7 +12,8 @@ from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.engine.engine import Engine
 from kiara_runtime.engine.runner import SequentialRunner
 from kiara_runtime.engine.session import Session
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 TEXT = "def main(argv):\n    for name in argv:\n        print(name)\n\n\ndef other(argv):\n    for name in argv:\n"
 

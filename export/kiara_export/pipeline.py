@@ -82,7 +82,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     loaded = [model]
     del model
     with new_folder(out, "bundle", [source]) as folder:
-        candidates = _candidates(folder, checkpoint, loaded, subject, texts)
+        candidates = _candidates(folder, checkpoint, loaded, subject, texts, request.embeddings)
         receipt = _receipt(subject, candidates.accept(orders, request.strict), candidates.reference)
         _write_bundle(folder, subject, receipt)  # so that the runtime can open it
         receipt = _tried(folder, receipt, request, prompts)
@@ -92,7 +92,9 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     return receipt.figures()
 
 
-def _candidates(folder: Path, checkpoint: Path, loaded: list[GPT], subject: _Subject, texts: Texts) -> Candidates:
+def _candidates(
+    folder: Path, checkpoint: Path, loaded: list[GPT], subject: _Subject, texts: Texts, hidden: bool
+) -> Candidates:
     """loaded: holds the model; it is emptied on first use, so that no reference keeps the weights alive."""
     judge, reference = Judge(loaded[0], subject.tokenizer, texts.report), reference_of(loaded[0], texts.report)
     choice = Judge(loaded[0], subject.tokenizer, texts.choose) if texts.choose else judge
@@ -103,7 +105,7 @@ def _candidates(folder: Path, checkpoint: Path, loaded: list[GPT], subject: _Sub
     def loss_of(base: Path, graph: Path) -> float:
         return choice.loss_of_files(subject.shape, base, graph)
 
-    return Candidates(folder, Workshop(folder, load, texts, loss_of), subject.shape, judge, reference)
+    return Candidates(folder, Workshop(folder, load, texts, loss_of, hidden), subject.shape, judge, reference)
 
 
 def check_budget(model: GPT, orders: list[Order]) -> None:
@@ -233,6 +235,7 @@ def _provenance(checkpoint: Path, texts: Texts, request: Request, signed_by: str
         "choice_sha256": _sha256(texts.choose),
         "limit": {"budget": request.budget, "max_bpb_loss": losses},
         "strict": request.strict,
+        "embeddings": request.embeddings,
         "checked_with": list(request.check_with),
         "signed_by": signed_by,
         **{f"{name}_sha256": hash_file(checkpoint / name) for name in ("config.json", "tokenizer.json", WEIGHTS_FILE)},

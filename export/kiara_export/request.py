@@ -21,7 +21,7 @@ class Request:
     graph of mixed widths. max_bpb_loss: allowed relative loss of bits per byte, by variant; a single number applies to
     all lossy variants, but if there are several it can only lower their limits. strict: raise an error if a variant
     fails its limits, instead of remaking it or leaving it out. check_with: names in CHECKS. sign_key: a PEM file with
-    an Ed25519 private key.
+    an Ed25519 private key. embeddings: give the graphs the output that `kiara-run embed` needs.
     """
 
     variants: tuple[str, ...] = (VARIANTS[0].name,)
@@ -32,6 +32,7 @@ class Request:
     strict: bool = False
     check_with: tuple[str, ...] = ()
     sign_key: Path | None = None
+    embeddings: bool = False
 
     def orders(self) -> list[Order]:
         """An order for each variant; raises UserError for unknown names and options that do not fit together."""

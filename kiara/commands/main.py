@@ -277,9 +277,10 @@ def generate(source: Path, **options: Any) -> None:
     "--check-with", metavar="RUNTIMES", help="Compare greedy tokens with genai, transformersjs, or both (a,b)."
 )
 @click.option("--sign-key", type=click.Path(path_type=Path), help="Ed25519 private key, PEM, to sign the bundle with.")
+@click.option("--embeddings", is_flag=True, help="Let the bundle embed texts, too: `kiara-run embed`, /v1/embeddings.")
 def export(
     source: Path, out: Path, quantize: tuple[str, ...], text: str | None, calibration: str | None, budget: str | None,
-    max_bpb_loss: tuple[str, ...], strict: bool, check_with: str | None, sign_key: Path | None,
+    max_bpb_loss: tuple[str, ...], strict: bool, check_with: str | None, sign_key: Path | None, embeddings: bool,
 ) -> None:  # fmt: skip
     """Export a checkpoint to a verified bundle.
 
@@ -299,6 +300,7 @@ def export(
         strict=strict,
         check_with=list(dict.fromkeys(name.strip() for name in check_with.split(","))) if check_with else [],
         sign_key=sign_key,
+        embeddings=embeddings,
     )
     for name, figures in found.items():
         click.echo(f"{out} {figures_line(name, figures)}")

@@ -74,8 +74,15 @@ class GPT(nn.Module):
 
         ids_BS: int64 token ids. past: the KV cache so far, or None at the start of a sequence.
         """
+        normed, present = self.hidden_states(ids_BS, past, lengths)
+        return self.logits(normed, lengths), present
+
+    def hidden_states(
+        self, ids_BS: Tensor, past: Sequence[KeyValue] | None = None, lengths: Lengths | Packed | None = None
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """The output of the last norm (B, S, D), and the KV cache after these tokens; arguments as of `forward`."""
         x_BSD, delta_BSD, present = self._through_layers(ids_BS, past, lengths)
-        return self.head(x_BSD, delta_BSD, lengths), present
+        return self.norm(x_BSD, delta_BSD)[0], present
 
     def _through_layers(
         self, ids_BS: Tensor, past: Sequence[KeyValue] | None, lengths: Lengths | Packed | None
@@ -92,9 +99,8 @@ class GPT(nn.Module):
         """Logits of whole sequences, (B, S, V). segments_BS: the number of each token's text, of several in a row."""
         return self(ids_BS, lengths=None if segments_BS is None else Packed.of(segments_BS))[0]
 
-    def head(self, x_BSD: Tensor, delta_BSD: Tensor | None, lengths: Lengths | Packed | None = None) -> Tensor:
-        """Logits from the output of the last layer, (B, S, V)."""
-        normed, _ = self.norm(x_BSD, delta_BSD)
+    def logits(self, normed: Tensor, lengths: Lengths | Packed | None = None) -> Tensor:
+        """Logits (B, S, V) from the hidden states (B, S, D); in a traced graph, of the wanted positions only."""
         bias = None if self.lm_head is None else self.lm_head.bias
         logits = ops.linear(self._scaled(ops.wanted_positions(normed, lengths)), self._head_table(), bias)
         cap = self.config.logit_softcap
@@ -145,11 +151,9 @@ class GPT(nn.Module):
         segments_BS: the number of each token's text, of several in a row; None if a row is one text.
         """
         packed = None if segments_BS is None else Packed.of(segments_BS)
-        x_BSD, delta_BSD, _ = self._through_layers(ids_BS, None, packed)
+        normed, _ = self.hidden_states(ids_BS, None, packed)
         if self.config.logit_softcap is not None or self.config.head_bias:
-            logits = self.head(x_BSD, delta_BSD)
-            return F.cross_entropy(logits.flatten(0, 1).float(), targets_BS.flatten())
-        normed, _ = self.norm(x_BSD, delta_BSD)
+            return F.cross_entropy(self.logits(normed).flatten(0, 1).float(), targets_BS.flatten())
         return head_loss(self._scaled(normed).flatten(0, 1), self._head_table(), targets_BS.flatten())
 
     @torch.no_grad()

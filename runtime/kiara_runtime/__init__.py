@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from kiara_runtime.bundle import Bundle
     from kiara_runtime.engine import Piece
     from kiara_runtime.errors import BusyError, UserError
-    from kiara_runtime.model import Model, load
+    from kiara_runtime.loading import load
+    from kiara_runtime.model import Model
     from kiara_runtime.sampling import SamplingParams, TokenLogprob
     from kiara_runtime.stream import Generation, Score, Stream
     from kiara_runtime.tokens import Tokenizer
@@ -56,6 +57,6 @@ _HOMES = {
     "TokenLogprob": "kiara_runtime.sampling",
     "Tokenizer": "kiara_runtime.tokens",
     "UserError": "kiara_runtime.errors",
-    "load": "kiara_runtime.model",
+    "load": "kiara_runtime.loading",
 }
 __getattr__ = lazy_names(__name__, _HOMES)

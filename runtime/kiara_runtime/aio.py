@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
-from kiara_runtime.engine import Piece
+import numpy as np
+from numpy.typing import NDArray
+
+from kiara_runtime.engine import Piece, Pooling
 from kiara_runtime.model import Model, Prompt
 from kiara_runtime.sampling import Sampling, sampling_params
 from kiara_runtime.stream import Generation, Score
@@ -65,6 +68,16 @@ class AsyncModel:
     async def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """Like `Model.score`."""
         return await self._in_thread(self.model.score, prompt, continuation)
+
+    async def embed(
+        self,
+        texts: Sequence[Prompt],
+        pooling: Pooling = "mean",
+        dimensions: int | None = None,
+        normalize: bool = True,
+    ) -> NDArray[np.float32]:
+        """Like `Model.embed`."""
+        return await self._in_thread(self.model.embed, texts, pooling, dimensions, normalize)
 
     def close(self) -> None:
         """Close the model. Each thread ends when its request does."""

@@ -1,26 +1,28 @@
-"""The public API: `load` a bundle, then `generate`, `stream`, `score` or `chat` with it."""
+"""A loaded model: `generate`, `stream`, `score`, `embed` or `chat` with it. Bundles are opened in `loading`."""
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as List
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from kiara_runtime.bundle import GRAPH_FOLDER, Bundle
-from kiara_runtime.engine import QUEUE, SLOTS, Device, Engine, ModelFacts, PromptStore, Runner, Sequence, Session
+from kiara_runtime.embeddings import AT_ONCE, begin, check_embedding, vector_of
+from kiara_runtime.engine import (
+    ModelFacts,
+    Pooling,
+    Runner,
+    Sequence,
+)
 from kiara_runtime.errors import BusyError, ContextError, UserError
 from kiara_runtime.sampling import Sampling, SamplingParams, check_integer, sampling_params
 from kiara_runtime.stream import Generation, Score, Stream
-from kiara_runtime.system import machine
-from kiara_runtime.tokens import Message, Tokenizer, chat_ids, load_tokenizer
+from kiara_runtime.tokens import Message, Tokenizer, chat_ids
 from kiara_runtime.tools import CallFormat, Choice, Conversation, Definition, ToolUse, conversation, tool_use
 
 if TYPE_CHECKING:
@@ -154,6 +156,33 @@ class Model:
         tokens = sequence.prompt_logprobs
         return Score(sum(one.logprob for one in tokens), all(one.token == one.top[0][0] for one in tokens), tokens)
 
+    def embed(
+        self,
+        texts: List[Prompt],
+        pooling: Pooling = "mean",
+        dimensions: int | None = None,
+        normalize: bool = True,
+    ) -> NDArray[np.float32]:
+        """The embeddings (N, D) of N texts, from the model's last hidden states.
+
+        pooling: "mean" of all tokens, or the "last" token. dimensions: keep only the first D. normalize: to a length
+        of 1, so that dot products are cosines. Raises UserError if the bundle was exported without embeddings.
+        """
+        if isinstance(texts, str):
+            raise UserError("texts", "a single text, not a list", "give a list")
+        check_embedding(self.runner, pooling, dimensions)
+        running, found = deque[Stream](), list[NDArray[np.float32]]()
+        for ids in [self.prompt_ids(text, f"texts[{i}]") for i, text in enumerate(texts)]:
+            if len(running) == AT_ONCE:
+                found.append(vector_of(running.popleft(), dimensions, normalize))
+            running.append(self.begin_embedding(ids, pooling))
+        found += [vector_of(stream, dimensions, normalize) for stream in running]
+        return np.stack(found) if found else np.zeros((0, dimensions or self.runner.hidden_size or 0), np.float32)
+
+    def begin_embedding(self, ids: list[int], pooling: Pooling) -> Stream:
+        """Queue ids from `prompt_ids`, to embed them."""
+        return begin(self.runner, self._facts, ids, pooling)
+
     def prompt_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
         """The token ids of a prompt. Raises ContextError if they leave no room in the context for a new token."""
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else self.tokenizer.check_ids(prompt)
@@ -234,61 +263,3 @@ class Model:
             regex=params.regex,
             grammar=params.grammar,
         )
-
-
-def load(
-    path: str | Path | Bundle,
-    variant: str | None = None,
-    threads: int | None = None,
-    device: Device = "auto",
-    slots: int = SLOTS,
-    queue: int = QUEUE,
-    prompt_cache: str | Path | None = None,
-    settings: Mapping[str, str] | None = None,
-) -> Model:
-    """Load a bundle, given as a folder or an open `Bundle`, after checking the size and hash of every file it needs.
-
-    variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
-    per core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: sequences that run at once. queue:
-    sequences that may wait for a slot. prompt_cache: a folder that keeps the KV cache of prompts across restarts.
-    settings: ONNX Runtime session options by name. Raises UserError for a bundle that is missing, damaged or too new.
-    """
-    check_integer("slots", slots, 1, 1024)
-    check_integer("queue", queue, 0, 1 << 20)
-    bundle = path if isinstance(path, Bundle) else Bundle.open(path)
-    bundle.check(name for name in bundle.files_of(variant) if not name.startswith(GRAPH_FOLDER))
-    with ThreadPoolExecutor(1) as hashing:  # in parallel with loading the tokenizer
-        names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
-        checking = hashing.submit(bundle.check, names)
-        tokenizer = load_tokenizer(bundle)
-        checking.result()
-    session = Session(bundle.graph_of(variant), bundle.architecture, threads, settings, device)
-    store = None
-    if prompt_cache is not None and session.device == "cpu":
-        _make_folder(Path(prompt_cache))
-        store = PromptStore(Path(prompt_cache), _identity(bundle, variant, settings or {}))
-    return Model(
-        tokenizer,
-        Engine(session, slots, queue, store),
-        bundle.architecture.context_length,
-        bundle.architecture.vocab_size,
-        bundle.eos_token_ids,
-        bundle.bos_token_id,
-    )
-
-
-def _make_folder(folder: Path) -> None:
-    """Create the folder before any work, so that a bad path fails early. An existing folder may be read-only."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            "prompt_cache", f"{folder}: {error.strerror}", "give an existing folder, or one that can be created"
-        ) from None
-
-
-def _identity(bundle: Bundle, variant: str | None, settings: Mapping[str, str]) -> str:
-    """Everything that determines the bits of a KV cache: graphs, ONNX Runtime, processor, settings."""
-    names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
-    graphs = [str(bundle.manifest["files"][name]["sha256"]) for name in names]
-    return "\n".join((*graphs, ort.__version__, machine()["cpu"], *map(str, sorted(settings.items()))))

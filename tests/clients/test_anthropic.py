@@ -10,7 +10,8 @@ import anthropic
 import pytest
 from serving import Served, served
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 USER: Any = {"role": "user", "content": "x"}
 SCHEMA: Any = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}

@@ -11,7 +11,7 @@ import pytest
 from openai_clients import EXAMPLES, need_node
 from serving import served, with_chat
 
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 PROMPT = "class Reader:\n    def "
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from serving import served
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 LIMITS = ("-o", "temperature", "0", "-o", "max_tokens", "12")
 

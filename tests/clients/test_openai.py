@@ -11,7 +11,8 @@ import pytest
 from openai_clients import Client, FailedError, by_node, by_python
 from serving import SLOW, Served, served
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 PROMPT = "def main(argv):\n    for"
 SAMPLING: dict[str, Any] = {"max_tokens": 12, "temperature": 0.9, "top_p": 0.9, "seed": 7}

@@ -12,7 +12,8 @@ import pydantic
 import pytest
 from serving import Served, served, with_chat
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 USER: Any = {"role": "user", "content": "class Reader:"}
 SAMPLING: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0, "seed": 3}

@@ -18,7 +18,7 @@ import pytest
 from click.testing import Result
 from serving import CHROMIUM, FLAGS, need
 
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples/browser"

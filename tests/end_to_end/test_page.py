@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from serving import CHROMIUM, FLAGS, SLOW, Served, need, served
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 QUOTES = "it's \"so\" \\n $HOME `id` $(id) %s\nline\t'é' 日本 ''' \"\"\" </script> #"
 CLIPBOARD: dict[str, Any] = {"permissions": ["clipboard-read", "clipboard-write"]}

@@ -13,7 +13,7 @@ import pytest
 from server_clients import LONG, SHORT_TIMEOUTS
 from serving import SLOW, received, served
 
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 
 def test_the_server_starts_answers_and_drains(bundle: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from server_clients import LONG, SHORT_TIMEOUTS
 from serving import SLOW, received, served
 
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 
 def test_tcp_urgent_data_closes_the_connection_without_errors(bundle: Path) -> None:

@@ -25,7 +25,7 @@ from kiara.model.gpt import GPT
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.bundle.variants import Limits
 from kiara_runtime.errors import UserError
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 
 def test_the_bundle_size_matches_the_estimate(bundle: Path, model: GPT) -> None:

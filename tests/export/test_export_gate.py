@@ -24,7 +24,7 @@ from kiara_export.request import Request
 from kiara_export.texts import texts_of
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.errors import UserError
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 from kiara_runtime.tokens.tokenizer import Tokenizer
 
 

@@ -15,7 +15,8 @@ import pytest
 from kiara_runtime.aio import AsyncModel
 from kiara_runtime.errors import UserError
 from kiara_runtime.functions import run_functions
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 from kiara_runtime.tools.functions import function_definition
 
 ASKED = [{"role": "user", "content": "x"}]

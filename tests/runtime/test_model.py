@@ -16,7 +16,8 @@ from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.commands.main import main
 from kiara_runtime.engine.session import Session
 from kiara_runtime.errors import UserError
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"seed": 3}, {"seed": 4, "top_k": 20, "min_p": 0.05}])

@@ -17,7 +17,8 @@ from model_prompts import PROMPT, _scripted
 from kiara_runtime.aio import AsyncModel
 from kiara_runtime.engine.engine import Engine
 from kiara_runtime.errors import UserError
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 
 def test_the_end_of_text_token_has_a_logprob(model: Model) -> None:

@@ -56,17 +56,21 @@ Maker = Callable[[Material, Order], tuple[ir.Model, tuple[str, ...]]]  # -> grap
 
 
 class Workshop:
-    """Makes the graphs in a folder. load: returns the model; `make` calls it each time, as makers may modify it."""
+    """Makes the graphs in a folder. load: returns the model; `make` calls it each time, as makers may modify it.
 
-    def __init__(self, folder: Path, load: Callable[[], GPT], texts: Texts, loss_of: LossOf) -> None:
+    hidden: the graphs have the hidden states as an output.
+    """
+
+    def __init__(self, folder: Path, load: Callable[[], GPT], texts: Texts, loss_of: LossOf, hidden: bool) -> None:
         self._folder, self._load, self._texts, self._loss_of = folder, load, texts, loss_of
+        self._hidden = hidden
 
     def make(self, orders: list[Order], float32: Path) -> dict[Variant, Made]:
         """Make the graph of each order. float32: path of the baseline graph, written if it does not exist yet."""
         (self._folder / GRAPH_FOLDER).mkdir(exist_ok=True)
         model = self._load()
         with progress("Tracing the graph", 1) as advance:
-            traced = trace(model)
+            traced = trace(model, self._hidden)
             advance(1)
         if not float32.exists():
             save(lower.float32(traced), float32, apart=float32 != self._folder / FLOAT32.file)

@@ -22,6 +22,7 @@ from kiara.model import norm_before
 from kiara_export.graph.packing import unpacked
 from kiara_export.graph.trace import ROPE, constant, register
 from kiara_export.quantize import Blocks, Factors, per_channel
+from kiara_runtime.bundle import HIDDEN_STATES
 from kiara_runtime.errors import UserError
 
 CONTRIB = "com.microsoft"
@@ -65,7 +66,7 @@ def float32(traced: ir.Model, tied_head: Callable[[ir.Node, ir.Value], list[ir.N
 
 
 def half(traced: ir.Model) -> ir.Model:
-    """float16 throughout, for accelerators; the output logits are float32."""
+    """float16 throughout, for accelerators; logits and hidden states come out as float32."""
     model = float32(traced, _transposed_head)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -85,7 +86,9 @@ def half(traced: ir.Model) -> ir.Model:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
     for value in model.graph.inputs:
         _make_half(value)
-    _cast_logits(model)
+    for index, value in enumerate(model.graph.outputs):
+        if value.name in ("logits", HIDDEN_STATES):
+            _cast_output(model, index)
     return model
 
 
@@ -94,13 +97,15 @@ def _make_half(value: ir.Value) -> None:
         value.type = ir.TensorType(ir.DataType.FLOAT16)  # a new object: clones share their types
 
 
-def _cast_logits(model: ir.Model) -> None:
-    last = model.graph.outputs[0].producer()
-    assert last is not None
-    inner = ir.Value(name="logits.half", type=ir.TensorType(ir.DataType.FLOAT16))
-    product = ir.Node(last.domain, last.op_type, last.inputs, list(last.attributes.values()), outputs=[inner])
-    _replace(model, last, [product, ir.node("Cast", [inner], {"to": ir.DataType.FLOAT})])
-    model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+def _cast_output(model: ir.Model, index: int) -> None:
+    """Make a float16 output of the graph float32."""
+    inner = model.graph.outputs[index]
+    cast = ir.node("Cast", [inner], {"to": ir.DataType.FLOAT})
+    outer, name = cast.outputs[0], inner.name
+    inner.name = f"{name}.half"
+    outer.name, outer.shape, outer.type = name, inner.shape, ir.TensorType(ir.DataType.FLOAT)
+    model.graph.append(cast)
+    model.graph.outputs[index] = outer
 
 
 def blocks(traced: ir.Model, rounded: Rounded) -> ir.Model:

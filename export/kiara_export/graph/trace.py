@@ -4,7 +4,7 @@ While the exporter traces, `kiara.model.ops` emits ONNX Runtime's fused operator
 module only wraps the model in the names and shapes that every runtime expects:
 
 inputs   input_ids, attention_mask (int64, `[batch_size, ...]`), past_key_values.{i}.key|value
-outputs  logits (float32), present.{i}.key|value
+outputs  logits (float32), present.{i}.key|value, and on request hidden_states (float32), of every new token
 
 The graph returns logits for every new token, as onnxruntime-genai requires. A 2 in the attention mask requests only the
 last position's logits, which saves most of the LM head's work in prefill; a 0 next to the 2 keeps the mask's sum right.
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from kiara.config import ModelConfig
 from kiara.model import GPT, Lengths, emitting_operators, frequencies, table_factor
-from kiara_runtime.bundle import io_names
+from kiara_runtime.bundle import HIDDEN_STATES, io_names
 
 OPSET = 21
 ROPE, FINE = "rope.", 64  # prefix of the names of nodes for the rotary tables; positions in the fine table
@@ -37,9 +37,9 @@ ROPE, FINE = "rope.", 64  # prefix of the names of nodes for the rotary tables; 
 class _Traced(nn.Module):
     """The model with flat inputs and outputs, and lengths computed from the attention mask."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, hidden: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.hidden = model, hidden
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *flat_past: Tensor) -> tuple[Tensor, ...]:
         lengths = Lengths(
@@ -48,12 +48,13 @@ class _Traced(nn.Module):
             wanted=1 - attention_mask.amax(dim=(0, 1), keepdim=True).reshape(1),
         )
         past = list(zip(flat_past[::2], flat_past[1::2], strict=True))
-        logits, present = self.model(input_ids, past, lengths)
-        return (logits.float(), *(tensor for pair in present for tensor in pair))
+        normed, present = self.model.hidden_states(input_ids, past, lengths)
+        logits, kept = self.model.logits(normed, lengths), [normed.float()] if self.hidden else []
+        return (logits.float(), *(tensor for pair in present for tensor in pair), *kept)
 
 
-def trace(model: GPT) -> ir.Model:
-    """The float32 graph of `model`, with its weights."""
+def trace(model: GPT, hidden: bool = False) -> ir.Model:
+    """The float32 graph of `model`, with its weights. hidden: with the hidden states as an output."""
     config = model.config
     inputs, outputs = io_names(config.num_hidden_layers)
     batch, new, past = 2, 3, 5  # any sizes above 1: the axes are dynamic
@@ -70,12 +71,12 @@ def trace(model: GPT) -> ir.Model:
     )
     with _quiet(), emitting_operators():
         program = torch.onnx.export(
-            _Traced(model).eval(),
+            _Traced(model, hidden).eval(),
             arguments,
             dynamo=True,
             opset_version=OPSET,
             input_names=inputs,
-            output_names=outputs,
+            output_names=[*outputs, *([HIDDEN_STATES] if hidden else [])],
             dynamic_shapes=axes,
             verbose=False,
         )
@@ -172,7 +173,8 @@ def _name_axes(model: ir.Model) -> None:
     cache, logits = model.graph.inputs[2].shape, model.graph.outputs[0]
     assert cache is not None and logits.shape is not None
     for value in model.graph.outputs[1:]:
-        value.shape = ir.Shape(["batch_size", cache[1], "total_sequence_length", cache[3]])
+        if value.name != HIDDEN_STATES:
+            value.shape = ir.Shape(["batch_size", cache[1], "total_sequence_length", cache[3]])
     for node in model.graph:
         for value in node.outputs if node.op_type == "Slice" else ():
             value.shape = None

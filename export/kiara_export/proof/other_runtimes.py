@@ -22,7 +22,8 @@ from kiara.console import progress
 from kiara.data import Split
 from kiara_runtime.bundle import Variant
 from kiara_runtime.errors import UserError
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 from kiara_runtime.tokens import Tokenizer
 
 PROMPTS, PROMPT_TOKENS = 20, 24

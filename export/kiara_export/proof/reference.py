@@ -92,4 +92,4 @@ def _logits_behind(model: GPT, past: Cached, ids: Tensor, dtype: torch.dtype) ->
     for i, layer in enumerate(model.layers):
         converted = layer if dtype == torch.float32 else copy.deepcopy(layer).to(dtype)
         x, delta, _ = converted(x, delta, (full, sliding), cache(i), None)
-    return model.head(x.float(), None if delta is None else delta.float())[0].numpy()
+    return model.logits(model.norm(x.float(), None if delta is None else delta.float())[0])[0].numpy()

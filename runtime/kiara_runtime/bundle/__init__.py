@@ -6,6 +6,7 @@ Independent of `tokens` and `engine`: a bundle can be checked without either.
 from kiara_runtime.bundle.graph_file import gathered_tables
 from kiara_runtime.bundle.manifest import (
     GRAPH_FOLDER,
+    HIDDEN_STATES,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     Architecture,
@@ -26,6 +27,7 @@ from kiara_runtime.bundle.variants import FLOAT32, VARIANTS, Limits, Rounding, V
 __all__ = [
     "FLOAT32",
     "GRAPH_FOLDER",
+    "HIDDEN_STATES",
     "MANIFEST",
     "MAX_MANIFEST_BYTES",
     "SIGNATURE",

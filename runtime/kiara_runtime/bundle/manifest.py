@@ -24,6 +24,7 @@ FORMAT = (1, 0)  # a reader refuses a newer first number and ignores a newer sec
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_DIMENSION = 1 << 24  # for every number in an architecture
 GRAPH_FOLDER = "onnx"
+HIDDEN_STATES = "hidden_states"  # an output that graphs may have: what the LM head reads, (B, S, hidden size)
 _SELF_HASH = re.compile(rb'"sha256": "([0-9a-f]{64})"\n}\n\Z')
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?\Z")
 

@@ -222,7 +222,7 @@ def chat(
 ) -> None:  # fmt: skip
     """Talk with a model that has a chat template. /help lists what can be typed besides questions."""
     from kiara_runtime.commands.conversation import Conversation
-    from kiara_runtime.model import load
+    from kiara_runtime.loading import load
     from kiara_runtime.sampling import sampling_params
     from kiara_runtime.tokens import can_chat
 

@@ -112,7 +112,7 @@ def generate(
 ) -> None:
     """Continue a prompt, streaming the text."""
     from kiara_runtime.engine import SLOTS
-    from kiara_runtime.model import load
+    from kiara_runtime.loading import load
 
     slots = max(1, min(SLOTS, options["n"]))
     run_generate(load(bundle, variant, threads, device, slots, prompt_cache=prompt_cache), **options)

@@ -81,7 +81,7 @@ def serve(
         from kiara_runtime.server import serve as run
     except ModuleNotFoundError as error:
         raise UserError("serve", f"needs the package {error.name}", EXTRA) from None
-    from kiara_runtime.model import load
+    from kiara_runtime.loading import load
 
     _check(allow_host, r"[A-Za-z0-9._-]+", "--allow-host", "give a name without a port, such as llm.lan")
     _check(

@@ -5,6 +5,7 @@ I/O; `prompt_store` reads and writes outside the step. HTTP is in `server`, text
 """
 
 from kiara_runtime.engine.engine import QUEUE, SLOTS, Engine
+from kiara_runtime.engine.pooling import Pool, Pooling
 from kiara_runtime.engine.prompt_store import PromptStore
 from kiara_runtime.engine.runner import Runner, SequentialRunner
 from kiara_runtime.engine.sequence import FinishReason, ModelFacts, Piece, Sequence
@@ -19,6 +20,8 @@ __all__ = [
     "FinishReason",
     "ModelFacts",
     "Piece",
+    "Pool",
+    "Pooling",
     "PromptStore",
     "Runner",
     "Sequence",

@@ -23,9 +23,11 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from numpy.typing import NDArray
 
+from kiara_runtime.engine.batch import Batch
+from kiara_runtime.engine.embedding_queue import EmbeddingQueue
 from kiara_runtime.engine.leader import Leader
 from kiara_runtime.engine.prompt_store import PromptStore, PromptWriter
-from kiara_runtime.engine.scheduler import Batch, Scheduler
+from kiara_runtime.engine.scheduler import Scheduler
 from kiara_runtime.engine.sequence import Sequence
 from kiara_runtime.engine.session import Session
 from kiara_runtime.engine.slots import Slots, Stored
@@ -45,11 +47,13 @@ class Engine:
     """
 
     def __init__(self, session: Session, slots: int = SLOTS, queue: int = QUEUE, store: PromptStore | None = None):
-        self._cache, self._store, self._leader = session.cache(slots), store, Leader()
+        spare = 0 if session.hidden_size is None else 1  # the slot of texts to embed
+        self._cache, self._store, self._leader = session.cache(slots + spare), store, Leader()
+        self.hidden_size = session.hidden_size
         self._writer = None if store is None else PromptWriter(store)
         kept = {} if self._writer is None else {"left": self._writer.offer}
         self._slots = Slots(self._cache, slots, **kept)
-        self._scheduler = Scheduler(self._slots, queue, self._leader.lock)
+        self._scheduler = Scheduler(self._slots, queue, self._leader.lock, EmbeddingQueue(slots, self._leader.lock))
         self._closed = self._frozen = False
         self._process = os.getpid()
         _engines.add(self)
@@ -73,7 +77,10 @@ class Engine:
         """Run one step; only the leader calls this."""
         for batch in self._scheduler.schedule():
             with _isolated_errors(batch.sequences):
-                logits = self._cache.run(batch.ids, batch.lengths, batch.first, batch.every)
+                hidden = self._hidden(batch)
+                logits = self._cache.run(batch.ids, batch.lengths, batch.first, batch.every, hidden)
+                if hidden is not None and (pool := batch.sequences[0].pool):
+                    pool.add(batch.lengths[0] - len(hidden[0]), hidden[0])
                 self._postprocess(batch, logits)
         self._slots.retire()
 
@@ -96,6 +103,13 @@ class Engine:
     def load(self) -> tuple[int, int]:
         return self._scheduler.load()
 
+    def _hidden(self, batch: Batch) -> NDArray[np.float32] | None:
+        """Memory (1, S, D) for the hidden states of a pass, if its sequence collects them."""
+        if batch.sequences[0].pool is None:
+            return None
+        assert self.hidden_size is not None
+        return np.empty((*batch.ids.shape, self.hidden_size), dtype=np.float32)
+
     def _postprocess(self, batch: Batch, logits: NDArray[np.float32]) -> None:
         """Give each sequence its logits: it samples a token, and the text that is now certain can be fetched."""
         if len(batch.sequences) == 1:
@@ -108,7 +122,7 @@ class Engine:
 
     def _stored(self, sequence: Sequence) -> Stored | None:
         """Stored keys and values of the prompt, if they cover more of it than any slot."""
-        if self._store is None:
+        if self._store is None or sequence.pool is not None:
             return None
         prompt = sequence.tokens[: sequence.reusable]
         with suppress(Exception):  # the prompt is computed instead

@@ -14,7 +14,10 @@ from kiara_runtime.engine.sequence import Sequence
 
 
 class Runner(Protocol):
-    """What a `Model` needs to run sequences."""
+    """What a `Model` needs to run sequences. hidden_size: of the hidden states, if it can give them."""
+
+    @property
+    def hidden_size(self) -> int | None: ...
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence. Raises BusyError if too many wait."""
@@ -33,6 +36,8 @@ class Runner(Protocol):
 
 class SequentialRunner:
     """Runs each sequence by itself, with a function from token ids (N,) to logits (N, V)."""
+
+    hidden_size = None
 
     def __init__(self, begin: Callable[[], Callable[[List[int]], NDArray[np.float32]]]) -> None:
         self._begin = begin

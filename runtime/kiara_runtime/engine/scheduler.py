@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as List
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kiara_runtime.engine.batch import Batch
+from kiara_runtime.engine.embedding_queue import EmbeddingQueue
 from kiara_runtime.engine.sequence import Sequence
 from kiara_runtime.engine.slots import Slots, Stored
 from kiara_runtime.errors import BusyError
@@ -22,43 +23,39 @@ CHUNK_BESIDE_OTHERS, CHUNK_FOR_EACH = 2, 2
 SHORT = 32  # prompts of up to this many tokens are not split: the chunks would take longer than one pass
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One pass over consecutive slots, starting at `first`. ids: (B, S). lengths: of each sequence after the pass.
-
-    every: whether logits are needed after each token, not only after the last.
-    """
-
-    first: int
-    sequences: list[Sequence]
-    ids: NDArray[np.int64]
-    lengths: list[int]
-    every: bool = False
-
-
 class Scheduler:
-    """The queue and the plan of each step. lock: held while the queue changes, never during a step."""
+    """The queues and the plan of each step. lock: held while a queue changes, never during a step."""
 
-    def __init__(self, slots: Slots, queue: int, lock: threading.Lock) -> None:
+    def __init__(self, slots: Slots, queue: int, lock: threading.Lock, texts: EmbeddingQueue) -> None:
         self._slots, self._queue, self._lock = slots, queue, lock
         self._waiting: deque[Sequence] = deque()
+        self._texts = texts
         self._stored = weakref.WeakKeyDictionary[Sequence, Stored]()  # for sequences that have not started
 
     def submit(self, sequence: Sequence, stored: Stored | None = None) -> None:
         """Queue a sequence. stored: keys and values of a prefix of its prompt. Raises BusyError if too many wait."""
         with self._lock:
-            if len(self._waiting) >= self._queue:  # some may have been cancelled
+            if len(self._waiting) + len(self._texts) >= self._queue:  # some may have been cancelled
                 self._waiting = deque(other for other in self._waiting if not other.over)
-            if len(self._waiting) >= self._queue:
+                self._texts.drop_ended()
+            if len(self._waiting) + len(self._texts) >= self._queue:
                 raise BusyError("queue", f"the queue is full ({self._queue} requests wait)", "try again later")
+            if sequence.pool is not None:
+                self._texts.add(sequence)
+                return
             if stored is not None:
                 self._stored[sequence] = stored
             self._waiting.append(sequence)
 
     def schedule(self) -> Iterator[Batch]:
-        """Yield a chunk of one prompt, then a decode step of every sequence whose prompt is done."""
+        """Yield a chunk of one prompt, a decode step of every sequence whose prompt is done, and texts to embed."""
         self._slots.retire()
         self._admit()
+        began, others = time.perf_counter(), bool(self._slots.used())
+        yield from self._generate()
+        yield from self._texts.passes(time.perf_counter() - began if others else 0.0)
+
+    def _generate(self) -> Iterator[Batch]:
         slots = self._slots
         decoding = [i for i in slots.used() if slots.sequence(i).started]
         yield from self._prefill(len(decoding))
@@ -72,6 +69,8 @@ class Scheduler:
 
     def done(self, batch: Batch) -> None:
         """Record which keys and values of its slot a pass of several tokens has made reusable."""
+        if batch.sequences[0].pool is not None:
+            return
         if len(batch.sequences) == 1 and batch.ids.shape[1] > 1:
             slot, start = self._slots[batch.first], batch.lengths[0] - batch.ids.shape[1]
             if slot.exact >= start:
@@ -79,11 +78,12 @@ class Scheduler:
 
     def load(self) -> tuple[int, int]:
         """Number of running and of waiting sequences."""
-        return len(self._slots.used()), sum(not sequence.over for sequence in list(self._waiting))
+        return len(self._slots.used()), sum(not sequence.over for sequence in list(self._waiting)) + len(self._texts)
 
     def clear(self) -> None:
         self._slots.clear()
         self._waiting = deque()
+        self._texts.clear()
         self._stored.clear()
 
     def _admit(self) -> None:

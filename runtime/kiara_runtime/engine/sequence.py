@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiara_runtime.engine.drafter import Drafter
+from kiara_runtime.engine.pooling import Pool
 from kiara_runtime.sampling import Sampler, SamplingParams, TokenLogprob, token_logprob
 from kiara_runtime.tokens import TextStream
 
@@ -67,9 +68,11 @@ class Sequence:
         constraint: Constraint | None = None,
         scored_from: int | None = None,
         healing: NDArray[np.bool_] | None = None,
+        pool: Pool | None = None,
     ) -> None:
         """choice: index among several continuations of a prompt. scored_from: index of the first prompt token to score.
-        healing: (V,), the last token and those that start with its text; None if the prompt cannot end inside one."""
+        healing: (V,), the last token and those that start with its text; None if the prompt cannot end inside one.
+        pool: collects the hidden states of the prompt, which is all that is computed."""
         self.tokens = list(prompt)
         self.prompt_tokens = len(prompt)
         self.computed = self.reused = 0
@@ -78,6 +81,7 @@ class Sequence:
         self.drafter = Drafter() if params.speculate and constraint is None else None
         self.finished = self.cancelled = False
         self.error: BaseException | None = None
+        self.pool = pool
         self.times = [time.perf_counter()]  # of submission, of the first token, of the end
         self.admitted: float | None = None  # when it got a slot
         self._params, self._facts, self._constraint = params, facts, constraint
@@ -89,7 +93,7 @@ class Sequence:
         self.healed = b""  # the prompt text that the first output token starts with
         self._draft: list[int] = []
         self._ends = {*params.stop_token_ids, *(() if params.ignore_eos else facts.eos_token_ids)}
-        if self._end == len(prompt) and self._scored_from is None:
+        if self._end == len(prompt) and self._scored_from is None and pool is None:
             self._finish("length")
         elif constraint is not None and self._scored_from is None:
             self._force()

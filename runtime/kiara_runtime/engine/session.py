@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from kiara_runtime.bundle import Architecture, io_names
+from kiara_runtime.bundle import HIDDEN_STATES, Architecture, io_names
 from kiara_runtime.engine.buffers import zeros
 from kiara_runtime.engine.tables import Tables
 from kiara_runtime.errors import UserError
@@ -69,6 +69,7 @@ class Session:
         _check_device(device, self.device)
         half = any(value.type == "tensor(float16)" for value in self.graph.get_inputs())
         self.cache_type = np.dtype(np.float16 if half else np.float32)
+        self.hidden_size: int | None = None  # of the hidden states, where the graph gives them
         self._check_interface(graph)
         if self._tables:
             self._tables.forget()
@@ -82,17 +83,23 @@ class Session:
 
     def _check_interface(self, graph: Path) -> None:
         """Check that the graph has the inputs, outputs and sizes that the manifest describes."""
-        shape, values = self.architecture, (*self.graph.get_inputs(), *self.graph.get_outputs())
+        shape, outputs = self.architecture, {value.name: value for value in self.graph.get_outputs()}
+        hidden = outputs.pop(HIDDEN_STATES, None)
+        values = (*self.graph.get_inputs(), *outputs.values())
         fits = len(values) == 3 + 4 * shape.num_hidden_layers
         if fits:
-            inputs, outputs = io_names(shape.num_hidden_layers)
+            inputs, given = io_names(shape.num_hidden_layers)
             found = {value.name: (value.type, len(value.shape), *value.shape[1::2]) for value in values}
             cache = (f"tensor({self.cache_type.name.replace('32', '')})", 4, shape.num_key_value_heads, shape.head_dim)
-            fits = sorted(found) == sorted((*inputs, *outputs)) and all(
-                found[name] == cache for name in (*inputs[2:], *outputs[1:])
+            fits = sorted(found) == sorted((*inputs, *given)) and all(
+                found[name] == cache for name in (*inputs[2:], *given[1:])
             )
         logits = next((value for value in values if value.name == "logits"), None)
         fits = fits and logits is not None and logits.type == "tensor(float)" and logits.shape[2:] == [shape.vocab_size]
+        if hidden is not None:
+            size = hidden.shape[-1]
+            fits = fits and hidden.type == "tensor(float)" and isinstance(size, int)
+            self.hidden_size = size if isinstance(size, int) else None
         if not fits:
             raise UserError(graph, "its inputs and outputs do not match kiara.json", "export the bundle again")
 
@@ -110,7 +117,7 @@ class Cache:
         self._inputs, self._outputs = io_names(shape.num_hidden_layers)
         size = (2 * shape.num_hidden_layers, slots, shape.num_key_value_heads, shape.context_length, shape.head_dim)
         self._size, self._slot_bytes = size, math.prod(size[2:]) * session.cache_type.itemsize
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._bindings: dict[tuple[int, int, bool], ort.IOBinding] = {}
         # Reused, as allocating that much memory takes a noticeable part of a step.
         self._last = np.empty((slots, 1, shape.vocab_size), dtype=np.float32)
         self.copies: bool = session.device == "cpu"
@@ -126,13 +133,19 @@ class Cache:
         self.buffers[:, target, :, :length] = self.buffers[:, source, :, :length]
 
     def run(
-        self, ids: NDArray[np.int64], lengths: Sequence[int], first: int = 0, every: bool = False
+        self,
+        ids: NDArray[np.int64],
+        lengths: Sequence[int],
+        first: int = 0,
+        every: bool = False,
+        hidden: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Run a pass over slots `first` to `first + B`; return the logits after each sequence's last token, float32
         (B, V). The next pass overwrites them.
 
         ids: (B, S), padded on the right. lengths: of each sequence, new tokens included; they may differ if all
         sequences are new or S is 1. every: return the logits after every token, (B, S, V), never overwritten.
+        hidden: (B, S, D), to be filled with the hidden states of the new tokens.
         """
         shape, (rows, new) = self._session.architecture, ids.shape
         longest = max(lengths)
@@ -146,7 +159,9 @@ class Cache:
             mask[0, :2] = 2, 0  # selects the last column's logits only; the sum, which is the length, is unchanged
         given = (rows, new if whole else 1, shape.vocab_size)
         logits = np.empty(given, dtype=np.float32) if every or given[1] > 1 else self._last[:rows]
-        bind = self._binding(first, first + rows)
+        bind = self._binding(first, first + rows, hidden is not None)
+        if hidden is not None:
+            bind.bind_output(HIDDEN_STATES, "cpu", 0, np.float32, hidden.shape, hidden.ctypes.data)
         bind.bind_cpu_input("input_ids", ids)
         bind.bind_cpu_input("attention_mask", mask)
         bind.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
@@ -155,16 +170,16 @@ class Cache:
             return logits
         return logits[range(rows), np.asarray(lengths) - 1] if whole and new > 1 else logits[:, 0]
 
-    def _binding(self, first: int, end: int) -> ort.IOBinding:
-        """The I/O binding of consecutive slots: past and present are the same memory."""
-        if (first, end) not in self._bindings:
-            bind = self._bindings[first, end] = self._session.graph.io_binding()
+    def _binding(self, first: int, end: int, hidden: bool) -> ort.IOBinding:
+        """The I/O binding of consecutive slots: past and present are the same memory. hidden: has the hidden states."""
+        if (first, end, hidden) not in self._bindings:
+            bind = self._bindings[first, end, hidden] = self._session.graph.io_binding()
             kind, shape = self._session.cache_type, (end - first, *self._size[2:])
             for layer, (past, present) in enumerate(zip(self._inputs[2:], self._outputs[1:], strict=True)):
                 address = self._address + (layer * self._size[1] + first) * self._slot_bytes
                 bind.bind_input(past, self._session.device, 0, kind, shape, address)
                 bind.bind_output(present, self._session.device, 0, kind, shape, address)
-        return self._bindings[first, end]
+        return self._bindings[first, end, hidden]
 
 
 def _providers(device: Device) -> list[str]:

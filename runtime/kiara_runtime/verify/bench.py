@@ -91,7 +91,7 @@ def measure(
     batch: numbers of concurrent requests, each with a prompt of 16 tokens. A short context shortens prompt and output.
     """
     from kiara_runtime.engine import SLOTS
-    from kiara_runtime.model import load
+    from kiara_runtime.loading import load
 
     started = time.perf_counter()
     model = load(bundle, variant, threads, slots=max(SLOTS, *batch, 1))

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 import kiara as face
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 
 @pytest.fixture

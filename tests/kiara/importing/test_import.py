@@ -26,7 +26,7 @@ from kiara_export.pipeline import Request, architecture, export
 from kiara_export.quantize.kept import round_int8
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.engine.session import Session
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 
 @pytest.mark.parametrize("name", MODELS)

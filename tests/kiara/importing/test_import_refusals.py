@@ -19,7 +19,7 @@ from kiara.data.token_ids import TokenIds
 from kiara.importing.importer import import_model
 from kiara.importing.tokenizers import settle_tokenizer
 from kiara_export.pipeline import Request, export
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 from kiara_runtime.tokens.chat import can_chat
 from kiara_runtime.tokens.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ from click.testing import Result
 from kiara_runtime.bundle.graph_file import external_files
 from kiara_runtime.bundle.manifest import Bundle, write_manifest
 from kiara_runtime.errors import UserError
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 
 def _files(folder: Path) -> list[Path]:

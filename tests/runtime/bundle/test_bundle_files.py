@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from kiara_runtime.bundle.graph_file import external_files, gathered_tables
 from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.engine.session import Session
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 from kiara_runtime.system.files import hash_file
 from kiara_runtime.verify.kernels import verify_deep
 

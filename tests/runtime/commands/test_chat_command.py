@@ -21,7 +21,8 @@ from serving import SLOW
 from kiara_runtime.commands.conversation import Conversation
 from kiara_runtime.commands.main import main
 from kiara_runtime.errors import ContextError, UserError
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 
 @pytest.fixture(scope="module")

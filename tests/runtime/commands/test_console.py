@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 COMMAND = [sys.executable, "-m", "kiara_runtime.commands.main"]
 

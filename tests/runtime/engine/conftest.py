@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from kiara_runtime.engine.engine import Engine
 from kiara_runtime.errors import BusyError
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 from kiara_runtime.stream import Stream
 
 

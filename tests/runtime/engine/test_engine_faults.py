@@ -16,7 +16,8 @@ from engines import _alone, _model, _prompt
 
 from kiara_runtime.engine.engine import Engine
 from kiara_runtime.errors import UserError
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 
 def test_a_closed_model_raises_and_two_models_share_a_process(bundle: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiara_runtime.engine.runner import SequentialRunner
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 from kiara_runtime.tokens.tokenizer import Tokenizer
 
 WORDS = [b"ab", b"abc", b"abcd", b"de"]

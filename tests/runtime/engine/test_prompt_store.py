@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kiara_runtime.engine.prompt_store import PromptStore
 from kiara_runtime.engine.slots import common_prefix
 from kiara_runtime.errors import UserError
-from kiara_runtime.model import load
+from kiara_runtime.loading import load
 
 TOKENS = list(range(100, 160))
 RNG = np.random.default_rng(0)

@@ -9,7 +9,8 @@ import pytest
 from flask.testing import FlaskClient
 from server_api import _client, _service
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from server_api import CHAT, COMPLETIONS, PROMPT, _client, _events, _ok, _refused, _service, _text
 
-from kiara_runtime.model import Model, load
+from kiara_runtime.loading import load
+from kiara_runtime.model import Model
 from kiara_runtime.server.guard import MAX_MESSAGE, Guard
 
 

@@ -1,0 +1,75 @@
+"""Opens a bundle: checks its files, loads tokenizer and graph, and returns a `Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import onnxruntime as ort
+
+from kiara_runtime.bundle import GRAPH_FOLDER, Bundle
+from kiara_runtime.engine import QUEUE, SLOTS, Device, Engine, PromptStore, Session
+from kiara_runtime.errors import UserError
+from kiara_runtime.model import Model
+from kiara_runtime.sampling import check_integer
+from kiara_runtime.system import machine
+from kiara_runtime.tokens import load_tokenizer
+
+
+def load(
+    path: str | Path | Bundle,
+    variant: str | None = None,
+    threads: int | None = None,
+    device: Device = "auto",
+    slots: int = SLOTS,
+    queue: int = QUEUE,
+    prompt_cache: str | Path | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Model:
+    """Load a bundle, given as a folder or an open `Bundle`, after checking the size and hash of every file it needs.
+
+    variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
+    per core. device: "cpu", "cuda", or "auto" for CUDA where it works. slots: sequences that run at once. queue:
+    sequences that may wait for a slot. prompt_cache: a folder that keeps the KV cache of prompts across restarts.
+    settings: ONNX Runtime session options by name. Raises UserError for a bundle that is missing, damaged or too new.
+    """
+    check_integer("slots", slots, 1, 1024)
+    check_integer("queue", queue, 0, 1 << 20)
+    bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+    bundle.check(name for name in bundle.files_of(variant) if not name.startswith(GRAPH_FOLDER))
+    with ThreadPoolExecutor(1) as hashing:  # in parallel with loading the tokenizer
+        names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
+        checking = hashing.submit(bundle.check, names)
+        tokenizer = load_tokenizer(bundle)
+        checking.result()
+    session = Session(bundle.graph_of(variant), bundle.architecture, threads, settings, device)
+    store = None
+    if prompt_cache is not None and session.device == "cpu":
+        _make_folder(Path(prompt_cache))
+        store = PromptStore(Path(prompt_cache), _identity(bundle, variant, settings or {}))
+    return Model(
+        tokenizer,
+        Engine(session, slots, queue, store),
+        bundle.architecture.context_length,
+        bundle.architecture.vocab_size,
+        bundle.eos_token_ids,
+        bundle.bos_token_id,
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder before any work, so that a bad path fails early. An existing folder may be read-only."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            "prompt_cache", f"{folder}: {error.strerror}", "give an existing folder, or one that can be created"
+        ) from None
+
+
+def _identity(bundle: Bundle, variant: str | None, settings: Mapping[str, str]) -> str:
+    """Everything that determines the bits of a KV cache: graphs, ONNX Runtime, processor, settings."""
+    names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
+    graphs = [str(bundle.manifest["files"][name]["sha256"]) for name in names]
+    return "\n".join((*graphs, ort.__version__, machine()["cpu"], *map(str, sorted(settings.items()))))
