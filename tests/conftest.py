@@ -95,6 +95,16 @@ def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def embedding_bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of `run` that can embed texts."""
+    from kiara_export.pipeline import Request, export
+
+    folder = tmp_path_factory.mktemp("embeddings") / "embedder"
+    export(run, folder, Request(("int8", "fp32", "fp16"), embeddings=True))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def chat_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `bundle` with a chat template."""
     return with_chat(bundle, tmp_path_factory.mktemp("chat") / "talker")

@@ -33,10 +33,9 @@ def _client(service: Service) -> FlaskClient:
     return app.test_client()
 
 
-def _service(folder: Path, model: Model | None, **options: Any) -> Service:
-    service = Service(Bundle.open(folder), None, Settings(**options))
-    if model is not None:
-        service.begin(model)
+def _service(folder: Path, model: Model, **options: Any) -> Service:
+    service = Service([Bundle.open(folder)], None, Settings(**options), lambda bundle: model)
+    service.models.load_first()
     return service
 
 

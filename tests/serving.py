@@ -53,15 +53,27 @@ TOOL_TEMPLATE = (
 )
 
 
+def renamed(bundle: Path, folder: Path) -> Path:
+    """A copy of the bundle, named as its folder."""
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8")) | {"name": folder.name}
+    _sealed(folder, manifest)
+    return folder
+
+
 def with_chat(bundle: Path, folder: Path, template: str = TEMPLATE) -> Path:
     """A copy of the bundle whose model has a chat template."""
     shutil.copytree(bundle, folder)
     config = folder / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {"chat_template": template}), "utf-8")
-    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    _sealed(folder, json.loads((folder / MANIFEST).read_text("utf-8")))
+    return folder
+
+
+def _sealed(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest again, with the hashes of the files as they are."""
     values = {name: value for name, value in manifest.items() if name not in ("format_version", "files", "sha256")}
     write_manifest(folder, values)
-    return folder
 
 
 @dataclass

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kiara.commands.amounts import losses_of, size_of
+from kiara.commands.amounts import losses_of
 from kiara.commands.pages import compare, report
 from kiara.commands.settings import check_prepare
 from kiara_runtime.bundle import VARIANTS
+from kiara_runtime.commands.amounts import size_of
 from kiara_runtime.commands.generate import generate_options, run_generate
 from kiara_runtime.commands.main import Commands, figures_line
 from kiara_runtime.errors import UserError

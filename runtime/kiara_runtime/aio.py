@@ -32,17 +32,19 @@ class AsyncModel:
         self.model = model
         self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="kiara")
 
-    async def generate(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Generation:
+    async def generate(self, prompt: Prompt, suffix: str | None = None, **sampling: Unpack[Sampling]) -> Generation:
         """Like `Model.generate`."""
-        stream = self.model.stream(prompt, **sampling)
+        stream = self.model.stream(prompt, suffix, **sampling)
         try:
             return await self._in_thread(stream.generation)
         finally:
             stream.close()
 
-    async def stream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> AsyncIterator[Piece]:
+    async def stream(
+        self, prompt: Prompt, suffix: str | None = None, **sampling: Unpack[Sampling]
+    ) -> AsyncIterator[Piece]:
         """Like `Model.stream`."""
-        stream = self.model.stream(prompt, **sampling)
+        stream = self.model.stream(prompt, suffix, **sampling)
         try:
             while (piece := await self._in_thread(partial(next, stream, None))) is not None:
                 yield piece

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,7 @@ from kiara_runtime.engine import (
 from kiara_runtime.errors import BusyError, ContextError, UserError
 from kiara_runtime.sampling import Sampling, SamplingParams, check_integer, sampling_params
 from kiara_runtime.stream import Generation, Score, Stream
-from kiara_runtime.tokens import Message, Tokenizer, chat_ids
+from kiara_runtime.tokens import Message, Tokenizer, chat_ids, infill_ends, infill_ids
 from kiara_runtime.tools import CallFormat, Choice, Conversation, Definition, ToolUse, conversation, tool_use
 
 if TYPE_CHECKING:
@@ -75,16 +76,29 @@ class Model:
         """
         return chat_ids(self.tokenizer, messages, tools, documents)
 
-    def generate(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Generation:
+    def generate(self, prompt: Prompt, suffix: str | None = None, **sampling: Unpack[Sampling]) -> Generation:
         """Continue `prompt`, text or token ids. sampling: keywords of `Sampling`, such as max_tokens=64.
 
-        Raises UserError, naming the field, for a value out of range or an unknown keyword.
+        suffix: write only what is between `prompt`, a text, and this one; for models that learned to fill in the
+        middle. Raises UserError, naming the field, for a value out of range or an unknown keyword.
         """
-        return self.stream(prompt, **sampling).generation()
+        return self.stream(prompt, suffix, **sampling).generation()
 
-    def stream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Stream:
+    def stream(self, prompt: Prompt, suffix: str | None = None, **sampling: Unpack[Sampling]) -> Stream:
         """Like `generate`, one piece per token. Checks the arguments and queues the request before it returns."""
-        return self.start(self.prompt_ids(prompt), sampling_params(sampling), heal=isinstance(prompt, str))
+        params = sampling_params(sampling)
+        if suffix is not None:
+            return self.start(*self.infill(prompt, suffix, params))
+        return self.start(self.prompt_ids(prompt), params, heal=isinstance(prompt, str))
+
+    def infill(self, prompt: Prompt, suffix: str, params: SamplingParams) -> tuple[list[int], SamplingParams]:
+        """Prompt ids after which the model fills in the middle, and parameters that stop where the middle ends."""
+        if not isinstance(prompt, str):
+            raise UserError("suffix", "needs a prompt that is a text", "give the prompt as one text")
+        ends = [] if params.ignore_eos else infill_ends(self.tokenizer)
+        stops = tuple(dict.fromkeys([*params.stop_token_ids, *ends]))
+        ids = self.prompt_ids(infill_ids(self.tokenizer, prompt, suffix))
+        return ids, dataclasses.replace(params, stop_token_ids=stops)
 
     def generate_all(self, prompts: List[Prompt], n: int = 1, **sampling: Unpack[Sampling]) -> list[list[Generation]]:
         """`n` continuations of each prompt, batched. The first of each equals `generate` with the same seed."""

@@ -72,6 +72,7 @@ def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-p", "--prompt", help="Text to continue; read from standard input if not given."),
         *(_option(field) for field in dataclasses.fields(SamplingParams)),
         click.option("-n", "--n", type=int, default=1, show_default=True, help="Number of continuations."),
+        click.option("--suffix", help="Write what is between the prompt and this text (fill in the middle)."),
         click.option("--chat", is_flag=True, help="Send the prompt as a user message, with the chat template."),
         click.option("--echo", is_flag=True, help="Print the prompt before its continuation."),
         click.option(
@@ -84,7 +85,14 @@ def generate_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_generate(
-    model: Model, prompt: str | None, n: int, chat: bool, echo: bool, as_json: bool, **sampling: Any
+    model: Model,
+    prompt: str | None,
+    n: int,
+    suffix: str | None,
+    chat: bool,
+    echo: bool,
+    as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Print the continuation on standard output; timings go to standard error, or into the JSON object."""
     sampling["seed"] = SamplingParams(**sampling).seed  # a random seed is drawn here so that it can be printed
@@ -92,6 +100,11 @@ def run_generate(
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError("prompt", "not UTF-8", "convert it (iconv)")
     given = model.chat_prompt([{"role": "user", "content": text}]) if chat else text
+    if suffix is not None:
+        if chat:
+            raise UserError("--suffix", "does not go together with --chat", "leave one of them out")
+        given, params = model.infill(text, suffix, SamplingParams(**sampling))
+        sampling["stop_token_ids"] = params.stop_token_ids
     shown = text if echo else ""
     if n == 1 and not as_json:
         _stream(model, given, shown, sampling)

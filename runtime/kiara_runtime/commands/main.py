@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiara_runtime.commands.chat import chat
+from kiara_runtime.commands.embed import embed
 from kiara_runtime.commands.generate import generate_options, run_generate
+from kiara_runtime.commands.options import BUNDLE, THREADS, VARIANT
 from kiara_runtime.commands.serve import serve
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import (
@@ -94,10 +96,7 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(chat)
-
-BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-THREADS = click.option("--threads", type=int, help="ONNX Runtime threads; by default one per core.")
-VARIANT = click.option("--variant", help="Variant to run, such as int8; by default the bundle's first.")
+main.add_command(embed)
 
 
 @main.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kiara_runtime.commands.amounts import size_of
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import tell
 
@@ -18,7 +19,7 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundles", metavar="BUNDLE...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free port.")
 @click.option("--variant", help="Variant to serve, such as int8; by default the bundle's first.")
@@ -56,9 +57,15 @@ EXTRA = "pip install 'kiara-runtime[server]'"
     "--cors-origin", multiple=True, help="An origin whose pages may call this server, such as https://example.org."
 )
 @click.option("--any-model", is_flag=True, help="Answer whatever model a request names, such as gpt-4o.")
+@click.option("--alias", multiple=True, metavar="NAME=MODEL", help="A further name of a model.")
+@click.option(
+    "--max-models", type=click.IntRange(1), help="Models in memory at once; another one has to go for the next."
+)
+@click.option("--memory", metavar="SIZE", help="Bound on weights and caches of the models in memory, such as 2GB.")
+@click.option("--idle-seconds", type=click.IntRange(1), help="Unload a model that has had no request for so long.")
 @click.option("--log-prompts", is_flag=True, help="Also log the content of requests.")
 def serve(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     host: str,
     port: int,
     variant: str | None,
@@ -70,14 +77,19 @@ def serve(
     api_key_file: Path | None,
     allow_host: tuple[str, ...],
     cors_origin: tuple[str, ...],
+    alias: tuple[str, ...],
+    max_models: int | None,
+    memory: str | None,
+    idle_seconds: int | None,
     **limits: int,
 ) -> None:
-    """Serve a bundle over HTTP.
+    """Serve bundles over HTTP.
 
+    BUNDLE is a bundle, or a folder of bundles. A single one is loaded at once, several when they are first asked for.
     In the formats of OpenAI, Anthropic and Ollama, and a web page at /. Logs one line of JSON per request.
     """
     try:
-        from kiara_runtime.server import Guard, Settings, read_keys
+        from kiara_runtime.server import Guard, Limits, Settings, read_keys
         from kiara_runtime.server import serve as run
     except ModuleNotFoundError as error:
         raise UserError("serve", f"needs the package {error.name}", EXTRA) from None
@@ -94,10 +106,11 @@ def serve(
     if api_key_file and not keys:
         raise UserError(f"--api-key-file {api_key_file}", "holds no key", "write one key per line")
     guard = Guard(keys, frozenset(name.lower() for name in allow_host), frozenset(map(_origin, cors_origin)))
-    settings = Settings(slots=slots, queue=queue, guard=guard, **limits)  # pyright: ignore[reportArgumentType]
+    loaded = Limits(max_models, size_of("--memory", memory), idle_seconds)
+    settings = Settings(slots=slots, queue=queue, guard=guard, limits=loaded, aliases=_aliases(alias), **limits)  # pyright: ignore[reportArgumentType]
     room = (slots + queue) * slots  # each admitted request submits at most `slots` sequences at once
     run(
-        bundle,
+        bundles,
         host,
         port,
         settings,
@@ -111,6 +124,13 @@ def _check(values: tuple[str, ...], form: str, option: str, remedy: str) -> None
     for value in values:
         if not re.fullmatch(form, value):
             raise UserError(f"{option} {value}", "can never match", remedy)
+
+
+def _aliases(values: tuple[str, ...]) -> dict[str, str]:
+    for value in values:
+        if not re.fullmatch("[^=]+=[^=]+", value):
+            raise UserError(f"--alias {value}", "is not of the form NAME=MODEL", "give one such as gpt-4o=small")
+    return dict(value.split("=") for value in values)
 
 
 def _origin(value: str) -> str:

@@ -35,6 +35,11 @@ class EmbeddingQueue:
     def add(self, sequence: Sequence) -> None:
         self._texts.append(sequence)
 
+    def load(self) -> tuple[int, int]:
+        """Number of running and of waiting texts."""
+        there = [sequence.admitted is not None for sequence in list(self._texts) if not sequence.over]
+        return sum(there), len(there) - sum(there)
+
     def drop_ended(self) -> None:
         """Remove the sequences that are over; some may have been cancelled while they waited."""
         self._texts = deque(sequence for sequence in self._texts if not sequence.over)

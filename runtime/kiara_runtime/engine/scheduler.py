@@ -78,7 +78,9 @@ class Scheduler:
 
     def load(self) -> tuple[int, int]:
         """Number of running and of waiting sequences."""
-        return len(self._slots.used()), sum(not sequence.over for sequence in list(self._waiting)) + len(self._texts)
+        running, waiting = self._texts.load()
+        waiting += sum(not sequence.over for sequence in list(self._waiting))
+        return len(self._slots.used()) + running, waiting
 
     def clear(self) -> None:
         self._slots.clear()

@@ -6,6 +6,7 @@ import codecs
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeVar
 
 import flask
@@ -15,39 +16,46 @@ from kiara_runtime.server.guard import ApiError, as_api_error
 from kiara_runtime.server.jobs import ClientGoneError, Patience, Work
 from kiara_runtime.server.openai.choices import apart
 from kiara_runtime.server.records import GONE, Record
+from kiara_runtime.server.served import ServedModel
 from kiara_runtime.server.service import Service
 from kiara_runtime.server.voice import Voice
 
 HEARTBEAT = 1.0  # seconds without a token after which a comment is streamed
 Asked = TypeVar("Asked", bound=pydantic.BaseModel)
-Begin = Callable[[Asked, str, Patience], tuple[Work, Voice]]
+Begin = Callable[[ServedModel, Asked, str, Patience], tuple[Work, Voice]]
 
 
 def answer(service: Service, kind: type[Asked], begin: Begin[Asked]) -> flask.Response:
     """Admit, parse, start and answer a request, as a whole or as a stream."""
     record: Record = flask.g.record
-    patience = Patience(time.monotonic() + service.settings.timeout, _gone(flask.request))
-    service.admission.enter()
-    work: Work | None = None
-    try:
-        _ = service.model
-        asked: Any = read(service, kind)
-        _note(record, service, asked)
-        work, voice = begin(asked, record.id, patience)
-        if asked.stream:
-            record.status = GONE  # unless it is completed
-            response = flask.Response(_events(service, record, work, voice), mimetype=voice.mimetype)
-            response.call_on_close(lambda: _end(service, record, work))
-            return response
-        response = as_json(_whole(work, voice))
-    except ClientGoneError:
-        record.status = GONE
-        response = flask.Response(status=GONE)
-    except BaseException:
-        _end(service, record, work)
-        raise
-    _end(service, record, work)
-    return response
+    patience = patience_of(service)
+    with ExitStack() as held:  # until the response has been sent
+        held.enter_context(service.admission)
+        try:
+            asked: Any = read(service, kind)
+            _note(record, service, asked)
+            served = held.enter_context(service.models.use(asked.model, patience.check))
+            work, voice = begin(served, asked, record.id, patience)
+            held.callback(_end, record, work)
+            if not asked.stream:
+                return as_json(_whole(work, voice))
+        except ClientGoneError:
+            record.status = GONE
+            return flask.Response(status=GONE)
+        record.status = GONE  # unless it is completed
+        response = flask.Response(_events(service, record, work, voice), mimetype=voice.mimetype)
+        response.call_on_close(held.pop_all().close)
+        return response
+
+
+def patience_of(service: Service) -> Patience:
+    """The deadline of the current request, and whether its client is still there."""
+    return Patience(time.monotonic() + service.settings.timeout, _gone(flask.request))
+
+
+def use(service: Service, name: str | None) -> AbstractContextManager[ServedModel]:
+    """Keep a model loaded during a request that generates nothing."""
+    return service.models.use(name, patience_of(service).check)
 
 
 def _whole(work: Work, voice: Voice) -> pydantic.BaseModel:
@@ -94,15 +102,13 @@ def defect(service: Service, record: Record) -> ApiError:
     return ApiError(500, f"internal error; see the entry {record.id} of the server's log")
 
 
-def _end(service: Service, record: Record, work: Work | None) -> None:
-    if work is not None:
-        first = work.streams[0].sequence
-        record.details |= {"prompt_tokens": work.prompt_tokens, "completion_tokens": work.completion_tokens}
-        record.details["queue_seconds"] = round(first.queue_seconds, 4)
-        if len(first.times) > 1 and len(first.tokens) > first.prompt_tokens:
-            record.details["first_token_seconds"] = round(first.times[1] - first.times[0], 4)
-        work.close()
-    service.admission.leave()
+def _end(record: Record, work: Work) -> None:
+    first = work.streams[0].sequence
+    record.details |= {"prompt_tokens": work.prompt_tokens, "completion_tokens": work.completion_tokens}
+    record.details["queue_seconds"] = round(first.queue_seconds, 4)
+    if len(first.times) > 1 and len(first.tokens) > first.prompt_tokens:
+        record.details["first_token_seconds"] = round(first.times[1] - first.times[0], 4)
+    work.close()
 
 
 def _note(record: Record, service: Service, asked: Any) -> None:

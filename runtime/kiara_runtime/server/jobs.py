@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from kiara_runtime.engine import Piece
 from kiara_runtime.model import Model
-from kiara_runtime.sampling import Constraint, SamplingParams
 from kiara_runtime.server.guard import ApiError, busy
 from kiara_runtime.server.records import Metrics
 from kiara_runtime.stream import Stream
@@ -99,15 +98,14 @@ class Work:
         model: Model,
         prompts: Sequence[Prompt],
         n: int,
-        params: SamplingParams,
+        start: Callable[[Prompt, int], Stream],
         window: int,
         patience: Patience,
         metrics: Metrics,
-        constraint: Constraint | None = None,
     ) -> None:
-        """constraint: of every continuation, at its start; None for that of `params`."""
-        self._model, self._params, self._window, self._patience = model, params, window, patience
-        self._metrics, self._constraint = metrics, constraint
+        """start: queues the continuation of a prompt with this index."""
+        self._model, self._start, self._window, self._patience = model, start, window, patience
+        self._metrics = metrics
         self._planned = [(prompt, choice) for prompt in prompts for choice in range(n)]
         self.streams: list[Stream] = []
         self._running: dict[int, Stream] = {}
@@ -165,7 +163,7 @@ class Work:
         while len(self._running) < self._window and len(self.streams) < len(self._planned):
             self._patience.check()  # compiling a grammar can take seconds
             prompt, choice = self._planned[len(self.streams)]
-            stream = self._model.start(prompt.ids, self._params, choice, prompt.heal, self._constraint)
+            stream = self._start(prompt, choice)
             self._running[len(self.streams)] = stream
             self.streams.append(stream)
 

@@ -9,16 +9,17 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from waitress.server import TcpWSGIServer
 
-from kiara_runtime.bundle import Bundle
+from kiara_runtime.bundle import MANIFEST, Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
 from kiara_runtime.sampling import check_integer
 from kiara_runtime.server.http import connections
+from kiara_runtime.server.models import name_of
 from kiara_runtime.server.service import Service, Settings
 from kiara_runtime.system import share_arena
 
@@ -26,7 +27,7 @@ FLUSH_SECONDS = 2.0
 
 
 def serve(
-    path: Path,
+    paths: Sequence[Path],
     host: str,
     port: int,
     settings: Settings,
@@ -34,45 +35,63 @@ def serve(
     load: Callable[[Bundle], Model],
     say: Callable[[str], None],
 ) -> None:
-    """Serve a bundle until a signal. The server answers while the model is still loading.
+    """Serve bundles, or all bundles in folders, until a signal. The server answers while a model is still loading.
 
-    say: prints a message. Raises UserError if the bundle, the address or a setting is invalid.
+    A single model is loaded at once, several when they are asked for. say: prints a message. Raises UserError if a
+    bundle, the address or a setting is invalid.
     """
     check_integer("slots", settings.slots, 1, 1024)
     check_integer("queue", settings.queue, 0, 4096)
-    bundle = Bundle.open(path)
-    bundle.variant_file(variant)
+    bundles = [Bundle.open(folder) for path in paths for folder in _bundles(path)]
+    for bundle in bundles:
+        bundle.variant_file(variant)
     share_arena()
+
+    def timed(bundle: Bundle) -> Model:
+        started = time.perf_counter()
+        model = load(bundle)
+        say(f"{name_of(bundle)} is loaded ({time.perf_counter() - started:.2f} s)")
+        return model
+
+    service = Service(bundles, variant, settings, timed)
     listener = _listen(host, port)
-    service = Service(bundle, variant, settings)
     server = connections(service, listener)
     address = _address(*listener.getsockname()[:2])
     stop = _Stop()
     failed: list[Exception] = []
+    names = [entry.name for entry in service.models.entries]
 
     def begin() -> None:
-        started = time.perf_counter()
         try:
-            service.begin(load(bundle))
-            say(f"{service.name} is loaded ({time.perf_counter() - started:.2f} s)")
+            service.models.load_first()
         except Exception as error:
             failed.append(error)
             stop.set()
 
     threading.Thread(target=server.run, daemon=True, name="connections").start()
-    say(f"Serving {service.name} on {address}")
+    say(f"Serving {', '.join(names)} on {address}")
     _warn(host, settings, say)
-    loading = threading.Thread(target=begin, daemon=True, name="loading")
-    loading.start()
-    stop.wait()
+    if len(names) == 1:
+        threading.Thread(target=begin, daemon=True, name="loading").start()
+    stop.wait(service.models.unload_idle)
     if not failed:
         _drain(service, say)
     _flush(server)
-    if loading.is_alive():
+    if service.models.loading:
         os._exit(0)  # ONNX Runtime would abort the process in a normal exit
-    service.close()
+    service.models.close()
     if failed:
         raise failed[0]
+
+
+def _bundles(path: Path) -> list[Path]:
+    """The bundles that a path stands for: itself, or those in its folder."""
+    if (path / MANIFEST).exists() or not path.is_dir():
+        return [path]
+    found = sorted(folder.parent for folder in path.glob(f"*/{MANIFEST}"))
+    if not found:
+        raise UserError(path, f"has no {MANIFEST}, and no folder in it has one", "name a bundle or a folder of bundles")
+    return found
 
 
 class _Stop:
@@ -86,9 +105,11 @@ class _Stop:
     def set(self) -> None:
         self._set = True
 
-    def wait(self) -> None:
+    def wait(self, between: Callable[[], None]) -> None:
+        """Return once it is set. between: called regularly until then."""
         while not self._set:
             time.sleep(0.1)
+            between()
 
     def _signalled(self, number: int, frame: object) -> None:
         if self._set:
@@ -102,7 +123,7 @@ def _drain(service: Service, say: Callable[[str], None]) -> None:
     say(f"Stopping; running requests get {seconds:g} s. The same signal again stops at once.")
     if not service.admission.wait_until_empty(seconds):
         say("Stopping with requests unfinished.")
-        service.close()
+        service.models.close()
         service.admission.wait_until_empty(FLUSH_SECONDS)
 
 

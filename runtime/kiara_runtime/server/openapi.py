@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pydantic
@@ -13,18 +14,21 @@ from kiara_runtime.server.anthropic import requests as anthropic_requests
 from kiara_runtime.server.anthropic import responses as anthropic_responses
 from kiara_runtime.server.anthropic.requests import CountRequest, MessagesRequest
 from kiara_runtime.server.anthropic.responses import MessagesAnswer, MessagesError, TokenCount
+from kiara_runtime.server.models import SHOWN
+from kiara_runtime.server.ollama import embeddings as ollama_embeddings
 from kiara_runtime.server.ollama import objects as ollama_objects
 from kiara_runtime.server.ollama import requests as ollama_requests
+from kiara_runtime.server.ollama.embeddings import Embedded, EmbedRequest, OneEmbedded, OneRequest
 from kiara_runtime.server.ollama.objects import Line, OllamaError, Shown, Tags, Version
 from kiara_runtime.server.ollama.requests import GenerateRequest, OllamaChatRequest, ShowRequest
-from kiara_runtime.server.openai import messages
+from kiara_runtime.server.openai import embeddings, messages
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
+from kiara_runtime.server.openai.embeddings import EmbeddingList, EmbeddingRequest
 from kiara_runtime.server.responses import objects
 from kiara_runtime.server.responses import requests as responses_requests
 from kiara_runtime.server.responses.objects import Deleted, ResponseObject
 from kiara_runtime.server.responses.requests import ResponsesRequest
-from kiara_runtime.server.service import SHOWN
 from kiara_runtime.server.values import TOKEN_NAME, Request
 
 REFERENCE = "#/components/schemas/{model}"
@@ -38,8 +42,8 @@ EVENT = {
 }
 
 
-def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
-    """The document for a model: its id, the bounds of its vocabulary, and chat only if it has a template.
+def document(cards: Sequence[answers.Model], keyed: bool) -> dict[str, Any]:
+    """The document for models: their ids, the bounds of the smallest vocabulary, chat only if one has a template.
 
     keyed: whether clients must send a key.
     """
@@ -62,10 +66,14 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
         "/api/chat": {"post": _ollama("Answer a conversation, in Ollama's format.", OllamaChatRequest, Line, LINES)},
         "/api/generate": {"post": _ollama("Answer a prompt, in Ollama's format.", GenerateRequest, Line, LINES)},
         "/api/show": {"post": _ollama("What the model is.", ShowRequest, Shown)},
-        "/api/tags": {"get": _get("The model, in Ollama's format.", Tags, OllamaError)},
+        "/api/tags": {"get": _get("The models, in Ollama's format.", Tags, OllamaError)},
         "/api/version": {"get": _get("The version of Kiara.", Version)},
-        "/v1/models": {"get": _get("The model.", answers.ModelList)},
-        "/v1/models/{model}": {"get": {**_get("The model by its id.", answers.Model), "parameters": [_model_id(card)]}},
+        "/v1/embeddings": {"post": _post("Texts as vectors.", EmbeddingRequest, EmbeddingList)},
+        "/api/embed": {"post": _ollama("Texts as vectors, in Ollama's format.", EmbedRequest, Embedded)},
+        "/api/embeddings": {"post": _ollama("A text as a vector, in Ollama's older format.", OneRequest, OneEmbedded)},
+        "/api/ps": {"get": _get("The loaded models, in Ollama's format.", Tags, OllamaError)},
+        "/v1/models": {"get": _get("The models.", answers.ModelList)},
+        "/v1/models/{model}": {"get": {**_get("A model by its id.", answers.Model), "parameters": [_model_id(cards)]}},
         "/tokenize": {"post": _post("A text's token ids.", api.TokenizeRequest, answers.Tokenized)},
         "/detokenize": {"post": _post("The text of token ids.", api.DetokenizeRequest, answers.Detokenized)},
         "/tokenizer_info": {"get": _get("What the tokenizer is.", answers.TokenizerInfo)},
@@ -79,21 +87,21 @@ def document(card: answers.Model, keyed: bool) -> dict[str, Any]:
         paths[path]["post"]["responses"]["default"]["content"][JSON]["schema"] = _ref(MessagesError)
     if keyed:
         paths["/health"]["get"]["security"] = []
-    for path in () if card.chat else [path for path in paths if path.startswith(_CHATS)]:
+    for path in () if any(card.chat for card in cards) else [path for path in paths if path.startswith(_CHATS)]:
         del paths[path]
     return {
         "openapi": "3.1.0",
-        "info": {"title": f"Kiara: {card.id}", "version": __version__},
+        "info": {"title": f"Kiara: {', '.join(card.id for card in cards)}", "version": __version__},
         "paths": paths,
         "security": [{"key": []}] if keyed else [],
         "components": {
-            "schemas": _schemas(card),
+            "schemas": _schemas(cards),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _schemas(card: answers.Model) -> dict[str, Any]:
+def _schemas(cards: Sequence[answers.Model]) -> dict[str, Any]:
     homes = (
         values,
         messages,
@@ -105,6 +113,8 @@ def _schemas(card: answers.Model) -> dict[str, Any]:
         objects,
         ollama_requests,
         ollama_objects,
+        ollama_embeddings,
+        embeddings,
     )
     names = {home.__name__ for home in homes}
     ours = [m for home in homes for m in vars(home).values() if isinstance(m, type) and m.__module__ in names]
@@ -113,28 +123,29 @@ def _schemas(card: answers.Model) -> dict[str, Any]:
     _, made = models_json_schema(kinds, ref_template=REFERENCE)
     schemas: dict[str, Any] = made["$defs"]
     for schema in schemas.values():
-        _narrow(schema, card)
+        _narrow(schema, cards)
     return schemas
 
 
-def _narrow(schema: Any, card: answers.Model) -> None:
-    """Restrict request fields to this model's id and vocabulary."""
+def _narrow(schema: Any, cards: Sequence[answers.Model]) -> None:
+    """Restrict request fields to these models' ids and vocabulary."""
     parts: list[Any] = []
+    largest = min(card.vocab_size for card in cards) - 1
     if isinstance(schema, list):
         parts = cast("list[Any]", schema)
     elif isinstance(schema, dict):
         given = cast("dict[str, Any]", schema)
         if given.pop("x-token", False):
-            given["maximum"] = card.vocab_size - 1
+            given["maximum"] = largest
         if TOKEN_NAME in given.get("patternProperties", {}):
             bounded = given["patternProperties"]
-            bounded[_numbers(card.vocab_size - 1)] = bounded.pop(TOKEN_NAME)
+            bounded[_numbers(largest)] = bounded.pop(TOKEN_NAME)
         asked = given.get("properties", {}).get("model", {})
         if "anyOf" in asked:
-            asked["anyOf"] = [{"const": card.id}, {"type": "null"}]
+            asked["anyOf"] = [_ids(cards), {"type": "null"}]
         parts = list(given.values())
     for part in parts:
-        _narrow(part, card)
+        _narrow(part, cards)
 
 
 def _numbers(largest: int) -> str:
@@ -149,8 +160,12 @@ def _numbers(largest: int) -> str:
     return f"^({'|'.join(['0', *fewer, *less, digits])})$"
 
 
-def _model_id(card: answers.Model) -> dict[str, Any]:
-    return {"name": "model", "in": "path", "required": True, "schema": {"const": card.id}}
+def _ids(cards: Sequence[answers.Model]) -> dict[str, Any]:
+    return {"enum": [card.id for card in cards]}
+
+
+def _model_id(cards: Sequence[answers.Model]) -> dict[str, Any]:
+    return {"name": "model", "in": "path", "required": True, "schema": _ids(cards)}
 
 
 def _get(

@@ -20,14 +20,15 @@ GONE = 499  # status in logs and metrics: the client disconnected before its res
 
 
 class Metrics:
-    """load: returns the numbers of running and waiting sequences, called at each scrape."""
+    """load: returns the numbers of running and waiting sequences, models that of loaded ones, at each scrape."""
 
-    def __init__(self, load: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, load: Callable[[], tuple[int, int]], models: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
         times = partial(Histogram, registry=self.registry, buckets=LONG)
         gauge("kiara_requests_running", "Sequences that are being computed.").set_function(lambda: load()[0])
         gauge("kiara_requests_waiting", "Sequences that wait for a slot.").set_function(lambda: load()[1])
+        gauge("kiara_models_loaded", "Models in memory.").set_function(models)
         self.requests = counter("kiara_requests", "Requests by their end; 499: the client left.", ["route", "status"])
         self.disconnects = counter("kiara_disconnects", "Clients that left before their answer was whole.")
         self.prompt_tokens = counter("kiara_prompt_tokens", "Tokens of prompts.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from functools import partial
 from importlib.resources import files
 
 import flask
@@ -14,19 +13,24 @@ from kiara_runtime import __version__
 from kiara_runtime.server.anthropic.messages import error_body as anthropic_error
 from kiara_runtime.server.anthropic.requests import CountRequest, MessagesRequest
 from kiara_runtime.server.anthropic.responses import TokenCount
-from kiara_runtime.server.generation import answer, as_json, defect, read
+from kiara_runtime.server.generation import answer, as_json, defect, read, use
 from kiara_runtime.server.guard import ApiError, as_api_error
+from kiara_runtime.server.models import SHOWN
+from kiara_runtime.server.ollama import embeddings as ollama_vectors
 from kiara_runtime.server.ollama import endpoints
 from kiara_runtime.server.ollama import requests as ollama
 from kiara_runtime.server.ollama.chat import error_body as ollama_error
+from kiara_runtime.server.ollama.embeddings import EmbedRequest, OneRequest
 from kiara_runtime.server.ollama.objects import Version
 from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
+from kiara_runtime.server.openai.embeddings import EmbeddingRequest, embed
 from kiara_runtime.server.openapi import document
 from kiara_runtime.server.records import Record
 from kiara_runtime.server.responses.objects import Deleted
 from kiara_runtime.server.responses.requests import ResponsesRequest
-from kiara_runtime.server.service import SHOWN, Service, named
+from kiara_runtime.server.served import ServedModel, named
+from kiara_runtime.server.service import Service
 
 MESSAGES = "/v1/messages"
 PAGE = dict.fromkeys(("page.js", "client.js", "elements.js", "snippets.js"), "text/javascript") | {
@@ -86,32 +90,45 @@ def _add_hooks(app: flask.Flask, service: Service) -> None:
 def _add_generation(app: flask.Flask, service: Service) -> None:
     @app.post("/v1/completions")
     def completions() -> flask.Response:
-        return answer(service, api.CompletionRequest, service.complete)
+        return answer(service, api.CompletionRequest, ServedModel.complete)
 
     @app.post("/v1/chat/completions")
     def chat_completions() -> flask.Response:
-        return answer(service, api.ChatRequest, service.chat)
+        return answer(service, api.ChatRequest, ServedModel.chat)
 
     @app.post("/v1/responses")
     def respond() -> flask.Response:
-        return answer(service, ResponsesRequest, service.respond)
+        return answer(service, ResponsesRequest, ServedModel.respond)
 
     @app.post(MESSAGES)
     def messages() -> flask.Response:
-        return answer(service, MessagesRequest, service.messages)
+        return answer(service, MessagesRequest, ServedModel.messages)
 
     @app.post("/api/chat")
     def ollama_chat() -> flask.Response:
-        return answer(service, ollama.OllamaChatRequest, partial(endpoints.chat, service))
+        return answer(service, ollama.OllamaChatRequest, endpoints.chat)
 
     @app.post("/api/generate")
     def ollama_generate() -> flask.Response:
-        return answer(service, ollama.GenerateRequest, partial(endpoints.generate, service))
+        return answer(service, ollama.GenerateRequest, endpoints.generate)
+
+    @app.post("/v1/embeddings")
+    def embeddings() -> flask.Response:
+        return answer(service, EmbeddingRequest, embed)
+
+    @app.post("/api/embed")
+    def ollama_embed() -> flask.Response:
+        return answer(service, EmbedRequest, ollama_vectors.embed)
+
+    @app.post("/api/embeddings")
+    def ollama_embedding() -> flask.Response:
+        return answer(service, OneRequest, ollama_vectors.embed_one)
 
     @app.post(f"{MESSAGES}/count_tokens")
     def count_tokens() -> flask.Response:
-        with service.beside:
-            return as_json(TokenCount(input_tokens=service.count(read(service, CountRequest))))
+        asked = read(service, CountRequest)
+        with service.beside, use(service, asked.model) as served:
+            return as_json(TokenCount(input_tokens=served.count(asked)))
 
 
 def _add_rest(app: flask.Flask, service: Service) -> None:
@@ -126,12 +143,11 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
 
     @app.get("/v1/models")
     def models() -> flask.Response:
-        return as_json(answers.ModelList(data=[service.card()]))
+        return as_json(answers.ModelList(data=[entry.card() for entry in service.models.entries]))
 
     @app.get("/v1/models/<path:name>")
     def model(name: str) -> flask.Response:
-        service.check_model(name)
-        return as_json(service.card())
+        return as_json(service.models.find(name).card())
 
     @app.get("/health")
     def health() -> flask.Response:
@@ -149,51 +165,56 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
 
     @app.get("/openapi.json")
     def openapi() -> flask.Response:
-        return flask.jsonify(document(service.card(), bool(service.guard.keys)))
+        return flask.jsonify(document([entry.card() for entry in service.models.entries], bool(service.guard.keys)))
 
     @app.get("/bundle/<name>")
     def bundle_file(name: str) -> flask.Response:
-        _ = service.model
-        if name not in service.files:
-            raise ApiError(404, f"bundle: has no {name:.80}; it has {', '.join(service.files)}")
-        return flask.Response(service.files[name], content_type=SHOWN[name])
+        entry = service.models.find(flask.request.args.get("model"))
+        return flask.Response(entry.file(name), content_type=SHOWN[name])
 
 
 def _add_tokens(app: flask.Flask, service: Service) -> None:
     @app.post("/tokenize")
     def tokenize() -> flask.Response:
-        with service.beside, named("prompt"):
-            asked, model = read(service, api.TokenizeRequest), service.model
-            service.check_model(asked.model)
+        asked = read(service, api.TokenizeRequest)
+        with service.beside, named("prompt"), use(service, asked.model) as served:
+            model = served.model
             plain = asked.add_special_tokens is False
             ids = model.tokenize(asked.prompt) if plain else model.encode_prompt(asked.prompt)
-        texts = [service.token_texts.text(token) for token in ids] if asked.return_token_strs else None
+            texts = [served.texts.text(token) for token in ids] if asked.return_token_strs else None
         return as_json(
             answers.Tokenized(tokens=ids, count=len(ids), max_model_len=model.context_length, token_strs=texts)
         )
 
     @app.post("/detokenize")
     def detokenize() -> flask.Response:
-        with service.beside:
-            asked = read(service, api.DetokenizeRequest)
-            service.check_model(asked.model)
-            return as_json(answers.Detokenized(prompt=service.model.detokenize(asked.tokens)))
+        asked = read(service, api.DetokenizeRequest)
+        with service.beside, use(service, asked.model) as served:
+            return as_json(answers.Detokenized(prompt=served.model.detokenize(asked.tokens)))
 
     @app.get("/tokenizer_info")
     def tokenizer_info() -> flask.Response:
-        tokenizer = service.model.tokenizer
-        known = {"engine": tokenizer.engine, "vocab_size": tokenizer.vocab_size}
-        return flask.jsonify({**tokenizer.config, **known})
+        with use(service, flask.request.args.get("model")) as served:
+            tokenizer = served.model.tokenizer
+            known = {"engine": tokenizer.engine, "vocab_size": tokenizer.vocab_size}
+            return flask.jsonify({**tokenizer.config, **known})
 
 
 def _add_ollama(app: flask.Flask, service: Service) -> None:
     @app.get("/api/tags")
     def tags() -> flask.Response:
-        return as_json(endpoints.tags(service))
+        return as_json(endpoints.tags(service.models.entries))
+
+    @app.get("/api/ps")
+    def running() -> flask.Response:
+        return as_json(endpoints.tags(service.models.loaded()))
 
     @app.post("/api/show")
     def show() -> flask.Response:
-        return as_json(endpoints.show(service, read(service, ollama.ShowRequest)))
+        asked = read(service, ollama.ShowRequest)
+        entry = service.models.find(asked.model)
+        with use(service, asked.model) as served:
+            return as_json(endpoints.show(entry, served))
 
     @app.get("/api/version")
     def version() -> flask.Response:

@@ -1,59 +1,30 @@
-"""The model behind the routes, loading, ready or draining; requests become jobs here."""
+"""What all requests share: the settings, the models, who is admitted, the log and the metrics."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import BoundedSemaphore
-from typing import Any, Literal
+from typing import Literal
 
 from kiara_runtime.bundle import Bundle
-from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
-from kiara_runtime.sampling import Constraint, SamplingParams
-from kiara_runtime.server.anthropic.messages import MessagesVoice, conversation_of, sampling_of, tools_of
-from kiara_runtime.server.anthropic.requests import CountRequest, MessagesRequest
-from kiara_runtime.server.guard import ApiError, Guard, busy
-from kiara_runtime.server.jobs import Admission, Patience, Prompt, Work
-from kiara_runtime.server.openai import requests as api
-from kiara_runtime.server.openai import responses as answers
-from kiara_runtime.server.openai.choices import ChatVoice, CompletionVoice, TokenTexts
-from kiara_runtime.server.openai.messages import ChatMessage
+from kiara_runtime.server.guard import Guard
+from kiara_runtime.server.jobs import Admission
+from kiara_runtime.server.models import Entry, Limits, Models, figures
 from kiara_runtime.server.records import Log, Metrics
-from kiara_runtime.server.responses import conversation as responses
-from kiara_runtime.server.responses.objects import ResponseObject
-from kiara_runtime.server.responses.requests import ResponsesRequest
 from kiara_runtime.server.responses.store import Store
-from kiara_runtime.server.responses.voice import ResponsesVoice
-from kiara_runtime.server.voice import Voice
-from kiara_runtime.tokens import can_chat
-from kiara_runtime.tools import Conversation, ToolUse, tool_use
+from kiara_runtime.server.served import ServedModel
 
-SHOWN = {"README.md": "text/markdown; charset=utf-8", "receipt.json": "application/json", "receipt.png": "image/png"}
 BESIDE = 6  # requests that may tokenise at once, on threads not used by generation
 READING = 2  # bodies validated at once: one with thousands of errors takes a hundred MiB
-CHOICES = 256  # per request: n times the number of prompts
-TOLD = 1 << 20  # log-probabilities of a request's prompts, including top alternatives
-# Names of the runtime and of chat completions, as the Responses API has them.
-_OF_RESPONSES = {"json_schema": "text.format.schema", "response_format": "text", "messages": "input"}
-SEEDS = 1 << 63  # OpenAI's go down to -2^63, those of SamplingParams to 0
-DEFAULT_TOKENS = 16  # of a completion, OpenAI's default
-# Request fields that are sampling parameters of the same name.
-_SAMPLING = (
-    "max_tokens temperature top_p seed stop presence_penalty frequency_penalty logit_bias top_k min_p typical_p "
-    "repetition_penalty banned_tokens stop_token_ids ignore_eos speculate token_healing"
-).split()
 
 
 @dataclass
 class Settings:
-    """slots: sequences that run at once. queue: requests that may wait, besides as many running ones as slots.
-
-    timeout: seconds per request. drain: seconds for running requests at shutdown. max_body: bytes. any_model: answer
-    whatever model a request names.
+    """slots: sequences of a model that run at once. queue: requests that may wait, besides as many running ones as
+    slots. timeout: seconds per request. drain: seconds for running requests at shutdown. max_body: bytes. any_model:
+    answer whatever model a request names. aliases: further names of models. limits: on loaded models.
     """
 
     slots: int = 8
@@ -63,240 +34,40 @@ class Settings:
     max_body: int = 2 << 20
     log_prompts: bool = False
     any_model: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    limits: Limits = field(default_factory=Limits)
     guard: Guard = field(default_factory=Guard)
 
 
 class Service:
-    def __init__(self, bundle: Bundle, variant: str | None, settings: Settings) -> None:
+    def __init__(
+        self, bundles: Sequence[Bundle], variant: str | None, settings: Settings, load: Callable[[Bundle], Model]
+    ) -> None:
+        """variant: of every bundle, by default each one's first. Raises UserError where a setting fits no model."""
         self.settings, self.guard, self.log = settings, settings.guard, Log(settings.log_prompts)
-        self.name = str(bundle.manifest.get("name") or bundle.folder.resolve().name)
         self.reading = BoundedSemaphore(READING)
         self.admission, self.beside = Admission(settings.slots + settings.queue), Admission(BESIDE)
-        self.metrics = Metrics(lambda: self._model.runner.load() if self._model else (0, 0))
-        self._bundle, self._variant = bundle, variant or bundle.variants[0]
-        self._created = int((bundle.folder / "kiara.json").stat().st_mtime)
-        self._model: Model | None = None
-        self._texts: TokenTexts | None = None
-        self._chats = False
-        self.files: dict[str, bytes] = {}
         self.store = Store()
         self.draining = False
+        self._load = load
+        entries = [Entry(bundle, variant or bundle.variants[0]) for bundle in bundles]
+        self.metrics = Metrics(lambda: figures(entries), lambda: len(self.models.loaded()))
+        self.models = Models(
+            entries, self._loaded, settings.slots, settings.limits, settings.aliases, settings.any_model
+        )
 
     @property
     def status(self) -> Literal["ok", "loading", "draining"]:
-        return "draining" if self.draining else "ok" if self._model else "loading"
-
-    @property
-    def model(self) -> Model:
-        """The model; raises ApiError until it is loaded."""
-        if self._model is None:
-            raise busy("the model is being loaded; try again in a moment", "model_loading")
-        return self._model
-
-    def begin(self, model: Model) -> None:
-        """Start to accept requests."""
-        names = [name for name in SHOWN if name in self._bundle.manifest["files"]]
-        self._bundle.check(names)
-        self.files = {name: Path(self._bundle.folder, name).read_bytes() for name in names}
-        self._texts = TokenTexts(model.tokenizer)
-        self._chats = can_chat(model.tokenizer)
-        self._model = model
+        """Of several models none needs to be loaded yet."""
+        if self.draining:
+            return "draining"
+        return "ok" if len(self.models.entries) > 1 or self.models.entries[0].was_loaded else "loading"
 
     def stop(self) -> None:
         """Stop accepting requests; running ones continue."""
         self.draining = True
         self.admission.close()
 
-    def close(self) -> None:
-        if self._model is not None:
-            self._model.close()
-
-    @property
-    def has_chat(self) -> bool:
-        """Whether the model has a chat template that can be rendered."""
-        return bool(self.model) and self._chats
-
-    @property
-    def manifest(self) -> Mapping[str, Any]:
-        """Of the bundle."""
-        return self._bundle.manifest
-
-    def card(self) -> answers.Model:
-        model = self.model
-        return answers.Model(
-            id=self.name,
-            created=self._created,
-            context_length=model.context_length,
-            vocab_size=model.vocab_size,
-            parameters=int(self._bundle.manifest.get("parameters", 0)),
-            variant=self._variant,
-            chat=self.has_chat,
-        )
-
-    def check_model(self, name: str | None) -> None:
-        if name not in (None, self.name) and not self.settings.any_model:
-            raise ApiError(404, f"model: {name:.80} does not exist; use {self.name}", "model", "model_not_found")
-
-    def complete(self, asked: api.CompletionRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
-        self.check_model(asked.model)
-        prompts = _listed(asked.prompt)
-        echo, logprobs = bool(asked.echo), asked.logprobs is not None
-        sampling: dict[str, Any] = {
-            **_sampling(asked, DEFAULT_TOKENS),
-            "logprobs": asked.logprobs,
-            "prompt_logprobs": echo and logprobs,
-        }
-        with named("prompt"):
-            ids = [Prompt(self.model.prompt_ids(prompt), isinstance(prompt, str)) for prompt in prompts]
-        work = self.work(ids, asked.n, SamplingParams(**sampling), patience)
-        echoed = [p if isinstance(p, str) else self.model.detokenize(p) for p in prompts] if echo else None
-        return work, CompletionVoice(
-            self._head(f"cmpl-{id}"), work, _usage(asked), self.token_texts, echoed, asked.n or 1, logprobs
-        )
-
-    def chat(self, asked: api.ChatRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
-        self.check_model(asked.model)
-        if asked.top_logprobs is not None and not asked.logprobs:
-            raise ApiError(400, "top_logprobs: needs logprobs: true", "top_logprobs")
-        given = [n for n in (asked.max_tokens, asked.max_completion_tokens) if n is not None]
-        sampling = _sampling(asked, self.model.context_length)
-        sampling |= {"max_tokens": min(given)} if given else {}  # two names of the same limit
-        sampling["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
-        params, messages = SamplingParams(**sampling), [_message(message) for message in asked.messages]
-        with named("messages"):
-            chat = self.model.conversation(messages, _tools(asked), params, bool(asked.continue_final_message))
-        work = self.answer(chat, params, asked.n, patience)
-        head, n = self._head(f"chatcmpl-{id}"), asked.n or 1
-        return work, ChatVoice(head, work, _usage(asked), self.token_texts, n, bool(asked.logprobs), chat.format)
-
-    def messages(self, asked: MessagesRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
-        """An answer in Anthropic's format."""
-        self.check_model(asked.model)
-        params = SamplingParams(**sampling_of(asked))
-        chat = self._prompt_of(asked, params)
-        work = self.answer(chat, params, 1, patience)
-        return work, MessagesVoice(id, self.name, work, chat.format)
-
-    def respond(self, asked: ResponsesRequest, id: str, patience: Patience) -> tuple[Work, Voice]:
-        """An answer in the format of OpenAI's Responses API."""
-        self.check_model(asked.model)
-        previous = asked.previous_response_id
-        before = [] if previous is None else self.store.get(previous, "previous_response_id").messages
-        messages = [*before, *responses.messages_of(asked)]
-        with renamed(_OF_RESPONSES), named("input"):
-            params = SamplingParams(**responses.sampling_of(asked, self.model.context_length))
-            whole = responses.with_instructions(asked.instructions, messages)
-            chat = self.model.conversation(whole, responses.tools_of(asked), params)
-            work = self.answer(chat, params, 1, patience)
-
-        def keep(response: ResponseObject, answer: dict[str, Any]) -> None:
-            self.store.add(response, [*messages, answer])
-
-        return work, ResponsesVoice(asked, id, self.name, work, chat.format, keep)
-
-    def count(self, asked: CountRequest) -> int:
-        """Tokens of the prompt of a message."""
-        self.check_model(asked.model)
-        return len(self._prompt_of(asked, SamplingParams()).prompt)
-
-    def _prompt_of(self, asked: CountRequest, params: SamplingParams) -> Conversation:
-        messages = conversation_of(asked)
-        with named("messages"):
-            return self.model.conversation(messages, tools_of(asked), params, messages[-1]["role"] == "assistant")
-
-    def answer(self, chat: Conversation, params: SamplingParams, n: int | None, patience: Patience) -> Work:
-        """The work of answering a conversation."""
-        ids = self.model.prompt_ids(chat.prompt, "messages")
-        return self.work([Prompt(ids)], n, params, patience, chat.constraint)
-
-    def work(
-        self,
-        prompts: list[Prompt],
-        n: int | None,
-        params: SamplingParams,
-        patience: Patience,
-        constraint: Constraint | None = None,
-    ) -> Work:
-        """The work of continuing prompts. constraint: a grammar at its start, instead of that of `params`."""
-        choices = len(prompts) * (n or 1)
-        if choices > CHOICES:
-            raise ApiError(400, f"n: {choices} choices of all prompts are too many; ask for {CHOICES} at most", "n")
-        tokens = sum(len(prompt.ids) for prompt in prompts)
-        told = (1 + (params.logprobs or 0)) * (n or 1) * tokens * params.prompt_logprobs
-        if told > TOLD:
-            raise ApiError(400, f"logprobs: {told} of echoed prompts are too many; send fewer prompts", "logprobs")
-        return Work(self.model, prompts, n or 1, params, self.settings.slots, patience, self.metrics, constraint)
-
-    @property
-    def token_texts(self) -> TokenTexts:
-        assert self._texts is not None
-        return self._texts
-
-    def _head(self, id: str) -> dict[str, Any]:
-        fingerprint = f"kiara-{self._bundle.manifest['sha256'][:12]}"
-        return {"id": id, "created": int(time.time()), "model": self.name, "system_fingerprint": fingerprint}
-
-
-@contextmanager
-def named(name: str) -> Generator[None]:
-    """Report errors about a text under the request's name of the field."""
-    try:
-        yield
-    except UserError as error:
-        raise (error.renamed(name) if error.field == "text" else error) from None
-
-
-@contextmanager
-def renamed(places: dict[str, str]) -> Generator[None]:
-    """Report errors about a field under the name that the request has for it."""
-    try:
-        yield
-    except UserError as error:
-        place = places.get(error.name)
-        raise (error if place is None else error.renamed(place + error.field.removeprefix(error.name))) from None
-
-
-def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if all(isinstance(part, int) for part in prompt):
-        return [[part for part in prompt if isinstance(part, int)]]
-    return [part for part in prompt if not isinstance(part, int)]
-
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    return message.model_dump(include={"role", "content", "name", "tool_calls", "tool_call_id"}, exclude_none=True)
-
-
-def _tools(asked: api.ChatRequest) -> ToolUse | None:
-    choice = asked.tool_choice or "auto"
-    tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
-    named = choice if isinstance(choice, str) else choice.model_dump()
-    return tool_use(tools, named, asked.parallel_tool_calls is not False)
-
-
-def _usage(asked: api.Generation) -> bool:
-    """Whether the last chunk of a stream has the usage."""
-    return bool(asked.stream_options and asked.stream_options.include_usage)
-
-
-def _sampling(asked: api.Generation, max_tokens: int) -> dict[str, Any]:
-    """Fields of SamplingParams that the request sets, with OpenAI's defaults for the others."""
-    given = {name: value for name in _SAMPLING if (value := getattr(asked, name, None)) is not None}
-    if asked.seed is not None:
-        given["seed"] = asked.seed % SEEDS
-    return {"temperature": 1.0, "max_tokens": max_tokens, **given, **_form(asked.response_format)}
-
-
-def _form(form: Any) -> dict[str, Any]:
-    match form:
-        case api.JsonObject():
-            return {"json_schema": {"type": "object"}}
-        case api.JsonSchema():
-            return {"json_schema": form.json_schema.schema_}
-        case api.Regex():
-            return {"regex": form.regex}
-        case api.Grammar():
-            return {"grammar": form.grammar}
-        case _:
-            return {}
+    def _loaded(self, entry: Entry) -> ServedModel:
+        model = self._load(entry.bundle)
+        return ServedModel(entry.name, entry.fingerprint, model, self.settings.slots, self.metrics, self.store)

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 MAX_N, MAX_PROMPTS, MAX_MESSAGES, MAX_BIASES, MAX_STOPS, MAX_TOP = 16, 256, 1024, 1024, 16, 20
 MAX_TOOLS, MAX_CALLS = 128, 128
+MAX_INPUTS = 2048  # texts to embed; OpenAI's limit
 LARGEST = (1 << 31) - 1
 
 
@@ -57,6 +58,9 @@ Stops = Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True), Many]
 Stop = Annotated[Annotated[Text, One] | Stops, ByForm]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Many]
 IdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Lists]
+Inputs = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True), Many]
+InputIds = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True), Lists]
+Dimensions = Annotated[int, Field(ge=1, le=LARGEST), WHOLE]
 Prompt = Annotated[Annotated[str, One] | Texts | Annotated[TokenIds, Ids] | IdLists, ByForm]
 
 
@@ -88,3 +92,12 @@ def word_or_object(value: object) -> str:
 
 
 Word, Object, ByWord = Tag("[word]"), Tag("[object]"), Discriminator(word_or_object)
+
+
+def listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """The prompts of a field that may have one or several, as texts or ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if all(isinstance(part, int) for part in prompt):
+        return [[part for part in prompt if isinstance(part, int)]]
+    return [part for part in prompt if not isinstance(part, int)]

@@ -5,6 +5,7 @@ Choosing tokens is in `sampling`, computing logits in `engine`.
 
 from kiara_runtime.tokens.chat import Message, can_chat, chat_ids, chat_problems, chat_text, ids_of, read_messages
 from kiara_runtime.tokens.golden import golden_ids, load_tokenizer
+from kiara_runtime.tokens.infill import infill_ends, infill_ids
 from kiara_runtime.tokens.sentencepiece import BLANK
 from kiara_runtime.tokens.template import TemplateRefusalError, template_of
 from kiara_runtime.tokens.text_stream import TextStream
@@ -38,6 +39,8 @@ __all__ = [
     "check_text",
     "golden_ids",
     "ids_of",
+    "infill_ends",
+    "infill_ids",
     "load_tokenizer",
     "read_messages",
     "split_step",

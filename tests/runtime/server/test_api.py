@@ -187,7 +187,7 @@ def test_only_the_first_mistake_is_reported(client: FlaskClient) -> None:
 
 
 def test_too_many_logprobs_are_refused(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kiara_runtime.server.service.TOLD", 4 * 21)
+    monkeypatch.setattr("kiara_runtime.server.served.TOLD", 4 * 21)
     asked = {"max_tokens": 1, "echo": True, "logprobs": 20}
     assert _refused(client, COMPLETIONS, {"prompt": [1, 2, 3, 4, 5], **asked})["param"] == "logprobs"
     _ok(client, COMPLETIONS, prompt=[1, 2, 3, 4], **asked)

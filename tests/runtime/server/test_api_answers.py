@@ -6,6 +6,8 @@ import io
 import json
 import re
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from server_api import CHAT, COMPLETIONS, _client, _events, _ok, _refused, _service
 
+from kiara_runtime.bundle.manifest import Bundle
 from kiara_runtime.model import Model
 from kiara_runtime.server.openapi import _numbers
+from kiara_runtime.server.served import ServedModel
+from kiara_runtime.server.service import Service, Settings
 
 USER = {"role": "user", "content": "hi"}
 
@@ -37,15 +42,23 @@ def test_a_closed_log_pipe_breaks_no_answer(client: FlaskClient, monkeypatch: py
     assert client.get("/health").status_code == 200
 
 
-def test_readiness_before_and_after_the_model_is_loaded(chat_bundle: Path, model: Model) -> None:
-    service = _service(chat_bundle, None)
+def test_readiness_while_the_model_is_loaded_and_while_it_drains(chat_bundle: Path, model: Model) -> None:
+    go_on = threading.Event()
+
+    def load(bundle: Bundle) -> Model:
+        go_on.wait(30)
+        return model
+
+    service = Service([Bundle.open(chat_bundle)], None, Settings(), load)
     client = _client(service)
     assert client.get("/health").status_code == 200
     assert (client.get("/ready").status_code, client.get("/ready").json) == (503, {"status": "loading"})
-    response = client.post(COMPLETIONS, json={"prompt": "x"})
-    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
-    assert client.get("/bundle/receipt.json").status_code == 503
-    service.begin(model)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(_client(service).post, COMPLETIONS, json={"prompt": "x", "max_tokens": 2})
+        assert client.get("/v1/models").json["data"][0]["loaded"] is False  # type: ignore[index]
+        assert client.get("/bundle/receipt.json").status_code == 200
+        go_on.set()
+        assert answer.result().status_code == 200  # it has waited for the model
     assert client.get("/ready").status_code == 200
     service.stop()
     assert client.get("/ready").json == {"status": "draining"}
@@ -65,7 +78,7 @@ def test_timeouts_and_internal_errors_are_reported_without_details(
         raise RuntimeError("/secret/path")
 
     service = _service(chat_bundle, model)
-    monkeypatch.setattr(service, "complete", broken)
+    monkeypatch.setattr(ServedModel, "complete", broken)
     client = _client(service)
     error = _refused(client, COMPLETIONS, {"prompt": "x"}, 500)
     assert "secret" not in error["message"] and error["type"] == "server_error"

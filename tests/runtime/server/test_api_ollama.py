@@ -99,7 +99,7 @@ def test_what_programs_ask_first(client: FlaskClient) -> None:
         ("/api/chat", {"model": "small", "messages": HELLO, "format": {"not": {}}}, 400, "format.not"),
         ("/api/generate", {"model": "small", "prompt": "x " * 500}, 400, "messages"),
         ("/api/generate", {"model": "small", "prompt": "x", "suffix": "y"}, 400, "suffix"),
-        ("/api/embed", {"model": "small", "input": "x"}, 404, "/api/embed"),
+        ("/api/embed", {"model": "small", "input": "x"}, 400, "embeddings"),
     ],
 )
 def test_errors_have_ollamas_form(client: FlaskClient, path: str, body: Any, status: int, where: str) -> None:

@@ -115,7 +115,7 @@ class GenerateRequest(OllamaRequest):
     prompt: str = ""
     system: str | None = Field(None, description="A system message, for the chat template.")
     raw: bool | None = Field(None, description="Continue the prompt itself, without the chat template.")
-    suffix: Annotated[None, Nothing("")] = None
+    suffix: str | None = Field(None, description="Write what is between the prompt and this.")
     images: Annotated[None, Nothing([])] = None
     template: Annotated[None, Nothing("")] = None
     context: Annotated[None, Nothing([])] = None

@@ -130,7 +130,9 @@ class CompletionRequest(Generation):
         None, description="Token healing: if the prompt ends inside a token, choose that token again. On by default."
     )
     best_of: Annotated[None, Nothing(1)] = None
-    suffix: Annotated[None, Nothing("")] = None
+    suffix: str | None = Field(
+        None, description="Write what is between the prompt, a text, and this; for models that fill in the middle."
+    )
 
 
 class ChatRequest(Generation):

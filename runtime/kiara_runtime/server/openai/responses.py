@@ -145,6 +145,7 @@ class Model(Response):
     parameters: int
     variant: str
     chat: bool = Field(description="Whether it has a chat template.")
+    loaded: bool = Field(description="Whether it is in memory; the first request loads it.")
 
 
 class ModelList(Response):
