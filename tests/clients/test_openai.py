@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from openai_clients import Client, FailedError, by_node, by_python
 from serving import SLOW, Served, served
@@ -254,3 +255,13 @@ def test_a_request_past_the_time_limit_is_a_timeout_error(client: Client, chat_b
             error = _failure(client, server, COMPLETE, model="small", **LONG, stream=stream, extra=ENDLESS)
             assert (error.kind, error.status, error.code) == (kind, status, "timeout")
         server.wait_for("kiara_requests_running", 0)
+
+
+def test_embeddings_are_the_models(client: Client, embedding_bundle: Path) -> None:
+    texts = ["import os", "def main(argv):"]
+    with load(embedding_bundle) as model, served(embedding_bundle) as server:
+        expected = model.embed(texts)
+        found = client(server.url, "embeddings.create", model="embedder", input=texts)  # base64 inside, by default
+        cut = client(server.url, "embeddings.create", model="embedder", input=texts[0], dimensions=3)
+    assert np.allclose([one["embedding"] for one in found["data"]], expected, atol=1e-7)
+    assert len(cut["data"][0]["embedding"]) == 3 and found["usage"]["prompt_tokens"] > 0

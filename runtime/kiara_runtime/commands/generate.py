@@ -95,14 +95,14 @@ def run_generate(
     **sampling: Any,
 ) -> None:
     """Print the continuation on standard output; timings go to standard error, or into the JSON object."""
+    if chat and suffix is not None:
+        raise UserError("--suffix", "does not go together with --chat", "leave one of them out")
     sampling["seed"] = SamplingParams(**sampling).seed  # a random seed is drawn here so that it can be printed
     text = _piped() if prompt is None else prompt
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError("prompt", "not UTF-8", "convert it (iconv)")
     given = model.chat_prompt([{"role": "user", "content": text}]) if chat else text
     if suffix is not None:
-        if chat:
-            raise UserError("--suffix", "does not go together with --chat", "leave one of them out")
         given, params = model.infill(text, suffix, SamplingParams(**sampling))
         sampling["stop_token_ids"] = params.stop_token_ids
     shown = text if echo else ""
