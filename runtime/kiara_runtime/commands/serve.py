@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,11 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 @click.argument("bundles", metavar="BUNDLE...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free port.")
+@click.option("--unix-socket", type=click.Path(path_type=Path), help="Listen on this socket instead, behind a proxy.")
+@click.option("--root-path", default="", help="Prefix of all paths behind a proxy, such as /llm.")
+@click.option(
+    "--trusted-proxy", help="Address of a proxy whose X-Forwarded headers count; localhost for a Unix socket."
+)
 @click.option("--variant", help="Variant to serve, such as int8; by default the bundle's first.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="ONNX Runtime threads; by default one per core.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -39,6 +44,13 @@ EXTRA = "pip install 'kiara-runtime[server]'"
     default=30,
     show_default=True,
     help="Seconds that running requests get at shutdown.",
+)
+@click.option(
+    "--drain-delay",
+    type=click.IntRange(0, 3600),
+    default=0,
+    show_default=True,
+    help="Seconds before that in which /ready is red and requests are still accepted, for a load balancer to notice.",
 )
 @click.option(
     "--max-body",
@@ -68,6 +80,7 @@ def serve(
     bundles: tuple[Path, ...],
     host: str,
     port: int,
+    unix_socket: Path | None,
     variant: str | None,
     threads: int | None,
     device: Device,
@@ -81,7 +94,8 @@ def serve(
     max_models: int | None,
     memory: str | None,
     idle_seconds: int | None,
-    **limits: int,
+    root_path: str,
+    **limits: Any,
 ) -> None:
     """Serve bundles over HTTP.
 
@@ -89,7 +103,7 @@ def serve(
     In the formats of OpenAI, Anthropic and Ollama, and a web page at /. Logs one line of JSON per request.
     """
     try:
-        from kiara_runtime.server import Guard, Limits, Settings, read_keys
+        from kiara_runtime.server import Address, Guard, Limits, Settings, read_keys
         from kiara_runtime.server import serve as run
     except ModuleNotFoundError as error:
         raise UserError("serve", f"needs the package {error.name}", EXTRA) from None
@@ -106,13 +120,16 @@ def serve(
     if api_key_file and not keys:
         raise UserError(f"--api-key-file {api_key_file}", "holds no key", "write one key per line")
     guard = Guard(keys, frozenset(name.lower() for name in allow_host), frozenset(map(_origin, cors_origin)))
+    if root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", root_path):
+        raise UserError(f"--root-path {root_path}", "is not a path", "give one such as /llm, without a / at its end")
     loaded = Limits(max_models, size_of("--memory", memory), idle_seconds)
-    settings = Settings(slots=slots, queue=queue, guard=guard, limits=loaded, aliases=_aliases(alias), **limits)  # pyright: ignore[reportArgumentType]
+    settings = Settings(
+        slots=slots, queue=queue, guard=guard, limits=loaded, aliases=_aliases(alias), root_path=root_path, **limits
+    )
     room = (slots + queue) * slots  # each admitted request submits at most `slots` sequences at once
     run(
         bundles,
-        host,
-        port,
+        Address(host, port, unix_socket),
         settings,
         variant,
         lambda opened: load(opened, variant, threads, device, slots, room, prompt_cache),

@@ -61,7 +61,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> Error:
-        kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}.get(self.status)
+        kind = _KINDS.get(self.status)
         kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
         message, param = str(self)[:MAX_MESSAGE], self.param and self.param[:MAX_PARAM]
         return Error(error=ErrorDetail(message=message, type=kind, param=param, code=self.code))
@@ -72,11 +72,22 @@ class ApiError(Exception):
         return flask.Response(told, self.status, self.headers, mimetype="application/json")
 
 
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+}
 TOO_LARGE = ApiError(413, "body: larger than the server's --max-body allows; send less", code="body_too_large")
 
 
-def busy(message: str, code: str) -> ApiError:
-    return ApiError(503, message, code=code, headers={"Retry-After": "1"})
+def stopping() -> ApiError:
+    return ApiError(503, "the server is stopping", code="shutting_down", headers={"Retry-After": "1"})
+
+
+def queue_full(message: str) -> ApiError:
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
 
 
 def as_api_error(error: Exception) -> ApiError | None:
@@ -84,9 +95,9 @@ def as_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ClosedError):
-        return busy("the server is stopping", "shutting_down")
+        return stopping()
     if isinstance(error, BusyError):
-        return busy(str(error), "queue_full")
+        return queue_full(str(error))
     if isinstance(error, UserError):
         code = "context_length_exceeded" if isinstance(error, ContextError) else None
         place = _PLACES.get(error.name, error.name)  # as the request spells it

@@ -26,8 +26,9 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest
 
+from kiara_runtime.server.address import UNIX
 from kiara_runtime.server.guard import TOO_LARGE, ApiError
-from kiara_runtime.server.records import GONE, Record
+from kiara_runtime.server.records import GONE, Record, request_id
 from kiara_runtime.server.routes import create_app, routes
 from kiara_runtime.server.service import Service
 
@@ -71,6 +72,10 @@ class _Request(HTTPRequestParser):
             raise ParsingError("Content-Length and Transfer-Encoding exclude each other")
 
 
+class _TooLate(BadRequest):
+    code, reason = 408, "Request Timeout"
+
+
 class _Answer(WSGITask):
     def execute(self) -> None:
         self.request.begun = True
@@ -83,7 +88,9 @@ class _Refusal(ErrorTask):
     def execute(self) -> None:
         channel, request, fault = self.channel, self.request, self.request.error
         request.begun = channel.refused = True
-        refusal = ApiError(int(fault.code), " ".join(f"{fault.reason}: {fault.body}".split()), code="bad_http")
+        late = {"Retry-After": "1"} if isinstance(fault, _TooLate) else {}
+        told = " ".join(f"{fault.reason}: {fault.body}".split())
+        refusal = ApiError(int(fault.code), told, code="request_timeout" if late else "bad_http", headers=late)
         if refusal.status == TOO_LARGE.status:
             refusal = TOO_LARGE
         body = refusal.body.model_dump_json().encode()
@@ -91,7 +98,7 @@ class _Refusal(ErrorTask):
         self.content_length = len(body)
         headers = channel.server.note(request, refusal.status, error=refusal.reason)
         self.response_headers.extend(
-            {**headers, "Content-Type": "application/json", "Content-Length": str(len(body))}.items()
+            {**headers, **refusal.headers, "Content-Type": "application/json", "Content-Length": str(len(body))}.items()
         )
         self.set_close_on_finish()
         self.write(body)
@@ -148,11 +155,23 @@ class _Channel(HTTPChannel):
         # The time limit of a pipelined request starts when the one before it is answered.
         self.began = None if self.request is None or self.requests else self.began or now
         if self.is_late(now):
-            self.will_close = True
+            self.refuse_late()
         return went_on
 
     def is_late(self, now: float) -> bool:
         return self.began is not None and now - self.began > RECEIVE_SECONDS
+
+    def refuse_late(self) -> None:
+        """Answer a request that has not arrived in time, and end the connection."""
+        with self.requests_lock:
+            request, self.request = self.request, None
+            if request is None or self.requests or self.ending:
+                self.will_close = True
+                return
+            request.error, request.completed = _TooLate("the request has not arrived in time; send it again"), True
+            self.requests.append(request)
+            self.began = None
+            self.server.add_task(self)
 
     def send_continue(self) -> None:
         """Send it only if more is expected; waitress would also send it for a request that is complete or refused."""
@@ -181,20 +200,37 @@ class _Connections(TcpWSGIServer):
         self._service, self._routes = service, routes(app)
         super().__init__(app, *arguments, **options)
 
+    @property
+    def _on_unix_socket(self) -> bool:
+        return self.sockinfo[0] == UNIX
+
+    def getsockname(self) -> Any:
+        return ("unix", self.socket.getsockname()) if self._on_unix_socket else super().getsockname()
+
+    def set_socket_options(self, conn: socket.socket) -> None:
+        if not self._on_unix_socket:  # the options are those of TCP
+            super().set_socket_options(conn)
+
+    def fix_addr(self, addr: Any) -> Any:
+        return ("localhost", None) if self._on_unix_socket else addr
+
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
         for channel in list(self.active_channels.values()):
             unread = channel.total_outbufs_len > 0 and channel.last_activity < now - IDLE_SECONDS
-            if unread or (isinstance(channel, _Channel) and channel.is_late(time.monotonic())):
+            if unread:
                 channel.handle_close()  # closing wakes a thread that is writing to it
+            elif isinstance(channel, _Channel) and channel.is_late(time.monotonic()):
+                channel.refuse_late()
 
     def note(self, request: _Request, status: int, **details: str) -> dict[str, str]:
         """Count and log a request that reached no route; returns the headers of its response."""
         told: str = getattr(request, "command", "") if request.headers_finished else ""
         path = request.path if told and request.path in self._routes else "unknown"
-        record = Record(uuid.uuid4().hex, told or "unknown", path, status, dict(details))
+        given = request_id(request.headers.get("X_REQUEST_ID"))
+        record = Record(uuid.uuid4().hex, told or "unknown", path, status, given, dict(details))
         record.end(self._service.metrics, self._service.log)
-        return {**self._service.guard.headers(request.headers.get("ORIGIN")), "X-Request-Id": record.id}
+        return {**self._service.guard.headers(request.headers.get("ORIGIN")), "X-Request-Id": record.shown_id}
 
 
 def connections(service: Service, listener: socket.socket) -> TcpWSGIServer:
@@ -213,6 +249,8 @@ def connections(service: Service, listener: socket.socket) -> TcpWSGIServer:
         + MAX_HEADER_BYTES,  # slightly above the limit that Flask enforces
         asyncore_use_poll=hasattr(select, "poll"),
         log_socket_errors=False,
+        url_prefix=service.settings.root_path,
+        **_forwarded(service.settings.trusted_proxy),
         ident=None,
     )
     threads = ThreadedTaskDispatcher()
@@ -221,6 +259,14 @@ def connections(service: Service, listener: socket.socket) -> TcpWSGIServer:
     return _Connections(
         service, {}, True, listener, dispatcher=threads, adj=adjustments, sockinfo=where, bind_socket=False
     )
+
+
+def _forwarded(proxy: str | None) -> dict[str, Any]:
+    """Believe the X-Forwarded headers of this proxy, and of nobody else."""
+    if proxy is None:
+        return {"clear_untrusted_proxy_headers": True}
+    names = {f"x-forwarded-{name}" for name in ("for", "host", "proto", "port")}
+    return {"trusted_proxy": proxy, "trusted_proxy_headers": names, "clear_untrusted_proxy_headers": True}
 
 
 def _connection_limit() -> int:

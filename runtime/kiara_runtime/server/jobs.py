@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kiara_runtime.engine import Piece
 from kiara_runtime.model import Model
-from kiara_runtime.server.guard import ApiError, busy
+from kiara_runtime.server.guard import ApiError, queue_full, stopping
 from kiara_runtime.server.records import Metrics
 from kiara_runtime.stream import Stream
 
@@ -31,9 +31,9 @@ class Admission:
         """Raises ApiError if the limit is reached or the server is stopping."""
         with self._changed:
             if self._closed:
-                raise busy("the server is stopping", "shutting_down")
+                raise stopping()
             if self._inside >= self.limit:
-                raise busy(f"the queue is full ({self.limit} requests are in); try again later", "queue_full")
+                raise queue_full(f"the queue is full ({self.limit} requests are in); try again later")
             self._inside += 1
 
     def leave(self) -> None:

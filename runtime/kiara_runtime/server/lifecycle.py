@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +15,7 @@ from kiara_runtime.bundle import MANIFEST, Bundle
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
 from kiara_runtime.sampling import check_integer
+from kiara_runtime.server.address import Address
 from kiara_runtime.server.http import connections
 from kiara_runtime.server.models import name_of
 from kiara_runtime.server.service import Service, Settings
@@ -28,8 +26,7 @@ FLUSH_SECONDS = 2.0
 
 def serve(
     paths: Sequence[Path],
-    host: str,
-    port: int,
+    address: Address,
     settings: Settings,
     variant: str | None,
     load: Callable[[Bundle], Model],
@@ -54,9 +51,8 @@ def serve(
         return model
 
     service = Service(bundles, variant, settings, timed)
-    listener = _listen(host, port)
+    listener = address.listen()
     server = connections(service, listener)
-    address = _address(*listener.getsockname()[:2])
     stop = _Stop()
     failed: list[Exception] = []
     names = [entry.name for entry in service.models.entries]
@@ -69,14 +65,15 @@ def serve(
             stop.set()
 
     threading.Thread(target=server.run, daemon=True, name="connections").start()
-    say(f"Serving {', '.join(names)} on {address}")
-    _warn(host, settings, say)
+    say(f"Serving {', '.join(names)} on {address.shown(listener)}")
+    _warn(address, settings, say)
     if len(names) == 1:
         threading.Thread(target=begin, daemon=True, name="loading").start()
     stop.wait(service.models.unload_idle)
     if not failed:
         _drain(service, say)
     _flush(server)
+    address.remove()
     if service.models.loading:
         os._exit(0)  # ONNX Runtime would abort the process in a normal exit
     service.models.close()
@@ -118,6 +115,10 @@ class _Stop:
 
 
 def _drain(service: Service, say: Callable[[str], None]) -> None:
+    service.draining = True
+    if service.settings.drain_delay:
+        say(f"Not ready any more; requests are accepted for {service.settings.drain_delay:g} s.")
+        time.sleep(service.settings.drain_delay)
     service.stop()
     seconds = service.settings.drain
     say(f"Stopping; running requests get {seconds:g} s. The same signal again stops at once.")
@@ -136,36 +137,8 @@ def _flush(server: TcpWSGIServer) -> None:
     server.task_dispatcher.shutdown(timeout=1)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, *_, where = found[0]
-        listener = socket.create_server(where[:2], family=family, backlog=1024)
-    except socket.gaierror as error:
-        raise UserError(f"--host {host}", str(error.strerror), "give an address of this machine") from None
-    except UnicodeError:
-        raise UserError(f"--host {host}", "is not a valid host name", "give an address of this machine") from None
-    except (OSError, OverflowError) as error:
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        remedy = "another program listens there; give another --port" if taken else "give another --host or --port"
-        raise UserError(f"--host {host} --port {port}", str(error), remedy) from None
-    listener.setblocking(False)
-    return listener
-
-
-def _address(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _warn(host: str, settings: Settings, say: Callable[[str], None]) -> None:
-    if host == "localhost" or _is_loopback(host):
+def _warn(address: Address, settings: Settings, say: Callable[[str], None]) -> None:
+    if address.is_local:
         return
     keys = "" if settings.guard.keys else ", and without a key (--api-key-file) anyone there may use the model"
-    say(f"Warning: {host} can be reached from other machines, unencrypted{keys}.")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    say(f"Warning: {address.host} can be reached from other machines, unencrypted{keys}.")

@@ -42,10 +42,10 @@ EVENT = {
 }
 
 
-def document(cards: Sequence[answers.Model], keyed: bool) -> dict[str, Any]:
+def document(cards: Sequence[answers.Model], keyed: bool, root_path: str = "") -> dict[str, Any]:
     """The document for models: their ids, the bounds of the smallest vocabulary, chat only if one has a template.
 
-    keyed: whether clients must send a key.
+    keyed: whether clients must send a key. root_path: prefix of all paths.
     """
     paths: dict[str, Any] = {
         "/v1/completions": {"post": _post("Continue prompts.", api.CompletionRequest, answers.Completion, events=True)},
@@ -92,6 +92,7 @@ def document(cards: Sequence[answers.Model], keyed: bool) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Kiara: {', '.join(card.id for card in cards)}", "version": __version__},
+        **({"servers": [{"url": root_path}]} if root_path else {}),
         "paths": paths,
         "security": [{"key": []}] if keyed else [],
         "components": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import threading
 import time
@@ -42,17 +43,28 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+def request_id(header: str | None) -> str | None:
+    """The id that a client or proxy gave a request, if it is fit for a log."""
+    return header if header and re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", header) else None
+
+
 @dataclass
 class Record:
-    """One request, from arrival to end; only the first call of `end` counts."""
+    """One request, from arrival to end; only the first call of `end` counts. given: the client's id of it."""
 
     id: str
     method: str
     route: str
     status: int = 0
+    given: str | None = None
     details: dict[str, Any] = field(default_factory=dict[str, Any])
     started: float = field(default_factory=time.perf_counter)
     _over: bool = False
+
+    @property
+    def shown_id(self) -> str:
+        """The id that the client is told."""
+        return self.given or self.id
 
     def end(self, metrics: Metrics, log: Log) -> None:
         if self._over:
@@ -66,7 +78,9 @@ class Record:
         metrics.prompt_tokens.inc(self.details.get("prompt_tokens", 0))
         metrics.generation_tokens.inc(self.details.get("completion_tokens", 0))
         log.write(
-            {"id": self.id, "method": self.method, "route": self.route, "status": self.status}
+            {"id": self.id}
+            | ({"request_id": self.given} if self.given else {})
+            | {"method": self.method, "route": self.route, "status": self.status}
             | self.details
             | {"seconds": round(seconds, 4)}
         )

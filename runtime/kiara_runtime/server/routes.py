@@ -26,7 +26,7 @@ from kiara_runtime.server.openai import requests as api
 from kiara_runtime.server.openai import responses as answers
 from kiara_runtime.server.openai.embeddings import EmbeddingRequest, embed
 from kiara_runtime.server.openapi import document
-from kiara_runtime.server.records import Record
+from kiara_runtime.server.records import Record, request_id
 from kiara_runtime.server.responses.objects import Deleted
 from kiara_runtime.server.responses.requests import ResponsesRequest
 from kiara_runtime.server.served import ServedModel, named
@@ -49,7 +49,7 @@ def create_app(service: Service) -> flask.Flask:
     _add_rest(app, service)
     _add_tokens(app, service)
     _add_ollama(app, service)
-    _add_page(app)
+    _add_page(app, service.settings.root_path)
     _add_hooks(app, service)
     return app
 
@@ -65,13 +65,16 @@ def _add_hooks(app: flask.Flask, service: Service) -> None:
     def before() -> flask.Response | None:
         request = flask.request
         route = request.url_rule.rule if request.url_rule else request.path if request.path in fixed else "unknown"
-        flask.g.record = Record(uuid.uuid4().hex, request.method, route)
+        given = request_id(request.headers.get("X-Request-Id"))
+        flask.g.record = Record(uuid.uuid4().hex, request.method, route, given=given)
+        if service.settings.trusted_proxy:
+            flask.g.record.details["client"] = request.remote_addr
         return service.guard.check(request)
 
     def after(response: flask.Response) -> flask.Response:
         record: Record = flask.g.record
         record.status = record.status or response.status_code
-        response.headers["X-Request-Id"] = record.id
+        response.headers["X-Request-Id"] = record.shown_id
         response.headers.update(service.guard.headers(flask.request.headers.get("Origin")))
         response.call_on_close(lambda: record.end(service.metrics, service.log))
         return response
@@ -165,7 +168,11 @@ def _add_rest(app: flask.Flask, service: Service) -> None:
 
     @app.get("/openapi.json")
     def openapi() -> flask.Response:
-        return flask.jsonify(document([entry.card() for entry in service.models.entries], bool(service.guard.keys)))
+        return flask.jsonify(
+            document(
+                [entry.card() for entry in service.models.entries], bool(service.guard.keys), flask.request.root_path
+            )
+        )
 
     @app.get("/bundle/<name>")
     def bundle_file(name: str) -> flask.Response:
@@ -228,12 +235,14 @@ def _error_form(path: str, refusal: ApiError) -> pydantic.BaseModel | None:
     return ollama_error(refusal) if path.startswith("/api/") else None
 
 
-def _add_page(app: flask.Flask) -> None:
+def _add_page(app: flask.Flask, root_path: str) -> None:
     folder = files("kiara_runtime.server") / "page"
 
     contents = {name: (folder / name).read_bytes() for name in PAGE}
 
     def shown(name: str) -> flask.Response:
+        if root_path and flask.request.environ.get("REQUEST_URI") == root_path:
+            return flask.Response(status=308, headers={"Location": f"{root_path}/"})  # the page's links are relative
         return flask.Response(contents[name], mimetype=PAGE[name])
 
     @app.get("/favicon.ico")

@@ -23,19 +23,24 @@ READING = 2  # bodies validated at once: one with thousands of errors takes a hu
 @dataclass
 class Settings:
     """slots: sequences of a model that run at once. queue: requests that may wait, besides as many running ones as
-    slots. timeout: seconds per request. drain: seconds for running requests at shutdown. max_body: bytes. any_model:
-    answer whatever model a request names. aliases: further names of models. limits: on loaded models.
+    slots. timeout: seconds per request. drain: seconds for running requests at shutdown. drain_delay: seconds before
+    that, in which requests are still accepted and /ready says that the server stops. max_body: bytes. any_model:
+    answer whatever model a request names. aliases: further names of models. limits: on loaded models. root_path: prefix
+    of all paths, as a proxy sees them. trusted_proxy: address of a proxy whose X-Forwarded headers count, or *.
     """
 
     slots: int = 8
     queue: int = 32
     timeout: float = 600.0
     drain: float = 30.0
+    drain_delay: float = 0.0
     max_body: int = 2 << 20
     log_prompts: bool = False
     any_model: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     limits: Limits = field(default_factory=Limits)
+    root_path: str = ""
+    trusted_proxy: str | None = None
     guard: Guard = field(default_factory=Guard)
 
 
