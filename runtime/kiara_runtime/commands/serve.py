@@ -75,6 +75,9 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 )
 @click.option("--memory", metavar="SIZE", help="Bound on weights and caches of the models in memory, such as 2GB.")
 @click.option("--idle-seconds", type=click.IntRange(1), help="Unload a model that has had no request for so long.")
+@click.option(
+    "--otlp-endpoint", metavar="URL", help="Send traces (OpenTelemetry) to it, such as http://127.0.0.1:4318."
+)
 @click.option("--log-prompts", is_flag=True, help="Also log the content of requests.")
 def serve(
     bundles: tuple[Path, ...],

@@ -11,6 +11,7 @@ served      a loaded model, and what the endpoints ask of it
 jobs        the sequences of a request in the engine, with its deadline and its client
 openai/, responses/, anthropic/, ollama/    requests and responses in the formats of these APIs
 records     metrics and log lines
+traces      spans for OpenTelemetry
 
 Nothing here computes or samples. Needs the extra `server`; the rest of the runtime never imports it.
 """

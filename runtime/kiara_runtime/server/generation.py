@@ -35,6 +35,7 @@ def answer(service: Service, kind: type[Asked], begin: Begin[Asked]) -> flask.Re
             asked: Any = read(service, kind)
             _note(record, service, asked)
             served = held.enter_context(service.models.use(asked.model, patience.check))
+            record.details["model"] = served.name
             work, voice = begin(served, asked, record.id, patience)
             held.callback(_end, record, work)
             if not asked.stream:
@@ -104,6 +105,7 @@ def defect(service: Service, record: Record) -> ApiError:
 
 def _end(record: Record, work: Work) -> None:
     first = work.streams[0].sequence
+    record.queued_ns = time.time_ns() - int(1e9 * (time.perf_counter() - first.times[0]))
     record.details |= {"prompt_tokens": work.prompt_tokens, "completion_tokens": work.completion_tokens}
     record.details["queue_seconds"] = round(first.queue_seconds, 4)
     if len(first.times) > 1 and len(first.tokens) > first.prompt_tokens:

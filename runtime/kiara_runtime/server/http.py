@@ -228,8 +228,8 @@ class _Connections(TcpWSGIServer):
         told: str = getattr(request, "command", "") if request.headers_finished else ""
         path = request.path if told and request.path in self._routes else "unknown"
         given = request_id(request.headers.get("X_REQUEST_ID"))
-        record = Record(uuid.uuid4().hex, told or "unknown", path, status, given, dict(details))
-        record.end(self._service.metrics, self._service.log)
+        record = Record(uuid.uuid4().hex, told or "unknown", path, status, given, details=dict(details))
+        record.end(self._service.metrics, self._service.log, self._service.trace)
         return {**self._service.guard.headers(request.headers.get("ORIGIN")), "X-Request-Id": record.shown_id}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from waitress.server import TcpWSGIServer
 
@@ -20,6 +22,9 @@ from kiara_runtime.server.http import connections
 from kiara_runtime.server.models import name_of
 from kiara_runtime.server.service import Service, Settings
 from kiara_runtime.system import share_arena
+
+if TYPE_CHECKING:
+    from kiara_runtime.server.traces import Traces
 
 FLUSH_SECONDS = 2.0
 
@@ -51,6 +56,9 @@ def serve(
         return model
 
     service = Service(bundles, variant, settings, timed)
+    traces = None if settings.otlp_endpoint is None else _traces(settings.otlp_endpoint)
+    if traces is not None:
+        service.trace = traces.write
     listener = address.listen()
     server = connections(service, listener)
     stop = _Stop()
@@ -74,6 +82,8 @@ def serve(
         _drain(service, say)
     _flush(server)
     address.remove()
+    if traces is not None:
+        traces.close()
     if service.models.loading:
         os._exit(0)  # ONNX Runtime would abort the process in a normal exit
     service.models.close()
@@ -135,6 +145,17 @@ def _flush(server: TcpWSGIServer) -> None:
     while time.monotonic() < end and any(c.requests or c.total_outbufs_len for c in list(channels.values())):
         time.sleep(0.02)
     server.task_dispatcher.shutdown(timeout=1)
+
+
+def _traces(endpoint: str) -> Traces:
+    try:
+        from kiara_runtime.server.traces import Traces
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'kiara-runtime[otel]'"
+        raise UserError("--otlp-endpoint", f"needs the package {error.name}", remedy) from None
+    if not re.fullmatch(r"https?://\S+", endpoint):
+        raise UserError("--otlp-endpoint", "is no address", "give one such as http://127.0.0.1:4318", value=endpoint)
+    return Traces(endpoint)
 
 
 def _warn(address: Address, settings: Settings, say: Callable[[str], None]) -> None:

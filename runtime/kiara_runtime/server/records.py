@@ -50,13 +50,20 @@ def request_id(header: str | None) -> str | None:
 
 @dataclass
 class Record:
-    """One request, from arrival to end; only the first call of `end` counts. given: the client's id of it."""
+    """One request, from arrival to end; only the first call of `end` counts.
+
+    given, traceparent: the client's id of it, and the trace that it belongs to. queued_ns: when its first sequence was
+    queued, in nanoseconds since 1970, as `began_ns`.
+    """
 
     id: str
     method: str
     route: str
     status: int = 0
     given: str | None = None
+    traceparent: str | None = None
+    queued_ns: int | None = None
+    began_ns: int = field(default_factory=time.time_ns)
     details: dict[str, Any] = field(default_factory=dict[str, Any])
     started: float = field(default_factory=time.perf_counter)
     _over: bool = False
@@ -66,13 +73,16 @@ class Record:
         """The id that the client is told."""
         return self.given or self.id
 
-    def end(self, metrics: Metrics, log: Log) -> None:
+    def end(self, metrics: Metrics, log: Log, trace: Callable[[Record, float], None] | None = None) -> None:
+        """trace: gets the record and its seconds."""
         if self._over:
             return
         self._over = True
         seconds = time.perf_counter() - self.started
         metrics.requests.labels(self.route, self.status).inc()
         metrics.duration.labels(self.route).observe(seconds)
+        if trace is not None:
+            trace(self, seconds)
         if self.status == GONE:
             metrics.disconnects.inc()
         metrics.prompt_tokens.inc(self.details.get("prompt_tokens", 0))

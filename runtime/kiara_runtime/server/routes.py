@@ -67,6 +67,7 @@ def _add_hooks(app: flask.Flask, service: Service) -> None:
         route = request.url_rule.rule if request.url_rule else request.path if request.path in fixed else "unknown"
         given = request_id(request.headers.get("X-Request-Id"))
         flask.g.record = Record(uuid.uuid4().hex, request.method, route, given=given)
+        flask.g.record.traceparent = request.headers.get("traceparent")
         if service.settings.trusted_proxy:
             flask.g.record.details["client"] = request.remote_addr
         return service.guard.check(request)
@@ -76,7 +77,7 @@ def _add_hooks(app: flask.Flask, service: Service) -> None:
         record.status = record.status or response.status_code
         response.headers["X-Request-Id"] = record.shown_id
         response.headers.update(service.guard.headers(flask.request.headers.get("Origin")))
-        response.call_on_close(lambda: record.end(service.metrics, service.log))
+        response.call_on_close(lambda: record.end(service.metrics, service.log, service.trace))
         return response
 
     def refuse(error: Exception) -> flask.Response:

@@ -12,7 +12,7 @@ from kiara_runtime.model import Model
 from kiara_runtime.server.guard import Guard
 from kiara_runtime.server.jobs import Admission
 from kiara_runtime.server.models import Entry, Limits, Models, figures
-from kiara_runtime.server.records import Log, Metrics
+from kiara_runtime.server.records import Log, Metrics, Record
 from kiara_runtime.server.responses.store import Store
 from kiara_runtime.server.served import ServedModel
 
@@ -27,6 +27,7 @@ class Settings:
     that, in which requests are still accepted and /ready says that the server stops. max_body: bytes. any_model:
     answer whatever model a request names. aliases: further names of models. limits: on loaded models. root_path: prefix
     of all paths, as a proxy sees them. trusted_proxy: address of a proxy whose X-Forwarded headers count, or *.
+    otlp_endpoint: where traces are sent.
     """
 
     slots: int = 8
@@ -41,6 +42,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     root_path: str = ""
     trusted_proxy: str | None = None
+    otlp_endpoint: str | None = None
     guard: Guard = field(default_factory=Guard)
 
 
@@ -54,6 +56,7 @@ class Service:
         self.admission, self.beside = Admission(settings.slots + settings.queue), Admission(BESIDE)
         self.store = Store()
         self.draining = False
+        self.trace: Callable[[Record, float], None] | None = None  # gets each request that has ended, and its seconds
         self._load = load
         entries = [Entry(bundle, variant or bundle.variants[0]) for bundle in bundles]
         self.metrics = Metrics(lambda: figures(entries), lambda: len(self.models.loaded()))
