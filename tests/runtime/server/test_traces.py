@@ -45,12 +45,11 @@ def _collector() -> Iterator[tuple[str, list[Any]]]:
 
 
 def test_each_request_is_a_span_with_its_parts_in_the_clients_trace(bundle: Path) -> None:
-    with _collector() as (url, spans):
-        with served(bundle, "--otlp-endpoint", url) as server:
-            body = {"prompt": "secret words", "max_tokens": 5, "ignore_eos": True}
-            assert server.post("/v1/completions", body, traceparent=f"00-{TRACE}-b7ad6b7169203331-01")[0] == 200
-            assert server.post("/v1/completions", {"prompt": "x", "model": "none"})[0] == 404
-            assert server.stop() == 0
+    with _collector() as (url, spans), served(bundle, "--otlp-endpoint", url) as server:
+        body = {"prompt": "secret words", "max_tokens": 5, "ignore_eos": True}
+        assert server.post("/v1/completions", body, traceparent=f"00-{TRACE}-b7ad6b7169203331-01")[0] == 200
+        assert server.post("/v1/completions", {"prompt": "x", "model": "none"})[0] == 404
+        assert server.stop() == 0
     assert "secret" not in str(spans)
     whole, *parts = sorted((span for span in spans if span.trace_id.hex() == TRACE), key=lambda span: span.kind)[::-1]
     values = {one.key: one.value.string_value or one.value.int_value for one in whole.attributes}
