@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-gemma bench-engine bench-builder bench-server bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-lm-eval format
+.PHONY: help demo train export serve test test-seeds lint bench bench-gemma bench-engine bench-builder bench-server bench-mixed bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-tool-calls check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -94,6 +94,13 @@ check-tokenizers: install-dev ## By hand: tokenizers against their originals on 
 
 check-presets: install-dev ## By hand: every preset takes two steps and is exported (half an hour, 12 GB of memory)
 	$(BIN)/python benchmarks/check_presets.py
+
+bench-mixed: install-dev ## By hand: streams beside tool calls and embeddings, on BUNDLE, exported with --embeddings (minutes)
+	$(BIN)/python benchmarks/server.py $(BUNDLE) --mixed
+
+check-tool-calls: install-dev ## By hand: a thousand random tool calls by a model with a chat template, BUNDLE (half an hour)
+	$(PIP) install -c constraints.txt jsonschema
+	$(BIN)/python benchmarks/check_tool_calls.py $(BUNDLE)
 
 soak: install-dev ## By hand: twenty minutes of requests, a fifth of them aborted, on BUNDLE=bundles/demo
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --soak-seconds 1200

@@ -85,7 +85,7 @@ def main() -> None:
         seed = 0
         while found["calls"] < options.calls:
             for known, answer in answers(model, range(seed, seed + AT_ONCE)):
-                found["calls"] += checked(known, answer.tool_calls)
+                found["calls"] += checked(known, [call for call in answer.tool_calls if call.complete])
                 found["answers"] += 1
                 found["without a call"] += not answer.tool_calls
                 found["cut at max_tokens"] += answer.finish_reason == "length"

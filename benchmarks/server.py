@@ -194,7 +194,7 @@ def surplus(server: Server, say: Callable[[str, str], None]) -> None:
         return response.status, time.perf_counter() - started
 
     found = at_once(2 * limit, ask)
-    refused = [1000 * seconds for status, seconds in found if status == 503]
+    refused = [1000 * seconds for status, seconds in found if status == 429]
     counts = f"{sum(status == 200 for status, _ in found)} answered, {len(refused)} refused of {2 * limit}"
     say("twice the limit at once", counts)
     say("refused within", f"{statistics.median(refused):.0f} ms (median), {max(refused):.0f} ms (slowest)")
@@ -225,6 +225,60 @@ def saturated(server: Server, seconds: float, say: Callable[[str, str], None]) -
         f"/health for {seconds:.0f} s beside {SLOTS + QUEUE} requests at a time ({done} in all)",
         f"p50 {statistics.median(times):.1f} ms, p99 {p99:.1f} ms, slowest {times[-1]:.1f} ms of {len(times)}",
     )
+
+
+def mixed(server: Server, say: Callable[[str, str], None]) -> None:
+    """The speed of four streams beside texts to embed, tool calls or both, by their speed beside as many plain streams.
+
+    For a bundle with a chat template that was exported with --embeddings.
+    """
+    sentences = ["A sentence of some length, that somebody wants to find again later. " * 2] * 8
+    tool = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    tools = [{"type": "function", "function": {"name": "note", "parameters": tool}}]
+    call = {"messages": [{"role": "user", "content": "Write a note."}], "tools": tools, "tool_choice": "required"}
+    embeds = ("/v1/embeddings", {"input": sentences})
+    calls = ("/v1/chat/completions", {**call, "max_tokens": TOKENS, "ignore_eos": True})
+    plain = ("/v1/completions", {**GREEDY, "prompt": "x"})
+    cases = {"embeddings": ([embeds], []), "tools": ([calls, calls], [plain, plain])}
+    cases["tools and embeddings"] = ([calls, calls, embeds], [plain, plain])
+    for name, (others, peers) in cases.items():
+        ratios, done = list[float](), 0
+        for turn in range(ROUNDS + 1):
+            batch = prompts(4, 9000 + turn)
+            usual, _ = beside(server, batch, peers)
+            found, done = beside(server, batch, others)
+            ratios.append(usual / found)
+        told = ", ".join(f"{ratio:.2f}" for ratio in ratios[1:])
+        say(
+            f"4 streams beside {name}, speed by that beside {len(peers)} plain streams",
+            f"{statistics.median(ratios[1:]):.2f} ({told}); {done} answered beside them",
+        )
+
+
+def beside(server: Server, batch: list[list[int]], others: list[tuple[str, dict[str, Any]]]) -> tuple[float, int]:
+    """Seconds that streams of these prompts take while others keep asking, and how many of those were answered."""
+    over, answered = threading.Event(), list[int]()
+
+    def keep_asking(path: str, body: dict[str, Any]) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
+        while not over.is_set():
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read()
+            assert response.status == 200, text
+            answered.append(1)
+        connection.close()
+
+    with ThreadPoolExecutor(max(1, len(others))) as pool:
+        work = [pool.submit(keep_asking, *other) for other in others]
+        time.sleep(1)  # they have begun
+        started = time.perf_counter()
+        streams(server, batch)
+        taken, count = time.perf_counter() - started, len(answered)
+        over.set()
+        for one in work:
+            one.result()
+    return taken, count
 
 
 def soak(bundle: Path, seconds: float, say: Callable[[str, str], None]) -> None:
@@ -268,6 +322,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--health-seconds", type=float, default=300.0)
+    parser.add_argument(
+        "--mixed", action="store_true", help="Streams beside tool calls and embeddings, and nothing else."
+    )
     parser.add_argument("--soak-seconds", type=float, default=0.0, help="Soak, and nothing else.")
     options = parser.parse_args()
     print(f"{options.bundle.name} on {' '.join(str(value) for value in machine().values())}\n")
@@ -278,6 +335,10 @@ def main() -> None:
 
     if options.soak_seconds:
         soak(options.bundle, options.soak_seconds, say)
+        return
+    if options.mixed:
+        with running(options.bundle) as server:
+            mixed(server, say)
         return
     throughput(options.bundle, say)
     with running(options.bundle, "--slots", SLOTS, "--queue", QUEUE) as server:
