@@ -55,10 +55,12 @@ class Server:
         connection.close()
         return found
 
-    def ask(self, **body: Any) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def ask(
+        self, path: str = "/v1/completions", **body: Any
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         body = {**GREEDY, **body}
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         return connection, connection.getresponse()
 
     def metric(self, name: str) -> float:
@@ -228,7 +230,8 @@ def saturated(server: Server, seconds: float, say: Callable[[str, str], None]) -
 
 
 def mixed(server: Server, say: Callable[[str, str], None]) -> None:
-    """The speed of four streams beside texts to embed, tool calls or both, by their speed beside as many plain streams.
+    """The speed of four streams beside texts to embed, tool calls or both, by their speed beside as many plain streams
+    with prompts of the same length.
 
     For a bundle with a chat template that was exported with --embeddings.
     """
@@ -237,8 +240,11 @@ def mixed(server: Server, say: Callable[[str, str], None]) -> None:
     tools = [{"type": "function", "function": {"name": "note", "parameters": tool}}]
     call = {"messages": [{"role": "user", "content": "Write a note."}], "tools": tools, "tool_choice": "required"}
     embeds = ("/v1/embeddings", {"input": sentences})
-    calls = ("/v1/chat/completions", {**call, "max_tokens": TOKENS, "ignore_eos": True})
-    plain = ("/v1/completions", {**GREEDY, "prompt": "x"})
+    calls = ("/v1/chat/completions", {**call, **GREEDY})
+    connection, response = server.ask("/v1/chat/completions", **call)
+    size = json.loads(response.read())["usage"]["prompt_tokens"]
+    connection.close()
+    plain = ("/v1/completions", {**GREEDY, "prompt": prompts(1, 7)[0][:1] * size})
     cases = {"embeddings": ([embeds], []), "tools": ([calls, calls], [plain, plain])}
     cases["tools and embeddings"] = ([calls, calls, embeds], [plain, plain])
     for name, (others, peers) in cases.items():
