@@ -130,9 +130,10 @@ check-templates: install-dev ## By hand: compare seventy public chat templates w
 	  status=$$?; rm -rf $$d; exit $$status
 
 # Schemathesis has conflicting requirements, so it gets its own environment.
-check-clients: install-dev ## By hand: nine client packages with their defaults against the server (minutes; installs them)
+check-clients: install-dev ## By hand: eleven client packages with their defaults against the server (minutes; installs them)
 	$(PYTHON) -m venv .venv/clients
 	.venv/clients/bin/pip --disable-pip-version-check --quiet install -r benchmarks/clients.txt
+	npm install --prefix .venv/clients/npm --ignore-scripts --no-audit --no-fund ai @ai-sdk/openai @ai-sdk/openai-compatible zod
 	$(BIN)/python benchmarks/check_clients.py
 
 check-api: install-dev ## By hand: Schemathesis against the served OpenAPI document, on BUNDLE=bundles/demo (minutes)

@@ -1,6 +1,6 @@
 """Popular client packages, with their defaults, against the server; a row for each thing that one of them does.
 
-python benchmarks/check_clients.py [--python .venv/clients/bin/python] [--only NAME]
+python benchmarks/check_clients.py [--python .venv/clients/bin/python] [--npm .venv/clients/npm] [--only NAME]
 
 A tiny model is trained and exported first (a minute), because only the server's format matters here: grammars hold what
 it writes. Each client runs in the interpreter that --python names, whose packages `benchmarks/clients.txt` lists.
@@ -44,6 +44,7 @@ tool = openai.pydantic_function_tool(Verdict)
 asked = {"model": "small", "messages": HELLO, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
 row("tools", client.chat.completions.parse(**asked).choices[0].message.tool_calls[0].function.parsed_arguments)
 row("responses", client.responses.parse(model="small", input="hello", text_format=Verdict).output_parsed)
+row("embeddings", client.embeddings.create(model="small", input=["hello", "world"]).data[1].embedding[:3])
 """,
     "openai-agents": """
 from agents import Agent, ModelSettings, Runner, function_tool, set_tracing_disabled
@@ -74,13 +75,15 @@ row("typed", client.chat.completions.create(messages=HELLO, response_model=Verdi
 """,
     "langchain-openai": """
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 model = ChatOpenAI(model="small", max_tokens=100)
 row("chat", model.invoke("hello").content)
 row("streamed", "".join(chunk.content for chunk in model.stream("hello")))
 row("typed", model.with_structured_output(Verdict).invoke("hello"))
 row("tools", model.bind_tools([tool(switch)], tool_choice="any").invoke("hello").tool_calls[0]["args"])
 row("responses", ChatOpenAI(model="small", max_tokens=8, use_responses_api=True).invoke("hello").content)
+vectors = OpenAIEmbeddings(model="small", check_embedding_ctx_length=False)  # its default counts tokens with a download
+row("embeddings", vectors.embed_documents(["hello", "world"])[1][:3])
 """,
     "litellm": """
 import litellm
@@ -90,15 +93,19 @@ asked = {"model": "openai/small", "messages": HELLO, "tools": tools, "tool_choic
 row("tools", litellm.completion(**asked, max_tokens=100).choices[0].message.tool_calls[0].function.arguments)
 asked = {"model": "anthropic/small", "messages": HELLO, "api_base": os.environ["ANTHROPIC_BASE_URL"]}
 row("messages", litellm.completion(**asked, max_tokens=8).choices[0].message.content)
+row("embeddings", litellm.embedding(model="openai/small", input=["hello"]).data[0]["embedding"][:3])
 """,
     "llama-index": """
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
+from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 shared = {"api_base": os.environ["OPENAI_BASE_URL"], "api_key": "none", "max_tokens": 100}
 model = OpenAILike(model="small", is_chat_model=True, is_function_calling_model=True, **shared)
 row("chat", model.complete("hello").text)
 row("typed", model.structured_predict(Verdict, PromptTemplate("hello")))
+vectors = OpenAILikeEmbedding(model_name="small", api_base=os.environ["OPENAI_BASE_URL"], api_key="none")
+row("embeddings", vectors.get_text_embedding("hello")[:3])
 """,
     "anthropic": """
 import anthropic
@@ -118,6 +125,46 @@ asked = {"messages": HELLO, "tools": [switch], "options": {"num_predict": 20}}
 row("chat with tools", client.chat("small", **asked).message.content)
 schema = {**Verdict.model_json_schema(), "additionalProperties": False}
 row("typed", client.generate("small", "hello", format=schema).response)
+row("embeddings", client.embed("small", ["hello", "world"]).embeddings[1][:3])
+""",
+    "llm": """
+import pathlib, tempfile
+os.environ["LLM_USER_PATH"] = tempfile.mkdtemp()
+known = "{model_id: local, model_name: small, supports_tools: true, supports_schema: true, api_base: %s}"
+settings = pathlib.Path(os.environ["LLM_USER_PATH"], "extra-openai-models.yaml")
+settings.write_text("- " + known % os.environ["OPENAI_BASE_URL"])
+import llm
+model = llm.get_model("local")
+model.key = "none"
+row("chat", model.prompt("hello", max_tokens=8).text())
+row("typed", model.prompt("hello", schema=Verdict, stream=False).text())
+found = model.prompt("hello", tools=[switch], max_tokens=100).tool_calls()
+row("tools", [(call.name, call.arguments) for call in found])
+""",
+}
+JAVASCRIPT = {
+    "ai-sdk": """
+import { generateObject, generateText, streamText, embed, tool } from "ai";
+import { createOpenAI } from "@ai-sdk/openai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { z } from "zod";
+const baseURL = process.env.OPENAI_BASE_URL;
+const row = (feature, value) => console.log(`| ai-sdk | ${feature} | ${JSON.stringify(value).slice(0, 60)} |`);
+const light = { light: tool({ inputSchema: z.object({ on: z.boolean() }), execute: async ({ on }) => on }) };
+const openai = createOpenAI({ baseURL, apiKey: "none" }), like = createOpenAICompatible({ name: "kiara", baseURL });
+const asked = { prompt: "hello", maxOutputTokens: 100 };
+const forced = { tools: light, toolChoice: "required", maxOutputTokens: 1000 };
+for (const [name, model] of [["openai", openai("small")], ["openai-compatible", like("small")]]) {
+  row(`chat, ${name}`, (await generateText({ model, ...asked, maxOutputTokens: 16 })).text);
+  let streamed = "";
+  for await (const part of streamText({ model, ...asked, maxOutputTokens: 16 }).textStream) streamed += part;
+  row(`streamed, ${name}`, streamed);
+  const { toolResults } = await generateText({ model, ...asked, ...forced });
+  row(`tools, ${name}`, toolResults.map((result) => result.output));
+}
+const typed = { model: openai("small"), schema: z.object({ ok: z.boolean() }), ...asked };
+row("typed, openai", (await generateObject(typed)).object);
+row("embeddings", (await embed({ model: openai.embedding("small"), value: "hello" })).embedding.slice(0, 3));
 """,
 }
 TEMPLATE = (
@@ -140,7 +187,7 @@ def made(folder: Path) -> Path:
     kiara.train(
         folder / "run", {**SETTINGS, "data.train": str(REPOSITORY / "docs"), "data.prepared_dir": str(folder / "data")}
     )
-    kiara.export(folder / "run", folder / "plain" / "small", ["int8"])
+    kiara.export(folder / "run", folder / "plain" / "small", ["int8"], embeddings=True)
     return with_chat(folder / "plain" / "small", folder / "small", TEMPLATE)
 
 
@@ -149,18 +196,20 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--python", type=Path, default=Path(".venv/clients/bin/python"))
-    parser.add_argument("--only", choices=CLIENTS)
+    parser.add_argument("--npm", type=Path, default=Path(".venv/clients/npm"), help="Folder with node_modules.")
+    parser.add_argument("--only", choices=[*CLIENTS, *JAVASCRIPT])
     arguments = parser.parse_args()
     failed = list[str]()
     with tempfile.TemporaryDirectory() as folder, served(made(Path(folder))) as server:
         urls = {"OPENAI_BASE_URL": f"{server.url}/v1", "ANTHROPIC_BASE_URL": server.url, "OLLAMA_HOST": server.url}
         environ = {**os.environ, **urls, "OPENAI_API_KEY": "none", "ANTHROPIC_API_KEY": "none"}
         print("| client | feature | found |\n|---|---|---|", flush=True)
-        for name in [arguments.only] if arguments.only else CLIENTS:
-            program = f"CLIENT = {name!r}\n{HEAD}{CLIENTS[name]}"
-            done = subprocess.run(
-                [arguments.python, "-c", program], env=environ, capture_output=True, text=True, check=False
-            )
+        for name in [arguments.only] if arguments.only else [*CLIENTS, *JAVASCRIPT]:
+            if name in CLIENTS:
+                words, where = [arguments.python.absolute(), "-c", f"CLIENT = {name!r}\n{HEAD}{CLIENTS[name]}"], None
+            else:
+                words, where = ["node", "--input-type=module", "--eval", JAVASCRIPT[name]], arguments.npm
+            done = subprocess.run(words, env=environ, cwd=where, capture_output=True, text=True, check=False)
             print(done.stdout, end="", flush=True)
             if done.returncode:
                 failed.append(name)

@@ -1,7 +1,7 @@
 """Tool calls by a real model: each must parse, name a tool and satisfy its schema.
 
 Usage: check_tool_calls.py BUNDLE [--calls 1000] [--threads N]. Tools are drawn at random: names, several kinds of
-values, nested objects, enumerations, formats and bounds. A third of the answers may have text instead of a call
+values, nested objects, enumerations, formats and bounds. An eighth of the answers may have text instead of a call
 ("auto"). Sampled at temperature 1, so that a small model that prefers something else is held by the grammar alone.
 Prints the counts; ends with an error where a call is wrong. Run by hand: `make check-tool-calls`.
 """
@@ -9,20 +9,22 @@ Prints the counts; ends with an error where a call is wrong. Run by hand: `make 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from kiara_runtime.loading import load
 from kiara_runtime.model import Model
-from kiara_runtime.sampling import SamplingParams
-from kiara_runtime.tools import tool_use
+from kiara_runtime.stream import Generation
 
-AT_ONCE, MAX_TOKENS = 8, 400
+AT_ONCE, BATCH, MAX_TOKENS = 8, 64, 250
 WORDS = "city date amount unit title body user path query limit colour size start end tag mode price note".split()
 REQUESTS = (
     "What is the weather in Lisbon tomorrow?",
@@ -81,31 +83,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     found, began = Counter[str](), time.perf_counter()
-    with load(options.bundle, threads=options.threads) as model:
-        seed = 0
-        while found["calls"] < options.calls:
-            for known, answer in answers(model, range(seed, seed + AT_ONCE)):
+    with load(options.bundle, threads=options.threads) as model, ThreadPoolExecutor(AT_ONCE) as pool:
+        for first in itertools.count(0, BATCH):
+            for known, answer in pool.map(partial(asked, model), range(first, first + BATCH)):
                 found["calls"] += checked(known, [call for call in answer.tool_calls if call.complete])
                 found["answers"] += 1
                 found["without a call"] += not answer.tool_calls
                 found["cut at max_tokens"] += answer.finish_reason == "length"
                 found["tokens"] += len(answer.tokens)
-            seed += AT_ONCE
             print(dict(found), flush=True)
+            if found["calls"] >= options.calls:
+                break
     print(f"{found['calls']} calls parse and validate; {time.perf_counter() - began:.0f} s")
 
 
-def answers(model: Model, seeds: range) -> list[tuple[list[dict[str, Any]], Any]]:
-    """The answers to a batch of requests, each with its tools."""
-    begun: list[tuple[list[dict[str, Any]], Any, Any]] = []
-    for seed in seeds:
-        draw = random.Random(seed)
-        known = tools(draw)
-        messages = [{"role": "user", "content": draw.choice(REQUESTS)}]
-        params = SamplingParams(max_tokens=MAX_TOKENS, temperature=1.0, seed=seed)
-        stream, form = model.begin_chat(messages, tool_use(known, "auto" if seed % 3 == 0 else "required"), params)
-        begun.append((known, stream, form))
-    return [(known, stream.generation(form)) for known, stream, form in begun]
+def asked(model: Model, seed: int) -> tuple[list[dict[str, Any]], Generation]:
+    """The tools of a request, and its answer."""
+    draw = random.Random(seed)
+    known = tools(draw)
+    messages = [{"role": "user", "content": draw.choice(REQUESTS)}]
+    choice = "auto" if seed % 8 == 0 else "required"
+    return known, model.chat(
+        messages, known, choice, max_tokens=MAX_TOKENS, temperature=1.0, seed=seed, parallel_tool_calls=seed % 2 == 0
+    )
 
 
 if __name__ == "__main__":
