@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import CHROMIUM, FLAGS, SLOW, Served, need, served
+from serving import CHROMIUM, FLAGS, SLOW, Served, need, renamed, served
 
 from kiara_runtime.loading import load
 from kiara_runtime.model import Model
@@ -99,6 +99,27 @@ def test_the_page_shows_text_receipt_and_model_card(browser: Any, server: Served
         assert page.locator("#receipt-rows tr").count() == 2  # int8 and fp32
         page.click("#card summary")
         assert "int8" in (page.text_content("#model-card") or "")
+
+
+def test_one_of_several_models_is_chosen_on_the_page(
+    browser: Any, bundle: Path, chat_bundle: Path, tmp_path: Path, model: Model
+) -> None:
+    renamed(bundle, tmp_path / "plain")
+    renamed(chat_bundle, tmp_path / "talker")
+    with served(tmp_path, ready=False) as server, _page(browser, server) as page:
+        assert page.text_content("#name") == "plain" and not page.is_visible("#views")
+        page.select_option("#models", "talker")
+        _status(page, "Ready.")
+        assert page.text_content("#name") == "talker" and page.is_visible("#views")
+        page.wait_for_selector("#receipt-plot", state="visible")
+        assert page.locator("#receipt-rows tr").count() == 2
+        _fill(page, prompt="def é(", max_tokens=9, temperature=0.9, seed=5)
+        page.click("#send")
+        _status(page, "Finished")
+        expected = model.generate("def é(", max_tokens=9, temperature=0.9, seed=5)
+        assert page.text_content("#output-text") == expected.text
+        loaded = json.loads(server.get("/v1/models")[1])["data"]
+        assert [card["loaded"] for card in loaded] == [False, True]
 
 
 def test_chat_on_the_page_matches_the_model(browser: Any, server: Served, model: Model) -> None:

@@ -2,6 +2,7 @@
 
 import { ask, pieces, url } from "./client.js";
 import { $, NONE, make, number, on, say } from "./elements.js";
+import { describe, showCard, showReceipt } from "./model.js";
 import { asCurl, asPython } from "./snippets.js";
 
 const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"];
@@ -191,63 +192,19 @@ async function copy(write, name) {
 
 // The model
 
-async function loadModel() {
+async function loadModels() {
   for (;;) {
     try {
-      [model] = (await (await ask("v1/models")).json()).data;
+      await ask("ready");
+      const { data: models } = await (await ask("v1/models")).json();
       keyed = (await fetch(url("v1/models"), { credentials: "omit" })).status === 401;
-      return;
+      return models;
     } catch (error) {
       if (error.status && error.status !== 503) throw error;
       say(error.status ? "The model is loading ..." : "The server does not answer; trying again ...");
       await new Promise((resolve) => setTimeout(resolve, 500));
     }
   }
-}
-
-function describe({ id, variant, parameters, context_length: context }) {
-  const facts = { Name: id, Variant: variant, Parameters: number(parameters), Context: `${number(context)} tokens` };
-  document.title = `${id} – Kiara`;
-  $("name").textContent = id;
-  $("facts").textContent = `${variant}, ${number(parameters / 1e6, 1)}M parameters, context of ${number(context)} tokens`;
-  $("model-facts").append(
-    ...Object.entries(facts).map(([name, value]) => make("div", [make("dt", name), make("dd", value)])),
-  );
-  $("max_tokens").max = context;
-  $("max_tokens").value = Math.min($("max_tokens").value, context);
-}
-
-/** The cells of a variant, in the order of the table's head. */
-function figures(variant) {
-  return [
-    number(variant.size_bytes / 1e6, 2),
-    number(variant.bytes_per_parameter, 3),
-    number(variant.bits_per_byte, 4),
-    number(variant.bits_per_byte_loss, 3, { style: "percent", signDisplay: "always" }),
-    number(variant.top1_agreement, 2, { style: "percent" }),
-    number(variant.prefill_tokens_per_second),
-    number(variant.decode_tokens_per_second),
-    number(variant.peak_memory_bytes / 2 ** 20),
-  ];
-}
-
-async function showReceipt() {
-  const { variants, machine, float32_reference: reference } = await (await ask("bundle/receipt.json")).json();
-  for (const [name, variant] of Object.entries(variants)) {
-    const title = make("th", name === model.variant ? `${name}, served` : name, { scope: "row" });
-    $("receipt-rows").append(make("tr", [title, ...figures(variant).map((text) => make("td", text))]));
-  }
-  $("receipt-note").textContent =
-    `Measured on ${machine.cores} cores of ${machine.cpu}, on ${number(reference.tokens)} held-out tokens. ` +
-    `fp32 itself: ${number(reference.bits_per_byte, 4)} bits per byte.`;
-  $("receipt").hidden = false;
-  on("receipt-plot", "load", () => ($("receipt-plot").hidden = false));
-  $("receipt-plot").src = url("bundle/receipt.png");
-}
-
-async function showCard() {
-  $("model-card").textContent = await (await ask("bundle/README.md")).text();
-  $("card").hidden = false;
 }
 
 function changeView() {
@@ -284,17 +241,29 @@ function listen() {
   document.addEventListener("keydown", press);
 }
 
+async function choose(chosen) {
+  model = chosen;
+  describe(model);
+  $("views").hidden = !model.chat;
+  if (!model.chat) $("view-text").checked = true;
+  changeView();
+  for (const id of ["receipt", "receipt-plot", "card"]) $(id).hidden = true;
+  $("receipt-note").textContent = "";
+  $("model").hidden = false;
+  say("Ready.");
+  // A bundle may lack either, and works without.
+  await Promise.allSettled([showReceipt(model), showCard(model)]);
+}
+
 async function start() {
   listen();
   $("sampling").open = matchMedia("(min-width: 60rem)").matches;
-  await loadModel();
-  describe(model);
-  $("views").hidden = !model.chat;
-  $("model").hidden = false;
+  const models = await loadModels();
+  $("models").append(...models.map(({ id }) => make("option", id)));
+  $("choice").hidden = models.length === 1;
+  on("models", "change", () => choose(models[$("models").selectedIndex]));
   for (const id of ["send", "new-conversation", "copy-curl", "copy-python"]) $(id).disabled = false;
-  say("Ready.");
-  // A bundle may lack either, and works without.
-  await Promise.allSettled([showReceipt(), showCard()]);
+  await choose(models[0]);
 }
 
 start().catch((error) => say(error.message, true));
