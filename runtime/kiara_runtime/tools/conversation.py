@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kiara_runtime.errors import UserError
 from kiara_runtime.sampling import Constraint, SamplingParams, constrain
@@ -37,12 +38,11 @@ def conversation(
 
     continued: the last message is the beginning of the answer.
     """
-    if continued:
-        return _continued(tokenizer, eos_token_ids, messages, use)
-    if use is None and not has_calls(messages):
-        return Conversation(chat_ids(tokenizer, messages))
+    before, begun = _begun(tokenizer, messages) if continued else (messages, [])
+    if use is None and not has_calls(before):
+        return Conversation([*chat_ids(tokenizer, before), *begun])
     format = call_format(tokenizer, eos_token_ids)
-    prompt = tool_prompt(tokenizer, messages, use, format)
+    prompt = [*tool_prompt(tokenizer, before, use, format), *begun]
     if use is None:
         return Conversation(prompt)
     lark = answer_grammar(use, format, _content(use, format, params))
@@ -54,16 +54,13 @@ def conversation(
     return Conversation(prompt, format, constraint)
 
 
-def _continued(
-    tokenizer: Tokenizer, eos_token_ids: frozenset[int], messages: Sequence[Message], use: ToolUse | None
-) -> Conversation:
+def _begun(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[int]]:
+    """The messages before the last, and the ids of the last, with which the answer begins."""
     *before, last = read_messages(messages)
-    if use is not None or last["role"] != "assistant" or last.get("tool_calls") or not before:
-        problem = "only text of the assistant can be continued, without tools"
+    if last["role"] != "assistant" or last.get("tool_calls") or not before:
+        problem = "only text of the assistant can be continued"
         raise UserError("messages", problem, "end with a message of the user instead")
-    format = call_format(tokenizer, eos_token_ids)
-    prompt = tool_prompt(tokenizer, before, None, format) if has_calls(before) else chat_ids(tokenizer, before)
-    return Conversation([*prompt, *tokenizer.encode(last["content"], after="text")])
+    return before, tokenizer.encode(last["content"], after="text")
 
 
 def _content(use: ToolUse, format: CallFormat, params: SamplingParams) -> str | None:

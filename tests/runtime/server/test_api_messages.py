@@ -135,6 +135,13 @@ def test_a_last_message_of_the_assistant_is_continued(client: FlaskClient, model
     assert same["choices"][0]["message"]["content"] == expected
 
 
+def test_an_answer_that_is_begun_can_end_in_a_call(client: FlaskClient) -> None:
+    turns = [*HELLO, {"role": "assistant", "content": "I set it."}]
+    asked = {"tools": TOOLS, "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
+    (block,) = _ok(client, MESSAGES, messages=turns, **SAMPLING, **asked)["content"]
+    assert block["type"] == "tool_use"
+
+
 @pytest.mark.parametrize(
     ("body", "where"),
     [
