@@ -73,7 +73,9 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 @click.option(
     "--max-models", type=click.IntRange(1), help="Models in memory at once; another one has to go for the next."
 )
-@click.option("--memory", metavar="SIZE", help="Bound on weights and caches of the models in memory, such as 2GB.")
+@click.option(
+    "--memory", metavar="SIZE", help="Bound on this process, such as 2GB; models that are not in use go first."
+)
 @click.option("--idle-seconds", type=click.IntRange(1), help="Unload a model that has had no request for so long.")
 @click.option(
     "--otlp-endpoint", metavar="URL", help="Send traces (OpenTelemetry) to it, such as http://127.0.0.1:4318."

@@ -6,12 +6,15 @@ for another. A request whose model is being loaded, or has no room yet, waits.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 from kiara_runtime.bundle import GRAPH_FOLDER, Bundle
@@ -19,7 +22,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.server.guard import ApiError
 from kiara_runtime.server.openai.responses import Model as Card
 from kiara_runtime.server.served import ServedModel
-from kiara_runtime.system import give_back
+from kiara_runtime.system import give_back, resident
 from kiara_runtime.tokens import template_of
 
 SHOWN = {"README.md": "text/markdown; charset=utf-8", "receipt.json": "application/json", "receipt.png": "image/png"}
@@ -29,8 +32,8 @@ LATEST = ":latest"  # Ollama's clients append it to names
 
 @dataclass(frozen=True)
 class Limits:
-    """max_models: loaded at once. memory: bytes of weights and caches of all loaded models. idle_seconds: without a
-    request, until a model is unloaded. None is no limit.
+    """max_models: loaded at once. memory: bytes of this process. idle_seconds: without a request, until a model is
+    unloaded. None is no limit.
     """
 
     max_models: int | None = None
@@ -71,16 +74,15 @@ class Entry:
             vocab_size=shape.vocab_size,
             parameters=int(self.bundle.manifest.get("parameters", 0)),
             variant=self.variant,
-            chat=self.served.has_chat if self.served else self._has_template(),
+            chat=self.served.has_chat if self.served else self._has_template,
             loaded=self.served is not None,
         )
 
-    def memory(self, slots: int) -> int:
-        """Bytes of its weights and of a cache for as many sequences."""
-        shape, files = self.bundle.architecture, self.bundle.manifest["files"]
+    @cached_property
+    def weights(self) -> int:
+        """Bytes of its graph."""
         names = [name for name in self.bundle.files_of(self.variant) if name.startswith(GRAPH_FOLDER)]
-        token = 2 * 4 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
-        return sum(int(files[name]["size"]) for name in names) + slots * shape.context_length * token
+        return sum(int(self.bundle.manifest["files"][name]["size"]) for name in names)
 
     def file(self, name: str) -> bytes:
         """A file for people; raises ApiError if the bundle has none of this name."""
@@ -90,6 +92,7 @@ class Entry:
         self.bundle.check([name])
         return (self.bundle.folder / name).read_bytes()
 
+    @cached_property
     def _has_template(self) -> bool:
         """Whether its tokenizer_config.json has a chat template; whether that works is known once it is loaded."""
         with suppress(OSError, ValueError):
@@ -109,13 +112,14 @@ class Models:
         self,
         entries: Sequence[Entry],
         load: Callable[[Entry], ServedModel],
-        slots: int,
         limits: Limits | None = None,
         aliases: Mapping[str, str] | None = None,
         any_model: bool = False,
     ) -> None:
-        self.entries, self._load, self._slots, self._limits = list(entries), load, slots, limits or Limits()
+        self.entries, self._load, self._limits = list(entries), load, limits or Limits()
         self._aliases, self._any_model, self._changed = dict(aliases or {}), any_model, threading.Condition()
+        self._turns = itertools.count()
+        self._waiting: dict[int, Entry] = {}  # requests that wait for room, by their turn
         self._check()
 
     def find(self, name: str | None) -> Entry:
@@ -159,12 +163,11 @@ class Models:
         self._finish_loading(entry)
 
     def unload_idle(self) -> None:
-        """Unload the models that have had no request for the allowed time."""
-        if (limit := self._limits.idle_seconds) is None:
-            return
+        """Unload the models that have had no request for the allowed time, or while too much memory is in use."""
         with self._changed:
-            for entry in self.loaded():
-                if not entry.users and time.monotonic() - entry.last_used > limit:
+            for entry in self._idle():
+                age, limit = time.monotonic() - entry.last_used, self._limits.idle_seconds
+                if (limit is not None and age > limit) or self._room() < 0:
                     self._unload(entry)
 
     def close(self) -> None:
@@ -183,16 +186,19 @@ class Models:
             if alias in names:
                 raise UserError(f"--alias {alias}={name}", f"{alias} is a model itself", "give another name")
         for entry in self.entries:
-            needed = entry.memory(self._slots)
-            if self._limits.memory is not None and needed > self._limits.memory:
-                problem = f"is too little for {entry.name}, which takes {needed / 1e6:.0f} MB"
-                raise UserError("--memory", problem, "allow more, or fewer --slots", value=self._limits.memory)
+            if self._limits.memory is not None and entry.weights > self._limits.memory:
+                problem = f"is too little for {entry.name}, whose weights take {entry.weights / 1e6:.1f} MB"
+                raise UserError("--memory", problem, "allow more", value=self._limits.memory)
 
     def _enter(self, entry: Entry, check: Callable[[], None]) -> ServedModel:
         with self._changed:
-            while entry.served is None and (entry.loading or not self._makes_room(entry)):
-                self._changed.wait(TICK)
-                check()
+            turn = next(self._turns)
+            try:
+                while not self._may_enter(entry, turn):
+                    self._changed.wait(TICK)
+                    check()
+            finally:
+                self._waiting.pop(turn, None)
             entry.users += 1
             if entry.served is not None:
                 return entry.served
@@ -218,20 +224,46 @@ class Models:
                 entry.loading = False
                 self._changed.notify_all()
 
+    def _may_enter(self, entry: Entry, turn: int) -> bool:
+        """Whether a request may use its model, or load it, now. Earlier ones that wait for room go first: otherwise a
+        model that is always in use would never make room.
+        """
+        if entry.loading:
+            return False
+        if any(earlier < turn and other is not entry for earlier, other in self._waiting.items()):
+            return False
+        if entry.served is not None or self._makes_room(entry):
+            return True
+        self._waiting[turn] = entry
+        return False
+
     def _makes_room(self, entry: Entry) -> bool:
         """Unload what must go for this model, the least recently used first; whether there is room now."""
         while not self._fits(entry):
-            free = [other for other in self.loaded() if not other.users]
-            if not free:
-                return False
-            self._unload(min(free, key=lambda other: other.last_used))
+            idle = self._idle()
+            if not idle:
+                return not any(other.users or other.loading for other in self.entries)  # nothing else can be freed
+            self._unload(idle[0])
         return True
+
+    def _idle(self) -> list[Entry]:
+        """Loaded models that no request uses, the least recently used first."""
+        return sorted((entry for entry in self.loaded() if not entry.users), key=lambda entry: entry.last_used)
 
     def _fits(self, entry: Entry) -> bool:
         there = [other for other in self.entries if other.served is not None or other.loading]
         few = self._limits.max_models is None or len(there) < self._limits.max_models
-        total = sum(other.memory(self._slots) for other in [*there, entry])
-        return few and (self._limits.memory is None or total <= self._limits.memory)
+        return few and self._room() >= entry.weights
+
+    def _room(self) -> float:
+        """Bytes that are left, after the models that are being loaded."""
+        if self._limits.memory is None:
+            return math.inf
+        loading = sum(entry.weights for entry in self.entries if entry.loading)
+        used = resident()
+        if used is None:  # the weights alone, where the system does not tell
+            used = sum(entry.weights for entry in self.loaded())
+        return self._limits.memory - used - loading
 
     def _unload(self, entry: Entry) -> None:
         assert entry.served is not None

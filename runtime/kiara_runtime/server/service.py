@@ -60,9 +60,7 @@ class Service:
         self._load = load
         entries = [Entry(bundle, variant or bundle.variants[0]) for bundle in bundles]
         self.metrics = Metrics(lambda: figures(entries), lambda: len(self.models.loaded()))
-        self.models = Models(
-            entries, self._loaded, settings.slots, settings.limits, settings.aliases, settings.any_model
-        )
+        self.models = Models(entries, self._loaded, settings.limits, settings.aliases, settings.any_model)
 
     @property
     def status(self) -> Literal["ok", "loading", "draining"]:

@@ -17,7 +17,7 @@ from kiara_runtime.system.interrupts import (
     on_forced_exit,
 )
 from kiara_runtime.system.machine import machine
-from kiara_runtime.system.memory import give_back, share_arena
+from kiara_runtime.system.memory import give_back, resident, share_arena
 
 __all__ = [
     "CODES",
@@ -39,6 +39,7 @@ __all__ = [
     "read_bounded",
     "read_bounded_json",
     "replace_unencodable",
+    "resident",
     "share_arena",
     "tell",
 ]

@@ -50,8 +50,12 @@ class _Loads:
         with self.lock:
             self.names.append(bundle.folder.name)
             self.models.append(model)
-            self.most = max(self.most, sum(not model.runner._closed for model in self.models))  # type: ignore[attr-defined]
+            self.most = max(self.most, len(_open(self)))
         return model
+
+
+def _open(loads: _Loads) -> list[Model]:
+    return [model for model in loads.models if not model.runner._closed]  # type: ignore[attr-defined]
 
 
 def _loaded(client: FlaskClient) -> list[str]:
@@ -102,17 +106,48 @@ def test_no_request_is_lost_while_models_make_room_for_each_other(folders: list[
     service.models.close()
 
 
-def test_memory_decides_which_models_stay(folders: list[Path]) -> None:
+def test_memory_decides_which_models_stay(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     loads = _Loads()
-    entry = Service([Bundle.open(folders[0])], None, Settings(), loads).models.entries[0]
-    room = Limits(memory=2 * entry.memory(8) + 1000)
-    client = _client(Service([Bundle.open(folder) for folder in folders], None, Settings(limits=room), loads))
+    service = Service([Bundle.open(folder) for folder in folders], None, Settings(limits=Limits(memory=10**9)), loads)
+    client, size = _client(service), service.models.entries[0].weights
+    room = 2.5 * size
+    monkeypatch.setattr("kiara_runtime.server.models.resident", lambda: 10**9 - room + size * len(_open(loads)))
     for name in ("first", "second", "first", "talker"):
         _ok(client, COMPLETIONS, model=name, prompt="x", max_tokens=1)
     assert _loaded(client) == ["first", "talker"]  # the second was the least recently used
+    room = 1.5 * size  # as if caches had grown
+    service.models.unload_idle()
+    assert _loaded(client) == ["talker"]
+    room = 0.5 * size  # too little for any, but nothing is left that could go
+    _ok(client, COMPLETIONS, model="second", prompt="x", max_tokens=1)
+    assert _loaded(client) == ["second"]
     little = Settings(limits=Limits(memory=1000))
     with pytest.raises(UserError, match="--memory: 1000 is too little for first"):
         Service([Bundle.open(folders[0])], None, little, loads)
+
+
+def test_a_model_that_is_always_in_use_makes_room_for_another(folders: list[Path]) -> None:
+    service = Service([Bundle.open(f) for f in folders], None, Settings(limits=Limits(max_models=1)), _Loads())
+    over, entered = threading.Event(), threading.Event()
+
+    def keep_using() -> None:  # two of them: at any time the model has a user
+        while not over.is_set():
+            with service.models.use("first", lambda: None):
+                entered.set()
+                time.sleep(0.05)
+
+    threads = [threading.Thread(target=keep_using) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.025)
+    entered.wait(10)
+    with service.models.use("second", lambda: None) as served_model:
+        assert served_model.name == "second"
+    over.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    service.models.close()
 
 
 def test_an_idle_model_is_unloaded_and_one_in_use_is_not(folders: list[Path]) -> None:
