@@ -137,7 +137,8 @@ import llm
 model = llm.get_model("local")
 model.key = "none"
 row("chat", model.prompt("hello", max_tokens=8).text())
-row("typed", model.prompt("hello", schema=Verdict, stream=False).text())
+schema = {**Verdict.model_json_schema(), "additionalProperties": False}
+row("typed", model.prompt("hello", schema=schema, stream=False).text())
 found = model.prompt("hello", tools=[switch], max_tokens=100).tool_calls()
 row("tools", [(call.name, call.arguments) for call in found])
 """,
@@ -206,7 +207,8 @@ def main() -> None:
         print("| client | feature | found |\n|---|---|---|", flush=True)
         for name in [arguments.only] if arguments.only else [*CLIENTS, *JAVASCRIPT]:
             if name in CLIENTS:
-                words, where = [arguments.python.absolute(), "-c", f"CLIENT = {name!r}\n{HEAD}{CLIENTS[name]}"], None
+                python = sys.executable if name == "llm" else arguments.python.absolute()  # llm needs another openai
+                words, where = [python, "-c", f"CLIENT = {name!r}\n{HEAD}{CLIENTS[name]}"], None
             else:
                 words, where = ["node", "--input-type=module", "--eval", JAVASCRIPT[name]], arguments.npm
             done = subprocess.run(words, env=environ, cwd=where, capture_output=True, text=True, check=False)
