@@ -24,7 +24,7 @@ from kiara_runtime.engine.buffers import zeros
 from kiara_runtime.engine.tables import Tables
 from kiara_runtime.errors import UserError
 from kiara_runtime.sampling import check_integer
-from kiara_runtime.system import give_back
+from kiara_runtime.system import give_back, threads_within_quota
 
 Device = Literal["auto", "cpu", "cuda"]
 CHUNK = 256  # tokens per pass of a `Decoder`; bounds the size of the logits
@@ -42,15 +42,16 @@ class Session:
         settings: Mapping[str, str] | None = None,
         device: Device = "cpu",
     ) -> None:
-        """threads: one per core by default. settings: config entries of the ONNX Runtime session.
+        """threads: one per core by default, or as many as the CPU quota of a container keeps busy.
 
+        settings: config entries of the ONNX Runtime session.
         device: "auto" uses CUDA if it works. Raises UserError if it is "cuda" and that does not work.
         """
         if threads is not None:
             check_integer("threads", threads, 1, 1024)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only; the optimiser's warnings mean nothing to a user
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads or threads_within_quota() or 0
         # The exporter has fused everything already; higher levels take time and find nothing.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         for name, value in (settings or {}).items():

@@ -4,6 +4,7 @@ Independent of models, tokens and bundles.
 """
 
 from kiara_runtime.system.console import discard_stdout, json_text, replace_unencodable, tell
+from kiara_runtime.system.cpu_quota import threads_within_quota
 from kiara_runtime.system.files import hash_file, parse_object, read_bounded, read_bounded_json
 from kiara_runtime.system.folder_lock import FolderLock, LockedError
 from kiara_runtime.system.interrupts import (
@@ -42,4 +43,5 @@ __all__ = [
     "resident",
     "share_arena",
     "tell",
+    "threads_within_quota",
 ]
