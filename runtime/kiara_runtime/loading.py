@@ -32,8 +32,8 @@ def load(
     variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
     per core, or as many as the CPU quota of a container allows. device: "cpu", "cuda", or "auto" for CUDA where it
     works. slots: sequences that run at once. queue: sequences that may wait for a slot. prompt_cache: a folder that
-    keeps the KV cache of prompts across restarts. settings: ONNX Runtime session options by name. Raises UserError for a
-    bundle that is missing, damaged or too new.
+    keeps the KV cache of prompts across restarts. settings: ONNX Runtime session options by name. Raises UserError for
+    a bundle that is missing, damaged or too new.
     """
     check_integer("slots", slots, 1, 1024)
     check_integer("queue", queue, 0, 1 << 20)
