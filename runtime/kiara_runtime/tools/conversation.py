@@ -83,4 +83,5 @@ def _cause(
             constrain(tokenizer, vocab_size, eos_token_ids, json_schema=json.dumps(argument_schema(tool)))
         except UserError as found:
             return found.renamed(f"tools.{tool.name}.parameters{found.field.removeprefix('json_schema')}")
-    return error.renamed("tools")
+    problem = f"together make a grammar that {error.problem}"
+    return UserError("tools", problem, "send fewer of them, or simpler schemas")

@@ -295,6 +295,15 @@ def test_a_schema_that_cannot_be_held_is_refused_by_the_tools_name() -> None:
     assert caught.value.field.startswith("tools.odd.parameters")
 
 
+def test_tools_that_are_too_long_together_are_refused_in_short() -> None:
+    tokenizer = _tokenizer("tags")
+    parameters = {"type": "object", "properties": {"a": {"enum": [f"value {i}" for i in range(400)]}}}
+    use = tool_use([{"function": {"name": f"f{i}", "parameters": parameters}} for i in range(9)])
+    with pytest.raises(UserError, match="send fewer of them") as caught:
+        conversation(tokenizer, tokenizer.vocab_size, _eos(tokenizer), ASKED, use, SamplingParams())
+    assert caught.value.field == "tools" and len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
