@@ -107,6 +107,7 @@ def test_the_example_proxy_passes_streams_ids_and_addresses_on(chat_bundle: Path
         assert _ask(proxy, "/llm/" + re.findall(r'src="([^"]+)"', page)[0], Host="example.org")[0] == 200
         assert json.loads(_ask(proxy, "/llm/openapi.json", Host="example.org")[1])["servers"] == [{"url": "/llm"}]
         assert _ask(proxy, "/llm/v1/models", Host="elsewhere.org")[0] == 403
+        assert _ask(_OverSocket(path), "/v1/models")[0] == 200  # as from a proxy that takes the prefix away
         process.send_signal(signal.SIGKILL)
         assert process.stderr is not None
         lines = [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
