@@ -220,13 +220,13 @@ def _wait_until_ready(client: Client, server: Served) -> None:
             assert (error.kind, error.code) == ("InternalServerError", "model_loading")
 
 
-def test_a_full_queue_returns_503(client: Client, chat_bundle: Path) -> None:
+def test_a_full_queue_returns_429(client: Client, chat_bundle: Path) -> None:
     with served(chat_bundle, "--slots", 1, "--queue", 0) as server:
         running = server.send({**LONG, **ENDLESS, "stream": True})
         running.recv(100)
         for stream in (False, True):
             error = _failure(client, server, COMPLETE, model="small", prompt="x", stream=stream)
-            assert (error.kind, error.status, error.code) == ("InternalServerError", 503, "queue_full")
+            assert (error.kind, error.status, error.code) == ("RateLimitError", 429, "queue_full")
         running.close()
         server.wait_for("kiara_requests_running", 0)
         assert client(server.url, COMPLETE, model="small", prompt="x")["object"] == "text_completion"

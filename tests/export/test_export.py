@@ -189,7 +189,7 @@ def test_a_graph_that_differs_from_pytorch_writes_no_bundle(
 ) -> None:
     trace = kiara_export.candidates.makers.trace
 
-    def wrong_trace(model: GPT) -> Any:
+    def wrong_trace(model: GPT, hidden: bool) -> Any:
         with torch.no_grad():
             other = copy.deepcopy(model)
             other.layers[1].input_layernorm.weight.mul_(1.1)

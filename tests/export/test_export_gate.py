@@ -45,7 +45,7 @@ def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
     run: Path, model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
     traced = kiara_export.candidates.makers.trace(model)  # once for a dozen graphs: it takes longer than all the rest
-    monkeypatch.setattr(kiara_export.candidates.makers, "trace", lambda model: traced)
+    monkeypatch.setattr(kiara_export.candidates.makers, "trace", lambda model, hidden: traced)
     monkeypatch.setattr(kiara_export.candidates.makers, "rounded", _coarse(32))
     finer = kiara("export", run, "--out", tmp_path / "finer")
     assert finer.exit_code == 0 and finer.stderr.count("int8 loses") == finer.stderr.count("finer rounding") == 2
