@@ -135,6 +135,12 @@ def test_a_last_message_of_the_assistant_is_continued(client: FlaskClient, model
     assert same["choices"][0]["message"]["content"] == expected
 
 
+def test_an_empty_block_of_text_is_a_message(client: FlaskClient) -> None:
+    blocks = [{"role": "user", "content": [{"type": "text", "text": ""}]}]
+    found = _ok(client, f"{MESSAGES}/count_tokens", messages=blocks)
+    assert found == _ok(client, f"{MESSAGES}/count_tokens", messages=[{"role": "user", "content": ""}])
+
+
 def test_an_answer_that_is_begun_can_end_in_a_call(client: FlaskClient) -> None:
     turns = [*HELLO, {"role": "assistant", "content": "I set it."}]
     asked = {"tools": TOOLS, "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}

@@ -32,10 +32,10 @@ def _messages(turn: api.MessagesTurn) -> Iterator[dict[str, Any]]:
     if isinstance(turn.content, str):
         yield {"role": turn.role, "content": turn.content}
         return
-    for block in turn.content:
-        if isinstance(block, api.ToolResultBlock):
-            text = f"{'error: ' if block.is_error else ''}{_text(block.content or '')}"
-            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}
+    results = [block for block in turn.content if isinstance(block, api.ToolResultBlock)]
+    for block in results:
+        text = f"{'error: ' if block.is_error else ''}{_text(block.content or '')}"
+        yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}
     text = "".join(block.text for block in turn.content if isinstance(block, api.MessagesText))
     calls = [
         {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
@@ -44,7 +44,7 @@ def _messages(turn: api.MessagesTurn) -> Iterator[dict[str, Any]]:
     ]
     if calls:
         yield {"role": turn.role, "content": text, "tool_calls": calls}
-    elif text:
+    elif text or not results:
         yield {"role": turn.role, "content": text}
 
 
