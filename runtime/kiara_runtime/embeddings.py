@@ -12,7 +12,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.sampling import SamplingParams, check_integer
 from kiara_runtime.stream import Stream
 
-AT_ONCE = 2  # texts in the engine: one is computed, the next is ready; more would only take slots
+AT_ONCE = 2  # texts in the engine: one is computed, the next is ready; more would only fill the queue
 
 
 def check_embedding(runner: Runner, pooling: Any, dimensions: Any) -> None:

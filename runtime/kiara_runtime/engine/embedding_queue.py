@@ -14,9 +14,10 @@ import numpy as np
 
 from kiara_runtime.engine.batch import Batch
 from kiara_runtime.engine.sequence import Sequence
+from kiara_runtime.engine.session import CHUNK
 
-SHARE = 0.08  # of the time of other work
-CHUNK_BESIDE_OTHERS, CHUNK = 32, 256  # tokens per pass: while there is other work, and alone
+SHARE = 0.08  # seconds for texts to embed, for each second of other work
+CHUNK_BESIDE_OTHERS = 32  # tokens per pass while there is other work; alone CHUNK
 
 
 class EmbeddingQueue:

@@ -152,16 +152,16 @@ def test_a_model_that_is_always_in_use_makes_room_for_another(folders: list[Path
 
 def test_an_idle_model_is_unloaded_and_one_in_use_is_not(folders: list[Path]) -> None:
     loads = _Loads()
-    service = Service([Bundle.open(folders[0])], None, Settings(limits=Limits(idle_seconds=0.1)), loads)
-    client = _client(service)
+    service = Service([Bundle.open(folders[0])], None, Settings(limits=Limits(idle_seconds=60)), loads)
+    client, entry = _client(service), service.models.entries[0]
     _ok(client, COMPLETIONS, prompt="x", max_tokens=1)
     with service.models.use("first", lambda: None):
-        time.sleep(0.2)
+        entry.last_used -= 120  # as if two minutes had passed
         service.models.unload_idle()
         assert _loaded(client) == ["first"]
     service.models.unload_idle()
     assert _loaded(client) == ["first"]  # it was just used
-    time.sleep(0.2)
+    entry.last_used -= 120
     service.models.unload_idle()
     assert _loaded(client) == [] and client.get("/ready").status_code == 200
     _ok(client, COMPLETIONS, prompt="x", max_tokens=1)
