@@ -215,13 +215,13 @@ class _Connections(TcpWSGIServer):
         return ("localhost", None) if self._on_unix_socket else addr
 
     def maintenance(self, now: float) -> None:
-        super().maintenance(now)
         for channel in list(self.active_channels.values()):
             unread = channel.total_outbufs_len > 0 and channel.last_activity < now - IDLE_SECONDS
             if unread:
                 channel.handle_close()  # closing wakes a thread that is writing to it
             elif isinstance(channel, _Channel) and channel.is_late(time.monotonic()):
                 channel.refuse_late()
+        super().maintenance(now)  # last: it closes idle connections, and one with a refusal to send is not idle
 
     def note(self, request: _Request, status: int, **details: str) -> dict[str, str]:
         """Count and log a request that reached no route; returns the headers of its response."""
