@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export serve test test-seeds lint bench bench-gemma bench-engine bench-builder bench-server bench-mixed bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-tool-calls check-lm-eval format
+.PHONY: help demo train evaluate export serve test test-fast test-seeds lint docs session docker-build release-check bench bench-gemma bench-engine bench-builder bench-server bench-mixed bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-tool-calls check-lm-eval format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -26,6 +26,9 @@ demo: install ## Train a small model on Python's standard library, export it to 
 train: install ## Train with CONFIG=configs/small.yaml into RUN=runs/demo, or resume
 	$(BIN)/kiara train --config $(CONFIG) --out $(RUN) --resume
 
+evaluate: install ## Bits per byte of RUN=runs/demo on the text it held out
+	$(BIN)/kiara evaluate $(RUN)
+
 export: install ## Export RUN=runs/demo to the int8 bundle BUNDLE=bundles/demo
 	$(BIN)/kiara export $(RUN) --quantize int8 --out $(BUNDLE)
 
@@ -35,6 +38,9 @@ serve: install ## Serve BUNDLE=bundles/demo on http://127.0.0.1:8000, with a web
 
 test: install-dev install-web ## Run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-fast: install-dev ## Run the tests that take less than ten seconds each (a third of the time)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow"
 
 # A small model's output depends on its seed and on the processor; the tests must pass with all of them.
 test-seeds: install-dev install-web ## By hand: every test with other seeds and the instruction sets of older processors (an hour)
@@ -47,6 +53,21 @@ lint: install-dev ## Check style, types, import contracts and the shipped config
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: install-dev ## Build the documentation as a site, build/site/index.html, with its search
+	$(BIN)/python docs/site/help_texts.py
+	$(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
+
+session: install-dev ## By hand: record the demo for the README, docs/session.svg (ten minutes)
+	$(BIN)/python benchmarks/session.py
+
+docker-build: ## Build both images, kiara-train and kiara-runtime (minutes; the first needs 10 GB)
+	docker build --target train --tag kiara-train .
+	docker build --target runtime --tag kiara-runtime .
+
+release-check: ## Build the wheels and go through the whole way with what they contain, in empty environments (minutes)
+	PYTHON=$(PYTHON) .ci/release-check
 
 bench-recipe: install-dev ## By hand: changes to the training recipe, and GPT-2's recipe (minutes on a GPU, hours without)
 	$(BIN)/python benchmarks/ablation.py

@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kiara_runtime.system import log_level
+
 logger = logging.getLogger("kiara")
 logger.setLevel(logging.DEBUG)  # handlers filter by level; a program that embeds Kiara gets no console handler
 console = Console(stderr=True, highlight=False)
 
 
 def log_to_console() -> None:
-    """Log INFO and above to standard error. Bars and lines share one console, so that they do not mix."""
+    """Log to standard error, from KIARA_LOG_LEVEL (info) up. Bars and lines share one console, so they do not mix."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     handler: logging.Handler = (
@@ -26,7 +28,7 @@ def log_to_console() -> None:
         if console.is_terminal
         else logging.StreamHandler(sys.stderr)
     )
-    handler.setLevel(logging.INFO)
+    handler.setLevel(log_level())
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
 

@@ -62,11 +62,15 @@ def is_licence(name: str) -> bool:
     return _LICENCE.fullmatch(name) is not None
 
 
+def licences(folder: Path) -> list[Path]:
+    """The licence files of a model's folder, if they are of a usual size."""
+    found = [path for path in sorted(folder.iterdir()) if is_licence(path.name) and path.is_file()]
+    return [path for path in found if path.stat().st_size <= MAX_JSON_BYTES]
+
+
 def copy_licences(source: Path, folder: Path) -> None:
-    """Copy the licence files of a model's folder, if they are of a usual size."""
-    for path in sorted(source.iterdir()):
-        if is_licence(path.name) and path.is_file() and path.stat().st_size <= MAX_JSON_BYTES:
-            shutil.copyfile(path, folder / path.name)
+    for path in licences(source):
+        shutil.copyfile(path, folder / path.name)
 
 
 def kind_of(folder: Path) -> str | None:

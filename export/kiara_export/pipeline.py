@@ -9,20 +9,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kiara.checkpoints import WEIGHTS_FILE, find_checkpoint, load_model, read_state
+from kiara.checkpoints import WEIGHTS_FILE, find_checkpoint, load_model, read_state, trained_on
 from kiara.config import ModelConfig
 from kiara.console import logger, progress
 from kiara.data import Split, TokenIds
-from kiara.files import claim, copy_licences, new_folder
+from kiara.files import claim, copy_licences, licences, new_folder
 from kiara.model import GPT, sizes
 from kiara_export.candidates import Candidates, Order, Texts, Verdict, Workshop, check_widths
 from kiara_export.graph import graph_bytes
 from kiara_export.interop import write_interop
 from kiara_export.proof import CHECKS, Judge, Reference, departure, greedy_agreement, prompts_of, reference_of
 from kiara_export.quantize import over_budget
-from kiara_export.receipt import Receipt
+from kiara_export.receipt import Receipt, Sample
 from kiara_export.request import Request
 from kiara_export.texts import texts_of
+from kiara_runtime import load
 from kiara_runtime.bundle import (
     FLOAT32,
     Architecture,
@@ -38,6 +39,9 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.system import hash_file, machine
 from kiara_runtime.tokens import Tokenizer, golden_ids
 from kiara_runtime.verify import measure_in_subprocess
+
+SAMPLE_PROMPT, SAMPLE_TOKENS = 16, 64  # tokens
+SAMPLE_TEMPERATURE, SAMPLE_SEED = 0.7, 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
         candidates = _candidates(folder, checkpoint, loaded, subject, texts, request.embeddings)
         receipt = _receipt(subject, candidates.accept(orders, request.strict), candidates.reference)
         _write_bundle(folder, subject, receipt)  # so that the runtime can open it
-        receipt = _tried(folder, receipt, request, prompts)
+        receipt = replace(_tried(folder, receipt, request, prompts), sample=_sample(folder, receipt))
         _write_bundle(folder, subject, receipt)
         if key is not None:
             sign(folder, key)
@@ -165,7 +169,28 @@ def _receipt(subject: _Subject, verdict: Verdict, reference: Reference) -> Recei
         machine=machine(),
         probe={"ids": reference.windows[0].tolist(), "variants": probes},
         provenance=subject.provenance,
+        data=_training_data(subject.checkpoint),
+        licences=tuple(path.name for path in licences(subject.checkpoint)),
     )
+
+
+def _training_data(checkpoint: Path) -> dict[str, Any] | None:
+    """Documents, bytes and tokens of the training split; None if its folder is gone, or was never there."""
+    try:
+        dataset = trained_on(checkpoint)
+    except UserError:
+        return None
+    split = dataset.manifest["splits"]["train"]
+    return {**{name: split[name] for name in ("documents", "bytes", "tokens")}, "sha256": dataset.sha256}
+
+
+def _sample(folder: Path, receipt: Receipt) -> Sample:
+    """What the default variant makes of the beginning of the held-out text."""
+    variant = next(iter(receipt.sizes)).name
+    with load(folder, variant) as model:
+        prompt = receipt.probe["ids"][:SAMPLE_PROMPT]
+        written = model.generate(prompt, max_tokens=SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE, seed=SAMPLE_SEED)
+        return Sample(variant, model.detokenize(prompt), written.text, SAMPLE_TEMPERATURE, SAMPLE_SEED)
 
 
 def _tried(folder: Path, receipt: Receipt, request: Request, prompts: list[str]) -> Receipt:

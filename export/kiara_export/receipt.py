@@ -16,13 +16,25 @@ PLOT = "receipt.png"
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A text that the default variant writes. The prompt is the beginning of the held-out text."""
+
+    variant: str
+    prompt: str
+    text: str
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class Receipt:
     """Measurements of a bundle. parameters: number of trained weights. sizes: bytes of each variant's graph.
 
     qualities: of the variants other than fp32. eight_bit_matrices: matrices of int4 that keep 8 bits. finer: how often
     each remade variant was remade. left_out: variants that failed a limit, with the reason. speeds: on `machine`.
     runtimes: greedy tokens in other runtimes compared. probe: token ids of held-out text and what each variant computes
-    from them here, for `kiara-run verify --deep` to compare.
+    from them here, for `kiara-run verify --deep` to compare. data: documents, bytes and tokens that it was trained on,
+    if known. sample: what the default variant writes, with the prompt. licences: names of its licence files.
     """
 
     name: str
@@ -40,6 +52,9 @@ class Receipt:
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     speeds: dict[Variant, Speed] = field(default_factory=dict[Variant, Speed])
     runtimes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    data: dict[str, Any] | None = None
+    sample: Sample | None = None
+    licences: tuple[str, ...] = ()
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """The figures of each variant, by name."""
@@ -75,13 +90,15 @@ class Receipt:
             "float32_reference": asdict(self.float32),
             "float32_against_pytorch": [asdict(agreement) for agreement in self.agreements],
             "runtimes": self.runtimes,
+            "trained_on": self.data,
+            "sample": self.sample and asdict(self.sample),
             "probe": self.probe,
             "provenance": self.provenance,
         }
         (folder / "receipt.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
         from kiara_export.receipt_plot import plot_receipt  # after the model has been freed: matplotlib takes 25 MB
 
-        plot_receipt(self.figures(), self.name, folder / PLOT)
+        plot_receipt(self.figures(), self.parameters, folder / PLOT)
         (folder / "README.md").write_text("\n".join(self._card()), "utf-8")
 
     def _origin(self) -> str:
@@ -101,6 +118,8 @@ class Receipt:
             "",
             f'    kiara-run generate {self.name} -p "..."',
             "",
+            *self._sample_lines(),
+            *self._data_lines(),
             f"## Receipt: {self.float32.tokens:,} held-out tokens",
             "",
             "| variant | MB | bytes a parameter | bits per byte | loss against fp32 | KL, nats a token "
@@ -126,6 +145,37 @@ class Receipt:
             f"{self._origin()}; {versions}.",
             "`kiara.json` lists every file with its SHA-256; `kiara-run verify` checks them, and with `--deep` "
             "compares what the graphs compute on your machine.",
+            "",
+        ]
+
+    def _sample_lines(self) -> list[str]:
+        if self.sample is None:
+            return []
+        how = f"{self.sample.variant}, temperature {self.sample.temperature:g}, seed {self.sample.seed}"
+        return [
+            f"## A sample ({how})",
+            "",
+            "The first words are the beginning of the held-out text; after the mark the model goes on.",
+            "",
+            *(f"    {line}" for line in _printable(f"{self.sample.prompt} ▌{self.sample.text}").splitlines()),
+            "",
+        ]
+
+    def _data_lines(self) -> list[str]:
+        licences = ", ".join(f"[{name}]({name})" for name in self.licences)
+        trained = "The origin of its training text is not recorded."
+        if self.data is not None:
+            trained = (
+                f"Trained on {self.data['documents']:,} documents: {self.data['bytes'] / 1e6:,.2f} MB of text, "
+                f"{self.data['tokens']:,} tokens (SHA-256 {self.data['sha256'][:16]})."
+            )
+        return [
+            "## Data and licence",
+            "",
+            trained,
+            f"Licence: {licences}."
+            if licences
+            else "No licence file came with it; who gives it away says which it is.",
             "",
         ]
 
@@ -191,6 +241,10 @@ class Receipt:
             ),
             "",
         ]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _times(count: int) -> str:

@@ -1,8 +1,8 @@
-"""The receipt as a plot: size, losses and speed of each variant."""
+"""The receipt as a plot: size, losses and speed of each variant, a row each, beside float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,60 +10,86 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Figures = dict[str, dict[str, Any]]
-BAR, SECOND = "#3a6ea5", "#9dbfdd"
+# The colours of the server's page.
+SURFACE, INK, MUTED, LINE, ACCENT, SOFT = "#ffffff", "#1d2126", "#59626c", "#d9dbd8", "#2c5d94", "#a9c3df"
+ROW, HEAD, FOOT = 0.36, 0.52, 0.1  # inches
+REFERENCE = "fp32"
 
 
-def plot_receipt(figures: Figures, title: str, path: Path) -> None:
-    """Write a PNG of four panels, with a bar for each variant."""
-    figure = Figure(figsize=(10, 1.9 + 0.75 * len(figures)), dpi=120, layout="constrained")
-    axes = figure.subplots(2, 2)
-    names = list(figures)[::-1]
-    shown = [figures[name] for name in names]
-    _bars(axes[0, 0], names, [f["size_bytes"] / 1e6 for f in shown], "size, MB", "{:.2f}".format)
-    _bars(
-        axes[0, 1], names, [100 * f["bits_per_byte_loss"] for f in shown], "loss of bits per byte, %", "{:+.3f}".format
-    )
-    _divergence(axes[1, 0], names, shown)
-    if all("decode_tokens_per_second" in f for f in shown):
-        _speeds(axes[1, 1], names, shown)
-    else:
-        axes[1, 1].set_axis_off()
-    figure.suptitle(title, parse_math=False)
-    figure.savefig(path, metadata={"Software": None})
+def plot_receipt(figures: Figures, parameters: int, path: Path) -> None:
+    """Write the plot as a PNG."""
+    draw_receipt(figures, parameters).savefig(path, metadata={"Software": None})
 
 
-def _bars(axis: Axes, names: list[str], values: list[float], label: str, text: Callable[[float], str]) -> None:
-    bars = axis.barh(names, values, color=BAR, height=0.6)
-    axis.bar_label(bars, [text(value) for value in values], padding=3)
-    axis.set_title(label, fontsize="medium")
-    axis.margins(x=0.2)
-    _plain(axis)
+def draw_receipt(figures: Figures, parameters: int) -> Figure:
+    """Draw a row for each variant and a column for each figure. parameters: of the model.
+
+    float32 is the first row, for comparison; if the bundle does not contain it, only its size is known.
+    """
+    reference = {REFERENCE: figures.get(REFERENCE, {"size_bytes": 4 * parameters, "bits_per_byte_loss": 0.0})}
+    rows = reference | {name: f for name, f in figures.items() if name != REFERENCE}
+    names, shown = list(rows), list(rows.values())
+    figure = Figure(figsize=(10, HEAD + ROW * len(rows) + FOOT), dpi=160, facecolor=SURFACE)
+    top, bottom = 1 - HEAD / figure.get_figheight(), FOOT / figure.get_figheight()
+    axes = figure.subplots(1, 5, gridspec_kw={"wspace": 0.14}, sharey=True)
+    figure.subplots_adjust(left=0.095, right=0.995, top=top, bottom=bottom)
+    for axis in axes:
+        _plain(axis, len(rows))
+    axes[0].set_yticks(range(len(names)), names, color=INK, fontsize=9)
+    _bars(axes[0], "size", "MB", [f["size_bytes"] / 1e6 for f in shown], "{:,.2f}".format)
+    _bars(axes[1], "lost", "bits per byte, %", [100 * f["bits_per_byte_loss"] for f in shown], "{:+.3f}".format)
+    _divergence(axes[2], shown)
+    for axis, title, key in (
+        (axes[3], "prefill", "prefill_tokens_per_second"),
+        (axes[4], "decode", "decode_tokens_per_second"),
+    ):
+        _bars(axis, title, "tokens/s", [f.get(key) for f in shown], "{:,.0f}".format)
+    return figure
 
 
-def _divergence(axis: Axes, names: list[str], shown: list[dict[str, Any]]) -> None:
-    """Draw a bar from the median to the 99th percentile and a dot for the mean: a mean alone hides the tail."""
-    axis.set_title("KL from fp32, nats a token: median to 99 %, mean", fontsize="medium")
-    axis.set_yticks(range(len(names)), names)
-    for row, f in enumerate(shown):
-        if quantiles := f["kl_quantiles"]:
-            axis.plot([max(1e-7, quantiles["0.5"]), max(1e-7, quantiles["0.99"])], [row, row], color=SECOND, lw=6)
-            axis.plot(max(1e-7, f["kl"]), row, "o", color=BAR)
-            axis.annotate(f"{f['kl']:.2g}", (max(1e-7, f["kl"]), row), (0, 8), textcoords="offset points", ha="center")
+def _bars(axis: Axes, title: str, unit: str, values: Sequence[float | None], text: Callable[[float], str]) -> None:
+    _head(axis, title, unit)
+    most = max([abs(value) for value in values if value is not None] or [0.0]) or 1.0
+    axis.set_xlim(0, 1.5 * most)  # room for the number of the longest bar
+    for row, value in enumerate(values):
+        if value is None:
+            axis.text(0, row, "–", color=MUTED, va="center", fontsize=9)
+            continue
+        axis.barh(row, max(value, 0.0), height=0.5, color=SOFT if row == 0 else ACCENT)
+        axis.text(max(value, 0.0) + 0.03 * most, row, text(value), color=INK, va="center", fontsize=9)
+
+
+def _divergence(axis: Axes, shown: list[dict[str, Any]]) -> None:
+    """Draw a line from the median to the 99th percentile and a dot for the mean: a mean alone hides the tail."""
+    _head(axis, "KL from fp32", "nats a token: 50 to 99 %, mean")
+    ranges = {row: f["kl_quantiles"] for row, f in enumerate(shown) if f.get("kl_quantiles")}
+    ends = [max(1e-7, quantiles[key]) for quantiles in ranges.values() for key in ("0.5", "0.99")] or [1e-7, 1.0]
     axis.set_xscale("log")
-    axis.set_ylim(-0.6, len(names) - 0.4)
-    _plain(axis)
+    axis.set_xlim(min(ends) / 1.5, max(ends) * (max(ends) / min(ends)) ** 0.9 * 1.5)  # the right part has the numbers
+    for row, f in enumerate(shown):
+        if row not in ranges:
+            axis.text(min(ends), row, "–", color=MUTED, va="center", fontsize=9)
+            continue
+        low, high, mean = (max(1e-7, value) for value in (ranges[row]["0.5"], ranges[row]["0.99"], f["kl"]))
+        axis.plot([low, high], [row, row], color=SOFT, lw=5, solid_capstyle="round")
+        axis.plot(mean, row, "o", color=ACCENT, markersize=6)
+        axis.annotate(
+            f"{mean:.2g}", (high, row), (8, 0), textcoords="offset points", va="center", fontsize=9, color=INK
+        )
 
 
-def _speeds(axis: Axes, names: list[str], shown: list[dict[str, Any]]) -> None:
-    axis.set_title("tokens/s: prefill (light), decode (dark)", fontsize="medium")
-    for offset, key, colour in ((0.2, "prefill_tokens_per_second", SECOND), (-0.2, "decode_tokens_per_second", BAR)):
-        values = [f[key] for f in shown]
-        bars = axis.barh([row + offset for row in range(len(names))], values, height=0.36, color=colour)
-        axis.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3)
-    axis.set_yticks(range(len(names)), names)
-    axis.margins(x=0.2)
-    _plain(axis)
+def _head(axis: Axes, title: str, unit: str) -> None:
+    for text, points, style in ((title, 15, {"fontsize": 10, "fontweight": "bold"}), (unit, 3, {"fontsize": 7.5})):
+        colour = MUTED if text == unit else INK
+        axis.annotate(
+            text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", color=colour, **style
+        )
 
 
-def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
+def _plain(axis: Axes, rows: int) -> None:
+    axis.set_ylim(rows - 0.4, -0.6)
+    axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    axis.xaxis.set_visible(False)
+    axis.tick_params(axis="y", length=0, labelleft=axis.get_subplotspec().is_first_col())  # type: ignore[union-attr]
+    for row in range(rows - 1):
+        axis.axhline(row + 0.5, color=LINE, lw=0.6)

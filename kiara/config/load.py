@@ -27,7 +27,7 @@ from kiara_runtime.errors import UserError
 
 ENV_PREFIX = "KIARA_"
 MAX_CONFIG_BYTES = 1 << 20
-OTHER_VARIABLES = frozenset(("KIARA_API_KEY", "KIARA_BUNDLES"))  # used by the programs in examples/
+OTHER_VARIABLES = frozenset(("KIARA_LOG_LEVEL", "KIARA_API_KEY", "KIARA_BUNDLES"))  # the last two: of examples/
 
 _SETTINGS = {
     f"{ENV_PREFIX}{section}__{name}".upper(): f"{section}.{name}"

@@ -79,6 +79,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_runtime_only_install_runs_the_bundle_and_is_small(alone: Path, bundle: Path) -> None:
     options = ("-p", "def main(", "--max-tokens", "8", "--temperature", "0", "--json")
     done = subprocess.run(

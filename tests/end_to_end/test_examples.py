@@ -42,6 +42,7 @@ def test_the_tools_example(bundle: Path, tmp_path: Path) -> None:
     assert re.search(r'^calls now\(\{"part": "(date|time)"\}\)$', out, re.MULTILINE) and "\ntool: " in out
 
 
+@pytest.mark.slow
 def test_the_own_text_example(corpus: Path, tmp_path: Path) -> None:
     settings = ("training.max_steps=2", "training.batch_size=2", "model.context_length=64", "model.num_hidden_layers=1")
     options = [part for value in settings for part in ("--set", value)]

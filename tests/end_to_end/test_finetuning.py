@@ -33,6 +33,7 @@ def _prepare_place(corpus: Path) -> None:
     _lines("pairs.jsonl", [{"prompt": one["prompt"], "chosen": one["completion"], "rejected": "No."} for one in asked])
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_work_in_order(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:

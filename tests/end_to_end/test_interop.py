@@ -33,6 +33,7 @@ def npm_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(EXAMPLE)
 
 
+@pytest.mark.slow
 def test_one_bundle_gives_the_same_tokens_in_three_runtimes(
     npm_packages: None, run: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
@@ -48,6 +49,7 @@ def test_one_bundle_gives_the_same_tokens_in_three_runtimes(
     assert "onnxruntime-genai" in (tmp_path / "bundle/README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_mismatch_in_another_runtime_warns_and_with_strict_writes_no_bundle(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_signals_end_sleeping_and_native_code(number: signal.Signals, code: int,
     assert [path.name for path in tmp_path.iterdir()] in ([], [".out.lock"])
 
 
+@pytest.mark.slow
 def test_a_command_that_saves_on_interrupt_is_given_time(tmp_path: Path) -> None:
     """Saving may take longer than a native call may: training has already answered the signal."""
     script = (

@@ -106,6 +106,7 @@ def test_a_signal_while_the_model_loads_stops_the_server_cleanly(bundle: Path) -
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_startup_errors_have_no_traceback(bundle: Path, tmp_path: Path) -> None:
     def fails(*options: object) -> str:
         words = [sys.executable, "-m", "kiara_runtime.commands.main", "serve", *map(str, options)]

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 from families import make_folder
-from serving import need
 
 from kiara_runtime.bundle.manifest import Bundle
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 INSTALLS = re.compile(r"^(make install|\. \.venv/bin/activate|.*\bpip install\b.*|python3 -m venv .*)$", re.MULTILINE)
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 
 
 def _commands(name: str) -> str:
@@ -39,6 +37,7 @@ def _follow(commands: str, folder: Path, **settings: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_from_own_text_to_a_device(tmp_path: Path) -> None:
     commands = _commands("tutorial")
     shorter = commands.replace("--config small", "--config tiny").replace(
@@ -50,6 +49,7 @@ def test_from_own_text_to_a_device(tmp_path: Path) -> None:
     Bundle.open(tmp_path / "bundles/mine").check()
 
 
+@pytest.mark.slow
 def test_from_a_pretrained_model_to_a_chat(corpus: Path, tmp_path: Path) -> None:
     commands, imports = re.subn(r"^kiara import .*$", "", _commands("tutorial-pretrained"), flags=re.MULTILINE)
     assert imports == 1

@@ -33,6 +33,7 @@ def test_the_bundle_size_matches_the_estimate(bundle: Path, model: GPT) -> None:
     assert (bundle / "onnx/model_quantized.onnx").stat().st_size == pytest.approx(announced, abs=30_000)
 
 
+@pytest.mark.slow
 def test_every_variant_at_once_and_a_budget_between_int4_and_int8(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], kiara_run: Callable[..., Result]
 ) -> None:
@@ -62,6 +63,7 @@ def test_every_variant_at_once_and_a_budget_between_int4_and_int8(
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_bound_promotes_only_as_many_matrices_as_it_needs(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +123,7 @@ def test_a_signed_export_verifies(
     assert result.exit_code == 0 and "signed by the owner" in result.stdout
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_protobuf_are_stored_beside_the_graph(
     run: Path, tmp_path: Path, kiara: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +164,7 @@ def test_greedy_text_of_the_bundle_matches_the_checkpoint(
     assert found.stdout == expected.stdout
 
 
+@pytest.mark.slow
 def test_export_replaces_a_bundle_but_no_other_folder(
     run: Path, tmp_path: Path, corpus: Path, kiara: Callable[..., Result]
 ) -> None:

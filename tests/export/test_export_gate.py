@@ -41,6 +41,7 @@ def _coarse(at_least: int) -> Callable[..., Blocks]:
     return rounded
 
 
+@pytest.mark.slow
 def test_a_variant_that_loses_too_much_is_made_finer_or_left_out(
     run: Path, model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_flipped_byte_in_a_checkpoint_names_its_file(run: Path, tmp_path: Path
     load_model(folder)
 
 
+@pytest.mark.slow
 def test_figures_are_measured_on_the_given_text(
     run: Path, tmp_path: Path, corpus: Path, kiara: Callable[..., Result]
 ) -> None:

@@ -74,6 +74,7 @@ def test_rates_fall_with_the_width_unless_they_are_given() -> None:
 
 
 @pytest.mark.parametrize(("budget", "quantize"), [("1MB", "none"), ("700kB", "int4")])
+@pytest.mark.slow
 def test_the_exported_bundle_keeps_to_the_budget(
     budget: str, quantize: str, corpus: Path, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:
@@ -91,6 +92,7 @@ def test_the_exported_bundle_keeps_to_the_budget(
     assert 0.6 * limit < size <= limit
 
 
+@pytest.mark.slow
 def test_a_time_is_measured_with_the_proposed_graph() -> None:
     config = load_config(environ={})
     shape = fit(Budget.parse("3MB, 1000 ms a token"), config, vocab_size=1024)

@@ -176,6 +176,7 @@ FULL = {
 
 
 @pytest.mark.parametrize("command", FULL)
+@pytest.mark.slow
 def test_a_full_disk_gives_a_one_line_error(
     command: str, run: Path, source: Path, corpus: Path, dataset: Dataset, tmp_path: Path
 ) -> None:

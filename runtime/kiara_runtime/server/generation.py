@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -99,7 +100,7 @@ def _events(service: Service, record: Record, work: Work, voice: Voice) -> Itera
 
 def defect(service: Service, record: Record) -> ApiError:
     """Log the current exception, and give the client the id of its log line."""
-    service.log.write({"id": record.id, "error": traceback.format_exc().splitlines()[-20:]})
+    service.log.write({"id": record.id, "error": traceback.format_exc().splitlines()[-20:]}, logging.ERROR)
     return ApiError(500, f"internal error; see the entry {record.id} of the server's log")
 
 

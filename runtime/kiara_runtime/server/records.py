@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import sys
 import threading
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds: logged only if they fail, or at level debug
 GONE = 499  # status in logs and metrics: the client disconnected before its response was complete
 
 
@@ -92,19 +94,32 @@ class Record:
             | ({"request_id": self.given} if self.given else {})
             | {"method": self.method, "route": self.route, "status": self.status}
             | self.details
-            | {"seconds": round(seconds, 4)}
+            | {"seconds": round(seconds, 4)},
+            self._level(),
         )
+
+    def _level(self) -> int:
+        if self.status >= 500:
+            return logging.ERROR
+        if self.status >= 400 and self.status != GONE:
+            return logging.WARNING
+        return logging.DEBUG if self.route in PROBES else logging.INFO
 
 
 class Log:
-    """JSON lines on standard error. They contain text of clients only if `prompts` is true."""
+    """JSON lines on standard error. They contain text of clients only if `prompts` is true.
 
-    def __init__(self, prompts: bool = False) -> None:
-        self.prompts = prompts
+    level: the least that is written, of the module `logging`.
+    """
+
+    def __init__(self, prompts: bool = False, level: int = logging.INFO) -> None:
+        self.prompts, self.level = prompts, level
         self._lock = threading.Lock()
 
-    def write(self, entry: dict[str, Any]) -> None:
+    def write(self, entry: dict[str, Any], level: int = logging.INFO) -> None:
+        if level < self.level:
+            return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
-        line = json.dumps({"time": f"{stamp}Z", **entry})
+        line = json.dumps({"time": f"{stamp}Z", "level": logging.getLevelName(level).lower(), **entry})
         with self._lock, contextlib.suppress(OSError):  # a closed log must not affect clients
             print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -15,6 +15,7 @@ from kiara_runtime.server.models import Entry, Limits, Models, figures
 from kiara_runtime.server.records import Log, Metrics, Record
 from kiara_runtime.server.responses.store import Store
 from kiara_runtime.server.served import ServedModel
+from kiara_runtime.system import log_level
 
 BESIDE = 6  # requests that may tokenise at once, on threads not used by generation
 READING = 2  # bodies validated at once: one with thousands of errors takes a hundred MiB
@@ -51,7 +52,7 @@ class Service:
         self, bundles: Sequence[Bundle], variant: str | None, settings: Settings, load: Callable[[Bundle], Model]
     ) -> None:
         """variant: of every bundle, by default each one's first. Raises UserError where a setting fits no model."""
-        self.settings, self.guard, self.log = settings, settings.guard, Log(settings.log_prompts)
+        self.settings, self.guard, self.log = settings, settings.guard, Log(settings.log_prompts, log_level())
         self.reading = BoundedSemaphore(READING)
         self.admission, self.beside = Admission(settings.slots + settings.queue), Admission(BESIDE)
         self.store = Store()

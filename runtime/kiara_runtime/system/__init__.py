@@ -17,6 +17,7 @@ from kiara_runtime.system.interrupts import (
     leave,
     on_forced_exit,
 )
+from kiara_runtime.system.log_level import log_level
 from kiara_runtime.system.machine import machine
 from kiara_runtime.system.memory import give_back, resident, share_arena
 
@@ -34,6 +35,7 @@ __all__ = [
     "hash_file",
     "json_text",
     "leave",
+    "log_level",
     "machine",
     "on_forced_exit",
     "parse_object",

@@ -73,6 +73,7 @@ def _rounded(model: GPT, factors: Factors, ids: np.ndarray, path: Path, kept: Co
 
 
 @exact_products
+@pytest.mark.slow
 def test_smoothing_changes_no_logit_and_lowers_the_rounding_error(model: GPT, dataset: Dataset, tmp_path: Path) -> None:
     ids, factors = dataset.val.window(1, 96)[:-1], smoothing(model, dataset.train)
     folded, expected = _folded(model, factors), _logits(model, ids)
@@ -84,6 +85,7 @@ def test_smoothing_changes_no_logit_and_lowers_the_rounding_error(model: GPT, da
 
 
 @exact_products
+@pytest.mark.slow
 def test_a_matrix_too_sensitive_for_dynamic_rounding_keeps_its_blocks(
     model: GPT, dataset: Dataset, tmp_path: Path
 ) -> None:

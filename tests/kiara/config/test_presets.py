@@ -42,6 +42,7 @@ def test_presets_grow_and_their_rates_fall() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "gpt2-baseline"])  # `make check-presets` does the others
+@pytest.mark.slow
 def test_a_preset_trains_and_exports(
     name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
 ) -> None:

@@ -153,6 +153,7 @@ def test_refused_text_leaves_no_pieces(source: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.slow
 def test_ray_writes_the_same_bytes_and_tells_errors_in_one_line(source: Path, tmp_path: Path) -> None:
     whole = prepared(source, tmp_path / "whole" / "out")
     script = (

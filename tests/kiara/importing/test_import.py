@@ -30,6 +30,7 @@ from kiara_runtime.loading import load
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_imported_models_match_transformers(name: str, texts: list[str], corpus: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -85,6 +86,7 @@ def test_imported_models_match_transformers(name: str, texts: list[str], corpus:
         "falcon",
     ],
 )
+@pytest.mark.slow
 def test_int8_with_odd_widths_biases_and_untied_tables_matches_the_rounded_model(
     name: str, texts: list[str], tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def _ours(values: dict[str, Any], state: dict[str, Any]) -> torch.Tensor | None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_every_key_of_config_json_is_used_harmless_or_refused(family: tuple[Path, dict[str, Any]]) -> None:
     from transformers import AutoConfig
 

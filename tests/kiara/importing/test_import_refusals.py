@@ -179,6 +179,7 @@ def test_a_pickled_checkpoint_is_refused(tmp_path: Path, kiara: Callable[..., Re
 
 
 @pytest.mark.parametrize("style", ["llama3", "smollm", "gpt2"])
+@pytest.mark.slow
 def test_tokenizers_agree_on_every_character_and_on_a_megabyte_of_one(style: str, texts: list[str]) -> None:
     library = make_tokenizer(style, texts)
     ours = settle_tokenizer(Path(style), json.loads(library.to_str()), {})

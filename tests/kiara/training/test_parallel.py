@@ -56,6 +56,7 @@ def _torchrun(config: Config, out: Path, *settings: str, processes: int = 2) -> 
 
 
 @pytest.mark.parametrize("kind", ["chat", "preference"])
+@pytest.mark.slow
 def test_two_processes_teach_a_checkpoint_as_one_does(kind: str, imported: Path, tmp_path: Path) -> None:
     """Conversations with adapters, preferences with all weights."""
     answers = {"chat": ("completion",), "preference": ("chosen", "rejected")}[kind]
@@ -87,6 +88,7 @@ def _assert_like(run: Path, alone: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [("parallel=fsdp",), ("parallel=ddp", "batch_size=3")])
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(settings: Sequence[str], exact: Config, alone: Path, tmp_path: Path) -> None:
     done = _torchrun(exact, tmp_path / "run", *settings)
     assert done.returncode == 0, done.stderr
@@ -94,6 +96,7 @@ def test_two_processes_learn_what_one_does(settings: Sequence[str], exact: Confi
     assert done.stderr.count("Finished in") == 1  # the first process alone prints
 
 
+@pytest.mark.slow
 def test_two_processes_learn_bit_for_bit_what_one_does_in_two_passes(
     exact: Config, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -117,6 +120,7 @@ def test_a_step_in_several_passes_learns_what_one_pass_does(
     _assert_like(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(
     exact: Config, dataset: Dataset, alone: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +140,7 @@ def _at_half(run: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_what_stops_the_first_process_is_told_once(exact: Config, tmp_path: Path) -> None:
     done = _torchrun(exact, tmp_path / "run", "global_batch=1")
     assert done.returncode != 0

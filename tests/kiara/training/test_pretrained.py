@@ -105,6 +105,7 @@ def test_adapters_lie_beside_the_merged_weights(imported: Path, prepared: Path, 
         torch.testing.assert_close(plain(ids).logits, model(ids)[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_epochs_are_turned_into_steps_with_validations_between(imported: Path, prepared: Path, tmp_path: Path) -> None:
     dataset = Dataset.open(prepared)
     batch = dataset.train.windows(64) // 4

@@ -61,6 +61,7 @@ def test_the_bundle_holds_the_trained_weights_bit_for_bit(
 
 
 @exact_products
+@pytest.mark.slow
 def test_int8_dynamic_ships_the_trained_weights_without_smoothing(
     small_config: Config, dataset: Dataset, tmp_path: Path, kiara: Callable[..., Result]
 ) -> None:

@@ -93,6 +93,7 @@ def test_diverging_training_says_what_to_lower(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.slow
 def test_compiled_training_follows_the_eager_curve(
     run: Path, small_config: Config, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_evaluate_reads_the_validation_split_or_given_text(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.slow
 def test_compiled_training_repeats_bit_for_bit(corpus: Path, dataset: Dataset, tmp_path: Path) -> None:
     """At the default width, where compiled code would split the embedding gradient among threads."""
     settings = ("max_steps=6", "compile=always", "eval_tokens=1", "sample_tokens=0", "warmup_steps=1")

@@ -67,6 +67,7 @@ def test_other_requests_in_the_batch_change_nothing(
     assert found == expected
 
 
+@pytest.mark.slow
 def test_five_hundred_generations_are_identical_on_every_path(bundle: Path, tmp_path: Path) -> None:
     """SequentialRunner, in a batch of eight, streamed, after a cached prefix, from a stored prompt: all identical."""
     plain, busy = _alone(bundle), load(bundle)
