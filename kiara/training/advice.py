@@ -7,6 +7,7 @@ from typing import Any
 
 STALLED = 4  # validations without an improvement before a warning
 PLATEAU = 0.001  # relative to the loss; a smaller gain is not an improvement
+RISEN = 0.02  # relative to the best validation loss; overfitting that is plain at once
 
 
 def stalled(records: list[dict[str, Any]]) -> int:
@@ -21,14 +22,17 @@ def stalled(records: list[dict[str, Any]]) -> int:
 
 
 def advice(records: list[dict[str, Any]]) -> str | None:
-    """A warning, or None; given at every STALLED-th validation without an improvement."""
+    """A warning, or None; given when the loss first rises far, and at every STALLED-th validation without a gain."""
     since = stalled(records)
-    if not since or since % STALLED:
-        return None
     validations = [record for record in records if "val_loss" in record]
-    best = min(validations, key=lambda record: record["val_loss"])
+    best = min(validations, key=lambda record: record["val_loss"], default={"val_loss": 0.0})
+    risen = [record["val_loss"] > best["val_loss"] * (1 + RISEN) for record in validations[-since:]]
+    first_rise = risen[-1:] == [True] and sum(risen) == 1
+    if not since or (since % STALLED and not first_rise):
+        return None
     then, now = (_training_loss(records, record["step"]) for record in (best, validations[-1]))
-    where = f"no better validation loss than at step {best['step']} for {since} validations"
+    count = f"{since} validations" if since > 1 else "a validation"
+    where = f"no better validation loss than at step {best['step']} for {count}"
     if now is not None and then is not None and now < then * (1 - PLATEAU):
         return f"{where}, while the training loss fell: the model is overfitting; more text or a smaller model helps"
     return f"{where}: a plateau; a lower learning rate or training.patience to stop early helps"

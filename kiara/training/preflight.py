@@ -13,6 +13,7 @@ from kiara_runtime.bundle import VARIANTS, find_variant
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import SPLIT_PATTERN, check_text
 
+MOST_EPOCHS = 4  # repeats up to here teach about as much as new text (Muennighoff et al. 2023, arXiv:2305.16264)
 SHOWN = [variant for variant in VARIANTS if variant.name in ("int8", "int4")]  # whose sizes are logged
 
 
@@ -92,4 +93,12 @@ def announce(config: Config, gpt: GPT, dataset: Dataset, machine: str) -> None:
         f"{step_tokens:,}",
         training.max_steps * step_tokens / dataset.train.tokens,
     )
+    enough = max(1, round(MOST_EPOCHS * dataset.train.tokens / step_tokens))
+    if training.init_from is None and training.max_steps > 2 * enough:
+        logger.warning(
+            "The text is read %.0f times; from about the fifth time on it is mostly learned by heart. Give more text, or "
+            "set training.max_steps to about %d.",
+            training.max_steps * step_tokens / dataset.train.tokens,
+            enough,
+        )
     logger.info("Machine: %s.", machine)

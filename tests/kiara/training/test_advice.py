@@ -39,6 +39,10 @@ def test_a_plateau_and_overfitting_are_told_apart() -> None:
     assert said is not None and "overfitting" in said
     assert advice(_records(falling, falling)) is None
     assert advice(_records(flat[:-1], flat[:-1])) is None  # not yet
+    said = advice(_records([3.0, 2.0, 1.5], [3.0, 2.0, 2.1]))
+    assert said is not None and "for a validation" in said and "overfitting" in said  # plain at once
+    assert advice(_records([3.0, 2.0, 1.5, 1.0], [3.0, 2.0, 2.1, 2.2])) is None  # told already
+    assert advice([]) is None
 
 
 def test_patience_ends_a_run_early_and_whole(
