@@ -20,6 +20,16 @@ const say = (text) => (element("status").textContent = text);
 const stopping = new InterruptableStoppingCriteria();
 let tokenizer, model, context;
 
+/** Let the service worker see everything that is loaded from here on. */
+async function keepForOffline() {
+  const workers = navigator.serviceWorker;
+  await workers?.register("offline.js");
+  if (workers && !workers.controller) {
+    const claimed = new Promise((done) => workers.addEventListener("controllerchange", done, { once: true }));
+    await Promise.race([claimed, new Promise((done) => setTimeout(done, 1000))]); // a hard reload is never claimed
+  }
+}
+
 async function load() {
   const manifest = await (await fetch("models/bundle/kiara.json")).json();
   const variant = new URLSearchParams(location.search).get("variant") ?? Object.keys(manifest.variants)[0];
@@ -29,7 +39,11 @@ async function load() {
   context = manifest.architecture.context_length;
   tokenizer = await AutoTokenizer.from_pretrained("bundle");
   model = await AutoModelForCausalLM.from_pretrained("bundle", { dtype: DTYPES[variant], device: "wasm" });
-  say(`${manifest.name}, ${variant}: ${(manifest.parameters / 1e6).toFixed(1)}M parameters. Ready.`);
+  element("name").textContent = manifest.name;
+  element("facts").textContent =
+    `${variant}, ${(manifest.parameters / 1e6).toFixed(1)}M parameters, context of ${context} tokens; ` +
+    `computed on this device, ${env.backends.onnx.wasm.numThreads ?? 1} threads`;
+  say("Ready.");
   element("generate").disabled = false;
 }
 
@@ -74,4 +88,7 @@ async function generate(event) {
 
 element("form").addEventListener("submit", generate);
 element("stop").addEventListener("click", () => stopping.interrupt());
-load().catch((error) => say(`The model cannot be loaded: ${error.message}`));
+keepForOffline()
+  .catch((error) => console.info(`Not kept offline: ${error.message}`))
+  .then(load)
+  .catch((error) => say(`The model cannot be loaded: ${error.message}`));

@@ -19,8 +19,14 @@ POLICY = (
     "default-src 'self'; img-src 'self' data:; script-src 'self' blob: 'wasm-unsafe-eval'; worker-src 'self' blob:; "
     "connect-src 'self' blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-PAGE = {"/": "index.html", "/page.js": "page.js", "/style.css": "style.css"}
-TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
+PAGE = {"/": "index.html"} | {f"/{n}": n for n in ("page.js", "style.css", "offline.js", "app.webmanifest", "icon.svg")}
+TYPES = {
+    ".mjs": "text/javascript",
+    ".js": "text/javascript",
+    ".wasm": "application/wasm",
+    ".webmanifest": "application/manifest+json",
+    ".svg": "image/svg+xml",
+}
 
 
 class Handler(BaseHTTPRequestHandler):

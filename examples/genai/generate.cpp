@@ -2,6 +2,7 @@
 //
 //   L=$(python -c 'import onnxruntime_genai as g; print(g.__path__[0])')
 //   g++ -std=c++17 examples/genai/generate.cpp -o generate "$L/libonnxruntime-genai.so" -Wl,-rpath,"$L"
+//   export ORT_LIB_PATH=$(python -c 'import glob, onnxruntime as o; print(*glob.glob(o.__path__[0] + "/capi/lib*.so.*"))')
 //   ./generate bundles/demo "def main("
 //
 // The Python package has the library and no header, so the functions used are declared here. With the C++ release of

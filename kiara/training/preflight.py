@@ -96,8 +96,8 @@ def announce(config: Config, gpt: GPT, dataset: Dataset, machine: str) -> None:
     enough = max(1, round(MOST_EPOCHS * dataset.train.tokens / step_tokens))
     if training.init_from is None and training.max_steps > 2 * enough:
         logger.warning(
-            "The text is read %.0f times; from about the fifth time on it is mostly learned by heart. Give more text, or "
-            "set training.max_steps to about %d.",
+            "The text is read %.0f times; from about the fifth time on it is mostly learned by heart. Give more text, "
+            "or set training.max_steps to about %d.",
             training.max_steps * step_tokens / dataset.train.tokens,
             enough,
         )

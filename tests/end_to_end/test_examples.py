@@ -215,6 +215,21 @@ def test_notes_become_conversations(tmp_path: Path) -> None:
     assert records[0]["prompt"] == "Bread?" and len(records) == 6
 
 
+@pytest.mark.slow
+def test_the_slim_runtime_is_small_and_runs(bundle: Path, tmp_path: Path) -> None:
+    constraints = {"PIP_CONSTRAINT": str(REPOSITORY / "constraints.txt")}
+    slim = (sys.executable, REPOSITORY / "examples/slim_runtime.py", "lib", REPOSITORY / "runtime")
+    told = _run(*slim, cwd=tmp_path, **constraints)
+    assert int(re.search(r"lib: (\d+) MB", told)[1]) <= 110  # type: ignore[index]
+    python = Path(sys.base_prefix) / "bin/python3"  # without the packages of this environment
+    environ = {"PYTHONPATH": str(tmp_path / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
+    options = ("-p", "def main(", "--max-tokens", "12", "--temperature", "0")
+    written = _run(python, "-m", "kiara_runtime", "generate", bundle, *options, cwd=tmp_path, **environ)
+    expected = kiara_runtime.load(bundle).generate("def main(", max_tokens=12, temperature=0.0)
+    assert written.rstrip() == expected.text.rstrip()
+    _run(python, "-m", "kiara_runtime", "verify", bundle, "--deep", cwd=tmp_path, **environ)
+
+
 def test_every_example_is_listed() -> None:
     table = (REPOSITORY / "examples/README.md").read_text("utf-8")
     kept = subprocess.run(["git", "ls-files", "examples"], cwd=REPOSITORY, capture_output=True, text=True, check=True)

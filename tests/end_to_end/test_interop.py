@@ -74,14 +74,18 @@ def test_a_mismatch_in_another_runtime_warns_and_with_strict_writes_no_bundle(
     assert [r["identical_for_64_tokens"] for r in recorded] == [19]
 
 
-@pytest.fixture
-def page_url(npm_packages: None, bundle: Path) -> Iterator[str]:
-    need(CHROMIUM is not None, "Chromium")
+def _serve_module() -> Any:
     spec = spec_from_file_location("serve", EXAMPLE / "serve.py")
     assert spec is not None and spec.loader is not None
     serve = module_from_spec(spec)
     spec.loader.exec_module(serve)
-    with serve.make_server(bundle, 0) as server:
+    return serve
+
+
+@pytest.fixture
+def page_url(npm_packages: None, bundle: Path) -> Iterator[str]:
+    need(CHROMIUM is not None, "Chromium")
+    with _serve_module().make_server(bundle, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
@@ -110,6 +114,28 @@ def test_the_browser_page_matches_the_runtime_and_contacts_no_other_server(
         browser.close()
     assert shown is not None and _could_be_written(shown, prompt, bundle, variant)
     assert not errors and all(url.startswith((page_url, "blob:", "data:")) for url in asked)
+
+
+def test_the_browser_page_opens_without_its_server(npm_packages: None, bundle: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    serve = _serve_module()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        with serve.make_server(bundle, 0) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            page.goto(f"http://127.0.0.1:{server.server_port}/")
+            page.wait_for_selector("#generate:enabled", timeout=60_000)
+            manifest = page.evaluate("fetch('app.webmanifest').then((response) => response.json())")
+            assert manifest["display"] == "standalone"
+            server.shutdown()
+        page.reload()
+        page.wait_for_selector("#generate:enabled", timeout=60_000)
+        page.fill("#max-tokens", "4")
+        page.click("#generate")
+        page.wait_for_function("document.getElementById('status').textContent.includes('tokens/s')", timeout=60_000)
+        browser.close()
 
 
 def _could_be_written(shown: str, prompt: str, bundle: Path, variant: str) -> bool:

@@ -101,6 +101,31 @@ def test_the_page_shows_text_receipt_and_model_card(browser: Any, server: Served
         assert "int8" in (page.text_content("#model-card") or "")
 
 
+def test_a_slider_and_its_field_agree(browser: Any, server: Served) -> None:
+    with _page(browser, server, viewport={"width": 1100, "height": 800}) as page:
+        page.fill("#temperature", "1.25")
+        assert page.input_value("#temperature-slider") == "1.25"
+        page.focus("#temperature-slider")
+        page.keyboard.press("ArrowRight")
+        assert page.input_value("#temperature") == page.input_value("#temperature-slider") == "1.3"
+        page.fill("#temperature", "-1")
+        page.focus("#top_p-slider")
+        assert "from 0 to 2" in (page.text_content("#temperature-error") or "")
+        page.focus("#temperature-slider")
+        page.keyboard.press("ArrowRight")
+        assert page.text_content("#temperature-error") == ""
+
+
+def test_the_receipt_is_a_list_on_a_phone_and_a_table_elsewhere(browser: Any, server: Served) -> None:
+    for width, display in ((360, "flex"), (1100, "table-cell")):
+        with _page(browser, server, viewport={"width": width, "height": 800}) as page:
+            page.wait_for_selector("#receipt", state="visible")
+            cell = "document.querySelector('#receipt-rows td')"
+            assert page.evaluate(f"getComputedStyle({cell}).display") == display
+            assert page.evaluate("document.querySelector('#receipt').scrollWidth") <= width
+            assert page.evaluate(f"{cell}.dataset.label") == "size, MB"
+
+
 def test_one_of_several_models_is_chosen_on_the_page(
     browser: Any, bundle: Path, chat_bundle: Path, tmp_path: Path, model: Model
 ) -> None:

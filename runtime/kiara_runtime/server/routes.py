@@ -33,7 +33,9 @@ from kiara_runtime.server.served import ServedModel, named
 from kiara_runtime.server.service import Service
 
 MESSAGES = "/v1/messages"
-PAGE = dict.fromkeys(("page.js", "client.js", "elements.js", "model.js", "snippets.js"), "text/javascript") | {
+PAGE = dict.fromkeys(
+    ("page.js", "client.js", "elements.js", "model.js", "sliders.js", "snippets.js"), "text/javascript"
+) | {
     "index.html": "text/html",
     "style.css": "text/css",
 }

@@ -32,15 +32,19 @@ function figures(variant) {
 
 export async function showReceipt(model) {
   const path = `bundle/receipt.json?model=${encodeURIComponent(model.id)}`;
-  const { variants, machine, float32_reference: reference } = await (await ask(path)).json();
+  const { variants, machine, float32_reference: reference, sample } = await (await ask(path)).json();
+  const labels = [...document.querySelectorAll("#receipt thead th")].slice(1).map((head) => head.textContent);
   $("receipt-rows").replaceChildren();
   for (const [name, variant] of Object.entries(variants)) {
     const title = make("th", name === model.variant ? `${name}, served` : name, { scope: "row" });
-    $("receipt-rows").append(make("tr", [title, ...figures(variant).map((text) => make("td", text))]));
+    const cells = figures(variant).map((text) => make("td", text));
+    cells.forEach((cell, i) => (cell.dataset.label = labels[i])); // shown where the table becomes a list
+    $("receipt-rows").append(make("tr", [title, ...cells]));
   }
   $("receipt-note").textContent =
     `Measured on ${machine.cores} cores of ${machine.cpu}, on ${number(reference.tokens)} held-out tokens. ` +
     `fp32 itself: ${number(reference.bits_per_byte, 4)} bits per byte.`;
+  if (sample) $("prompt").value ||= sample.prompt;
   $("receipt").hidden = false;
   $("receipt-plot").onload = () => ($("receipt-plot").hidden = false);
   $("receipt-plot").src = url(`bundle/receipt.png?model=${encodeURIComponent(model.id)}`);

@@ -3,6 +3,7 @@
 import { ask, pieces, url } from "./client.js";
 import { $, NONE, make, number, on, say } from "./elements.js";
 import { describe, showCard, showReceipt } from "./model.js";
+import { bindSliders, fieldOf } from "./sliders.js";
 import { asCurl, asPython } from "./snippets.js";
 
 const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"];
@@ -228,6 +229,7 @@ function press(event) {
 }
 
 function listen() {
+  bindSliders();
   on("send", "click", send);
   on("stop-button", "click", () => running?.abort());
   on("new-conversation", "click", forget);
@@ -235,7 +237,7 @@ function listen() {
   on("copy-python", "click", () => copy(asPython, "Python"));
   on("copy-close", "click", () => $("copy-dialog").close());
   on("views", "change", changeView);
-  on("sampling", "change", ({ target }) => isWrong(target.id));
+  on("sampling", "change", ({ target }) => isWrong(fieldOf(target.id)));
   on("controls", "input", ({ target }) => target.matches("[aria-invalid=true]") && isWrong(target.id));
   on("controls", "submit", (event) => event.preventDefault());
   document.addEventListener("keydown", press);
