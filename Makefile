@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train evaluate export serve test test-fast test-seeds lint docs session docker-build release-check bench bench-gemma bench-engine bench-builder bench-server bench-mixed bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-tool-calls check-lm-eval format
+.PHONY: help demo train evaluate export serve test test-fast test-seeds lint docs session pictures docker-build release-check bench bench-gemma bench-engine bench-builder bench-server bench-mixed bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-tool-calls check-lm-eval check-examples format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -61,6 +61,9 @@ docs: install-dev ## Build the documentation as a site, build/site/index.html, w
 
 session: install-dev ## By hand: record the demo for the README, docs/session.svg (ten minutes)
 	$(BIN)/python benchmarks/session.py
+
+pictures: install-dev docs ## By hand: pictures of the pages, of a served chat model BUNDLE=... (a minute; needs Chromium)
+	$(BIN)/python benchmarks/pictures.py $(BUNDLE)
 
 docker-build: ## Build both images, kiara-train and kiara-runtime (minutes; the first needs 10 GB)
 	docker build --target train --tag kiara-train .
@@ -161,6 +164,11 @@ check-api: install-dev ## By hand: Schemathesis against the served OpenAPI docum
 	$(PYTHON) -m venv .venv/schemathesis
 	.venv/schemathesis/bin/pip --disable-pip-version-check --quiet install schemathesis==4.32.5
 	$(BIN)/python benchmarks/check_api.py $(BUNDLE) .venv/schemathesis/bin/schemathesis
+
+check-examples: install-dev ## By hand: the examples with PyInstaller and OpenVINO, on BUNDLE=bundles/demo (minutes; installs both)
+	$(PYTHON) -m venv .venv/examples
+	.venv/examples/bin/pip --disable-pip-version-check --quiet install -c constraints.txt "./runtime[server]" pyinstaller openvino tokenizers
+	$(BIN)/python benchmarks/check_examples.py $(BUNDLE) .venv/examples
 
 check-lm-eval: install-dev ## By hand: lm-evaluation-harness against a server of BUNDLE=bundles/demo (minutes)
 	$(PIP) install -c constraints.txt "lm-eval[api]"

@@ -1,4 +1,4 @@
-"""The runtime in a folder of 100 MB instead of 166, to ship inside an app: what a running program never loads is left out.
+"""The runtime in a folder of 100 MB instead of 166, to ship inside an app, without what a running program never loads.
 
 python examples/slim_runtime.py app/lib ./runtime
 PYTHONPATH=app/lib python -m kiara_runtime generate bundles/demo -p "def main("

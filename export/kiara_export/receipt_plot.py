@@ -79,11 +79,9 @@ def _divergence(axis: Axes, shown: list[dict[str, Any]]) -> None:
 
 
 def _head(axis: Axes, title: str, unit: str) -> None:
-    for text, points, style in ((title, 15, {"fontsize": 10, "fontweight": "bold"}), (unit, 3, {"fontsize": 7.5})):
-        colour = MUTED if text == unit else INK
-        axis.annotate(
-            text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", color=colour, **style
-        )
+    place: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "textcoords": "offset points"}
+    axis.annotate(title, xytext=(0, 15), color=INK, fontsize=10, fontweight="bold", **place)
+    axis.annotate(unit, xytext=(0, 3), color=MUTED, fontsize=7.5, **place)
 
 
 def _plain(axis: Axes, rows: int) -> None:

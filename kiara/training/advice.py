@@ -24,11 +24,13 @@ def stalled(records: list[dict[str, Any]]) -> int:
 def advice(records: list[dict[str, Any]]) -> str | None:
     """A warning, or None; given when the loss first rises far, and at every STALLED-th validation without a gain."""
     since = stalled(records)
+    if not since:
+        return None
     validations = [record for record in records if "val_loss" in record]
-    best = min(validations, key=lambda record: record["val_loss"], default={"val_loss": 0.0})
+    best = min(validations, key=lambda record: record["val_loss"])
     risen = [record["val_loss"] > best["val_loss"] * (1 + RISEN) for record in validations[-since:]]
-    first_rise = risen[-1:] == [True] and sum(risen) == 1
-    if not since or (since % STALLED and not first_rise):
+    first_rise = risen[-1] and sum(risen) == 1
+    if since % STALLED and not first_rise:
         return None
     then, now = (_training_loss(records, record["step"]) for record in (best, validations[-1]))
     count = f"{since} validations" if since > 1 else "a validation"

@@ -108,7 +108,7 @@ class Trainer:
             load_snapshot(run.last, self.model, self.optimizers)
         self.validation = Validation(self.model, dataset, world, self._predict, self.length)
         flops = sizes.training_flops(run.config.model, self.model.vocab_size, tokens, self.length) / world.size
-        self.compiled = use_compile(self.config.compile, self.device, flops)
+        self.compiled = use_compile(self.config.compile, self.device, flops, run.config.model.num_hidden_layers)
         if self.compiled:
             self.gradient.compile()
 

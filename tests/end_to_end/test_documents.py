@@ -124,3 +124,12 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
 
 def test_both_packages_carry_the_licence() -> None:
     assert (REPOSITORY / "runtime/LICENSE").read_text("utf-8") == (REPOSITORY / "LICENSE").read_text("utf-8")
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    from importlib.metadata import version
+
+    import kiara_runtime
+
+    cited = re.search(r"^version: (.+)$", (REPOSITORY / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert cited and cited[1] == kiara_runtime.__version__ == version("kiara-slm") == version("kiara-runtime")
