@@ -18,8 +18,9 @@ from xml.sax.saxutils import escape
 DOCS = Path(__file__).parents[1] / "docs"
 BIN = Path(sys.executable).parent
 PROMPT = r"class Stack:\n    def push"
+CONFIG = sys.argv[1] if len(sys.argv) > 1 else "small"
 COMMANDS = (
-    "kiara train --config small --out runs/demo",
+    f"kiara train --config {CONFIG} --out runs/demo",
     "kiara export runs/demo --quantize int8 --out bundles/demo",
     f"printf '{PROMPT}' | kiara-run generate bundles/demo --echo --max-tokens 120 --temperature 0.7 --seed 1",
     "kiara-run info bundles/demo",
