@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -56,6 +57,9 @@ def test_from_a_pretrained_model_to_a_chat(corpus: Path, tmp_path: Path) -> None
     commands, imports = re.subn(r"^kiara import .*$", "", _commands("tutorial-pretrained"), flags=re.MULTILINE)
     assert imports == 1
     make_folder("llama", tmp_path / "original", [path.read_text("utf-8") for path in sorted(corpus.glob("[a-c]*.py"))])
+    config = tmp_path / "original/config.json"
+    longer = json.loads(config.read_text("utf-8")) | {"max_position_embeddings": 1024}  # no weight depends on it
+    config.write_text(json.dumps(longer), "utf-8")
     subprocess.run([BIN / "kiara", "import", tmp_path / "original", "--out", tmp_path / "models/smollm2"], check=True)
     _follow(commands, tmp_path, MAX_STEPS="2", SEQUENCE_LENGTH="256", BATCH_SIZE="2", SAMPLE_TOKENS="4")
     assert "What do my notes say about" in (tmp_path / "compare.html").read_text("utf-8")
