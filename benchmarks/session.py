@@ -54,7 +54,9 @@ class Line(NamedTuple):
 
 def recorded(command: str, folder: Path) -> list[Line]:
     """The lines of a command, and how long each took."""
-    lines, before, began = [Line(f"$ {command}", "command", AFTER_COMMAND)], time.monotonic(), time.monotonic()
+    shown = textwrap.wrap(f"$ {command}", COLUMNS - 2, subsequent_indent="    ", drop_whitespace=False)
+    lines = [Line(part, "command", AFTER_COMMAND) for part in (*(f"{part}\\" for part in shown[:-1]), shown[-1])]
+    before = began = time.monotonic()
     process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", f'export PATH="{BIN}:$PATH"; {command}'],
         cwd=folder,
@@ -70,7 +72,7 @@ def recorded(command: str, folder: Path) -> list[Line]:
         before = now
     if process.wait():
         sys.exit("\n".join(line.text for line in lines))
-    hidden = len(lines) - FIRST - LAST
+    hidden = len(lines) - FIRST - LAST - len(shown) + 1
     if hidden > LAST:
         told = f"⋮ {hidden} lines, {time.monotonic() - began:.0f} s in all"
         lines[FIRST:-LAST] = [Line(told, "left-out", LONGEST_PAUSE)]

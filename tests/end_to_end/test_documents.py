@@ -14,6 +14,7 @@ from types import ModuleType
 import click
 import pytest
 from conftest import REPOSITORY
+from serving import CHROMIUM, FLAGS, need
 
 from kiara.config.load import load_config
 from kiara_runtime.errors import UserError
@@ -120,6 +121,26 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site/api.html").read_text("utf-8")
     assert "max_tokens" in page and "Raises" in page
+    _search_from_disk(tmp_path / "site/index.html")
+
+
+def _search_from_disk(index: Path) -> None:
+    """The search needs neither a server nor a network."""
+    need(CHROMIUM is not None, "Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1300, "height": 800})
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(index.as_uri())
+        page.click(".md-search__input")
+        page.type(".md-search__input", "speculate")
+        page.wait_for_selector(".md-search-result__item", timeout=30_000)
+        assert "The server" in page.inner_text(".md-search-result__list")
+        browser.close()
+    assert [url for url in asked if not url.startswith(("file:", "blob:", "about:"))] == []
 
 
 def test_both_packages_carry_the_licence() -> None:
