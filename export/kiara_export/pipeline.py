@@ -188,7 +188,7 @@ def _sample(folder: Path, receipt: Receipt) -> Sample:
     """What the default variant makes of the beginning of the held-out text."""
     variant = next(iter(receipt.sizes)).name
     with load(folder, variant) as model:
-        prompt = receipt.probe["ids"][:SAMPLE_PROMPT]
+        prompt = receipt.probe["ids"][: min(SAMPLE_PROMPT, receipt.context_length // 2)]
         written = model.generate(prompt, max_tokens=SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE, seed=SAMPLE_SEED)
         return Sample(variant, model.detokenize(prompt), written.text, SAMPLE_TEMPERATURE, SAMPLE_SEED)
 
