@@ -156,7 +156,7 @@ def served(bundle: Path, *options: object, ready: bool = True, program: str | No
         [sys.executable, *(("-c", program) if program else ("-m", "kiara_runtime.commands.main")), *map(str, words)],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "KIARA_LOG_LEVEL": "debug"},  # the log has probes, too
     )
     server = Served(process)
     try:
