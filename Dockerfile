@@ -29,18 +29,18 @@ CMD ["serve", "/bundles", "--host", "0.0.0.0"]
 # PyTorch's wheels bring CUDA; the machine needs NVIDIA's driver and container toolkit only.
 FROM python:${PYTHON} AS train
 WORKDIR /source
-ENV PATH=/opt/kiara/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HOME=/work
+ENV PATH=/opt/kiara/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HOME=/home/kiara
 # For training.compile; its version is Debian's.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-RUN python -m venv /opt/kiara && useradd --uid 10001 --home-dir /work --create-home kiara
+RUN python -m venv /opt/kiara && useradd --uid 10001 --create-home kiara
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY runtime runtime
 COPY export export
 COPY kiara kiara
 RUN /opt/kiara/bin/pip install --constraint constraints.txt "./runtime[server,tokenizers]" ".[data,tensorboard]"
-WORKDIR /work
+WORKDIR /home/kiara
 USER 10001
 ENTRYPOINT ["kiara"]
 CMD ["--help"]

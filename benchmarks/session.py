@@ -18,9 +18,8 @@ from xml.sax.saxutils import escape
 DOCS = Path(__file__).parents[1] / "docs"
 BIN = Path(sys.executable).parent
 PROMPT = r"class Stack:\n    def push"
-CONFIG = sys.argv[1] if len(sys.argv) > 1 else "small"
 COMMANDS = (
-    f"kiara train --config {CONFIG} --out runs/demo",
+    "kiara train --config {config} --out runs/demo",
     "kiara export runs/demo --quantize int8 --out bundles/demo",
     f"printf '{PROMPT}' | kiara-run generate bundles/demo --echo --max-tokens 120 --temperature 0.7 --seed 1",
     "kiara-run info bundles/demo",
@@ -96,13 +95,13 @@ def drawn(lines: list[Line]) -> str:
     )
 
 
-def main() -> None:
+def main(config: str = "small") -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        lines = [line for command in COMMANDS for line in recorded(command, folder)]
+        lines = [line for command in COMMANDS for line in recorded(command.replace("{config}", config), folder)]
         (DOCS / "session.svg").write_text(drawn(lines[:-1]), "utf-8")
         shutil.copyfile(folder / "bundles/demo/receipt.png", DOCS / "receipt.png")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -173,9 +173,7 @@ class Receipt:
             "## Data and licence",
             "",
             trained,
-            f"Licence: {licences}."
-            if licences
-            else "No licence file came with it; who gives it away says which it is.",
+            f"Licence: {licences}." if licences else "No licence file came with the model; ask whoever published it.",
             "",
         ]
 
