@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train evaluate export serve test test-fast test-seeds lint docs session pictures docker-build release-check bench bench-gemma bench-engine bench-builder bench-server bench-mixed bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-tool-calls check-lm-eval check-examples format
+.PHONY: help demo train evaluate export serve test test-fast coverage mutation test-seeds lint docs session pictures docker-build release-check bench bench-gemma bench-engine bench-cache bench-builder bench-server bench-mixed bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-tool-calls check-lm-eval check-examples format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -41,6 +41,16 @@ test: install-dev install-web ## Run every test
 
 test-fast: install-dev ## Run the tests that take less than ten seconds each (a third of the time)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow"
+
+coverage: install-dev install-web ## By hand: every test, and which lines they run (an hour)
+	$(PIP) install -c constraints.txt pytest-cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=
+	$(BIN)/coverage report --sort=cover
+
+mutation: install-dev ## By hand: change the code in a hundred places, and see which changes no test notices (an hour)
+	$(PYTHON) -m venv .venv/mutation
+	.venv/mutation/bin/pip --disable-pip-version-check --quiet install cosmic-ray==8.7.0
+	.venv/mutation/bin/python benchmarks/mutation.py $(BIN)/python
 
 # A small model's output depends on its seed and on the processor; the tests must pass with all of them.
 test-seeds: install-dev install-web ## By hand: every test with other seeds and the instruction sets of older processors (an hour)
@@ -102,6 +112,9 @@ bench-gemma: install-dev ## By hand: Gemma 3 270M through import, export and tri
 
 bench-engine: install-dev ## By hand: speculation, batching, latency and reproducibility, on BUNDLE=bundles/demo (minutes)
 	$(BIN)/python benchmarks/engine.py $(BUNDLE)
+
+bench-cache: install-dev ## By hand: an int8 KV cache beside a float32 one, on BUNDLE=bundles/demo (minutes)
+	$(BIN)/python benchmarks/kv_cache.py $(BUNDLE)
 
 bench-server: install-dev ## By hand: the server under load, on BUNDLE=bundles/demo (ten minutes)
 	$(BIN)/python benchmarks/server.py $(BUNDLE)

@@ -18,21 +18,21 @@ from kiara_runtime.model import Model
 TEXT = "def main(argv):\n    for name in argv:\n        print(name)\n\n\ndef other(argv):\n    for name in argv:\n"
 
 
-def _session(bundle: Path, variant: str | None = None) -> Session:
+def _session(bundle: Path, variant: str | None = None, int8_cache: bool = False) -> Session:
     opened = Bundle.open(bundle)
-    return Session(opened.graph_of(variant), opened.architecture)
+    return Session(opened.graph_of(variant, int8_cache), opened.architecture)
 
 
-def _model(bundle: Path, variant: str | None = None, **engine: Any) -> Model:
+def _model(bundle: Path, variant: str | None = None, int8_cache: bool = False, **engine: Any) -> Model:
     """Like `load`, with other engine options."""
     model = load(bundle, variant)
-    model.runner = Engine(_session(bundle, variant), **engine)
+    model.runner = Engine(_session(bundle, variant, int8_cache), **engine)
     return model
 
 
-def _alone(bundle: Path, variant: str | None = None) -> Model:
+def _alone(bundle: Path, variant: str | None = None, int8_cache: bool = False) -> Model:
     """The oracle: runs requests one after another, each with its own cache."""
-    session, model = _session(bundle, variant), load(bundle, variant)
+    session, model = _session(bundle, variant, int8_cache), load(bundle, variant)
 
     def begin() -> Callable[[Sequence[int]], Any]:
         decoder = session.decoder()

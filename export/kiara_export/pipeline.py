@@ -15,7 +15,16 @@ from kiara.console import logger, progress
 from kiara.data import Split, TokenIds
 from kiara.files import claim, copy_licences, licences, new_folder
 from kiara.model import GPT, sizes
-from kiara_export.candidates import Candidates, Order, Texts, Verdict, Workshop, check_widths
+from kiara_export.candidates import (
+    Candidates,
+    Int8Cache,
+    Order,
+    Texts,
+    Verdict,
+    Workshop,
+    check_widths,
+    int8_caches,
+)
 from kiara_export.graph import graph_bytes
 from kiara_export.interop import write_interop
 from kiara_export.proof import CHECKS, Judge, Reference, departure, greedy_agreement, prompts_of, reference_of
@@ -87,7 +96,9 @@ def export(source: Path, out: Path, request: Request) -> dict[str, Any]:
     del model
     with new_folder(out, "bundle", [source]) as folder:
         candidates = _candidates(folder, checkpoint, loaded, subject, texts, request.embeddings)
-        receipt = _receipt(subject, candidates.accept(orders, request.strict), candidates.reference)
+        verdict = candidates.accept(orders, request.strict)
+        caches = int8_caches(candidates, verdict.made, subject.config, texts.calibrate)
+        receipt = _receipt(subject, verdict, caches, candidates.reference)
         _write_bundle(folder, subject, receipt)  # so that the runtime can open it
         receipt = replace(_tried(folder, receipt, request, prompts), sample=_sample(folder, receipt))
         _write_bundle(folder, subject, receipt)
@@ -150,11 +161,12 @@ def _up_to_date(
     return dict(bundle.manifest["receipt"]) if same else None
 
 
-def _receipt(subject: _Subject, verdict: Verdict, reference: Reference) -> Receipt:
+def _receipt(subject: _Subject, verdict: Verdict, caches: dict[Variant, Int8Cache], reference: Reference) -> Receipt:
     """The receipt without speeds and other runtimes, which need a written bundle."""
     assert verdict.float32 is not None
     variants = verdict.variants
     probes = {variant.name: verdict.probes[variant] for variant in variants}
+    cached = {variant.name: cache.probe for variant, cache in caches.items()}
     return Receipt(
         name=subject.name,
         parameters=sizes.parameters(subject.config, subject.shape.vocab_size),
@@ -164,10 +176,11 @@ def _receipt(subject: _Subject, verdict: Verdict, reference: Reference) -> Recei
         float32=verdict.float32,
         agreements=verdict.agreements,
         qualities=verdict.qualities,
+        caches=caches,
         finer=verdict.finer,
         left_out=verdict.left_out,
         machine=machine(),
-        probe={"ids": reference.windows[0].tolist(), "variants": probes},
+        probe={"ids": reference.windows[0].tolist(), "variants": probes, "int8_caches": cached},
         provenance=subject.provenance,
         data=_training_data(subject.checkpoint),
         licences=tuple(path.name for path in licences(subject.checkpoint)),
@@ -235,7 +248,7 @@ def _write_bundle(folder: Path, subject: _Subject, receipt: Receipt) -> None:
             "bos_token_id": subject.ids.bos,
             "eos_token_ids": sorted(subject.ids.eos),
             "tokenizer": {"engine": subject.tokenizer.engine, "golden": golden_ids(subject.tokenizer)},
-            "variants": {variant.name: {"file": variant.file} for variant in variants},
+            "variants": {variant.name: receipt.files(variant) for variant in variants},
             "receipt": receipt.figures(),
             "left_out": receipt.left_out,
             "provenance": receipt.provenance,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kiara.evaluation import Metrics
+from kiara_export.candidates import Int8Cache
 from kiara_export.proof import QUANTILES, Agreement, Quality
 from kiara_runtime.bundle import Variant
 from kiara_runtime.verify import Speed
@@ -30,11 +31,12 @@ class Sample:
 class Receipt:
     """Measurements of a bundle. parameters: number of trained weights. sizes: bytes of each variant's graph.
 
-    qualities: of the variants other than fp32. eight_bit_matrices: matrices of int4 that keep 8 bits. finer: how often
-    each remade variant was remade. left_out: variants that failed a limit, with the reason. speeds: on `machine`.
-    runtimes: greedy tokens in other runtimes compared. probe: token ids of held-out text and what each variant computes
-    from them here, for `kiara-run verify --deep` to compare. data: documents, bytes and tokens that it was trained on,
-    if known. sample: what the default variant writes, with the prompt. licences: names of its licence files.
+    qualities: of the variants other than fp32. caches: of those with an int8 KV cache. eight_bit_matrices: matrices of
+    int4 that keep 8 bits. finer: how often each remade variant was remade. left_out: variants that failed a limit, with
+    the reason. speeds: on `machine`. runtimes: greedy tokens in other runtimes compared. probe: token ids of held-out
+    text and what each variant computes from them here, for `kiara-run verify --deep` to compare. data: documents, bytes
+    and tokens that it was trained on, if known. sample: what the default variant writes, with the prompt. licences:
+    names of its licence files.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Receipt:
     float32: Metrics
     agreements: list[Agreement]
     qualities: dict[Variant, Quality]
+    caches: dict[Variant, Int8Cache]
     machine: dict[str, Any]
     probe: dict[str, Any]
     provenance: dict[str, Any]
@@ -76,8 +79,20 @@ class Receipt:
             "kl_quantiles": dict(zip(map(str, QUANTILES), quality.kl_quantiles, strict=True)) if quality else {},
             "top1_agreement": quality.top1_agreement if quality else 1.0,
             "paths": asdict(quality.paths) if quality else {},
+            **({"int8_cache": self._cache_figures(self.caches[variant].quality)} if variant in self.caches else {}),
             **(asdict(self.speeds[variant]) if variant in self.speeds else {}),
         }
+
+    @staticmethod
+    def _cache_figures(quality: Quality) -> dict[str, Any]:
+        """What an int8 KV cache loses against the float32 cache of the same variant."""
+        names = ("bits_per_byte_loss", "bits_per_byte_loss_error", "kl", "top1_agreement")
+        return {**{name: getattr(quality, name) for name in names}, "paths": asdict(quality.paths)}
+
+    def files(self, variant: Variant) -> dict[str, str]:
+        """The graphs of a variant, for the manifest."""
+        cache = self.caches.get(variant)
+        return {"file": variant.file, **({"int8_cache": cache.file} if cache else {})}
 
     def write(self, folder: Path) -> None:
         values = {
@@ -132,6 +147,7 @@ class Receipt:
                 for name, f in self.figures().items()
             ),
             "",
+            *self._cache_lines(),
             *(f"Remade with finer rounding: {name}, {_times(n)}." for name, n in self.finer.items()),
             *(f"Left out: {name}, which {why}." for name, why in self.left_out.items()),
             f"float32 itself: {self.float32.bits_per_byte:.4f} bits per byte, perplexity "
@@ -176,6 +192,13 @@ class Receipt:
             f"Licence: {licences}." if licences else "No licence file came with the model; ask whoever published it.",
             "",
         ]
+
+    def _cache_lines(self) -> list[str]:
+        told = [
+            f"{variant.name} {cache.quality.bits_per_byte_loss:+.3%} ± {cache.quality.bits_per_byte_loss_error:.3%}"
+            for variant, cache in self.caches.items()
+        ]
+        return [f"With an int8 KV cache (`--kv-cache int8`) instead of float32: {', '.join(told)}.", ""] if told else []
 
     def _speed_lines(self) -> list[str]:
         if not self.speeds:

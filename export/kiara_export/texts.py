@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kiara.checkpoints import read_state, trained_on
 from kiara.console import logger
+from kiara.data import Split
 from kiara.evaluation import held_out_text
 from kiara_export.candidates import Order, Texts
 from kiara_export.request import Request
@@ -33,7 +34,7 @@ def texts_of(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: l
 def _found(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: list[Order]) -> Texts:
     report = held_out_text(checkpoint, tokenizer, request.text)
     if not any(order.variant.calibrated for order in orders):
-        return Texts(report)
+        return _for_cache(checkpoint, report)
     if request.calibration is not None:
         tuning = held_out_text(checkpoint, tokenizer, request.calibration, "train")
     elif read_state(checkpoint).get("dataset") is not None:
@@ -45,3 +46,17 @@ def _found(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: lis
         return Texts(report, tuning)
     calibrate, choose = tuning.parted(CALIBRATE)
     return Texts(report, calibrate, choose)
+
+
+def _for_cache(checkpoint: Path, report: Split) -> Texts:
+    """The texts if only the int8 KV cache needs calibration, which is left out if there is too little text for it."""
+    if read_state(checkpoint).get("dataset") is not None:
+        try:
+            return Texts(report, trained_on(checkpoint).train)
+        except UserError:  # the folder is gone, and --text replaces its held-out text
+            pass
+    tuning, rest = report.parted(QUARTER)
+    if min(tuning.targets, rest.targets) < LEAST_TOKENS:
+        return Texts(report)
+    logger.info("Calibrating the int8 KV cache on the first quarter of --text, judging on the rest")
+    return Texts(rest, tuning)

@@ -133,10 +133,12 @@ def test_weights_too_large_for_protobuf_are_stored_beside_the_graph(
     assert sorted(path.name for path in (out / "onnx").iterdir()) == [
         "model_quantized.onnx",
         "model_quantized.onnx_data",
+        "model_quantized_int8_cache.onnx",
     ]
     hints = json.loads((out / "config.json").read_text("utf-8"))["transformers.js_config"]
     assert hints == {"use_external_data_format": {"model_quantized.onnx": 1}}
-    assert load(out).generate("import", max_tokens=3).tokens
+    for kv_cache in ("fp32", "int8"):  # the graph with an int8 cache reads the same file
+        assert load(out, kv_cache=kv_cache).generate("import", max_tokens=3).tokens
     (out / "onnx/model_quantized.onnx_data").write_bytes(b"\0")
     with pytest.raises(UserError, match=r"model_quantized.onnx_data: damaged"):
         load(out)

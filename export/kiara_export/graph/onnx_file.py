@@ -40,6 +40,20 @@ def save(graph: ir.Model, path: Path, apart: bool = False) -> None:
             file.write(data)
 
 
+def places(path: Path, model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+    """Offset and length of each weight's bytes in a file that `save` wrote, for those that are embedded.
+
+    model: what the file holds. Its initializers are the end of the file, and a tensor's data is the end of the tensor.
+    """
+    found, end = dict[str, tuple[int, int]](), path.stat().st_size
+    for tensor in reversed(model.graph.initializer):
+        size = tensor.ByteSize()
+        if tensor.HasField("raw_data"):
+            found[tensor.name] = end - len(tensor.raw_data), len(tensor.raw_data)
+        end -= len(_opening(INITIALIZER, size)) + size
+    return found
+
+
 def beside(path: Path) -> Path:
     """The external weights file of a large graph, named as transformers.js expects."""
     return path.with_name(f"{path.name}_data")

@@ -20,7 +20,7 @@ from kiara_runtime.errors import UserError
 from kiara_runtime.system import hash_file
 
 MANIFEST = "kiara.json"
-FORMAT = (1, 0)  # a reader refuses a newer first number and ignores a newer second one
+FORMAT = (1, 1)  # a reader refuses a newer first number and ignores a newer second one
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_DIMENSION = 1 << 24  # for every number in an architecture
 GRAPH_FOLDER = "onnx"
@@ -75,10 +75,21 @@ class Bundle:
         """Names of the variants inside, the default one first."""
         return list(self.manifest["variants"])
 
-    def variant_file(self, variant: str | None) -> str:
+    def variant_file(self, variant: str | None, int8_cache: bool = False) -> str:
+        """Name of a variant's graph, or of its graph with an int8 KV cache. Raises UserError if there is none."""
         if variant is not None and variant not in self.variants:
             raise UserError("variant", f"is not in {self.folder}", f"it has {', '.join(self.variants)}", value=variant)
-        return str(self.manifest["variants"][variant or self.variants[0]]["file"])
+        name = variant or self.variants[0]
+        files = self.manifest["variants"][name]
+        if int8_cache and "int8_cache" not in files:
+            problem = f"there is no int8 cache for {name} in {self.folder}"
+            raise UserError("kv_cache", problem, "use fp32, or export the bundle again")
+        return str(files["int8_cache" if int8_cache else "file"])
+
+    def graphs(self) -> list[tuple[str, bool]]:
+        """Each graph inside: the name of its variant, and whether its KV cache is int8."""
+        variants = self.manifest["variants"].items()
+        return [(name, cache) for name, files in variants for cache in (False, True)[: len(_graphs(files))]]
 
     def check(self, names: Iterable[str] | None = None) -> None:
         """Compare sizes and hashes of the named files, or of all, with the manifest."""
@@ -91,16 +102,17 @@ class Bundle:
 
     def files_of(self, variant: str | None) -> list[str]:
         """The files needed to run `variant`: all but the other variants' graphs."""
-        graphs = {self.variant_file(name) for name in self.variants} - {self.variant_file(variant)}
-        others = graphs | {f"{graph}_data" for graph in graphs}
-        return [name for name in self.manifest["files"] if name not in others]
+        own, variants = self.variant_file(variant), self.manifest["variants"].values()
+        graphs = {graph for files in variants if files["file"] != own for graph in _graphs(files)}
+        return [name for name in self.manifest["files"] if name.removesuffix("_data") not in graphs]
 
-    def graph_of(self, variant: str | None) -> Path:
+    def graph_of(self, variant: str | None, int8_cache: bool = False) -> Path:
         """The graph file of a variant that `check` has passed; raises UserError if it loads a file that is not listed.
 
-        ONNX Runtime follows paths to external weights, so only plain names beside the graph are allowed.
+        int8_cache: the one with an int8 KV cache, which reads its weights from the other one's file. ONNX Runtime
+        follows paths to external weights, so only plain names beside the graph are allowed.
         """
-        path = self.folder / self.variant_file(variant)
+        path = self.folder / self.variant_file(variant, int8_cache)
         try:
             names = external_files(path)
         except (ValueError, OSError) as error:
@@ -146,7 +158,7 @@ def _interpret(path: Path, manifest: dict[str, Any]) -> Bundle:
     bos, *eos = (int(i) for i in (manifest["bos_token_id"], *manifest["eos_token_ids"]))
     if not eos or not all(0 <= i < architecture.vocab_size for i in (bos, *eos)):
         raise UserError(path / MANIFEST, "a bos or eos token id is outside the vocabulary", "export it again")
-    files, graphs = manifest["files"], [variant["file"] for variant in manifest["variants"].values()]
+    files, graphs = manifest["files"], [graph for files in manifest["variants"].values() for graph in _graphs(files)]
     for name, entry in files.items():
         _ = _check_name(name), entry["size"] + 0, entry["sha256"] + ""
     for name in ("tokenizer.json", "tokenizer_config.json", *graphs):
@@ -157,6 +169,11 @@ def _interpret(path: Path, manifest: dict[str, Any]) -> Bundle:
             raise UserError(path / MANIFEST, f"the graph {name} is not in {GRAPH_FOLDER}", "export it again")
     _ = graphs[0], [(str(g["text"]), list(g["ids"])) for g in manifest["tokenizer"]["golden"]]
     return Bundle(path, manifest, architecture, frozenset(eos), bos)
+
+
+def _graphs(files: Mapping[str, str]) -> list[str]:
+    """Names of the graphs of a variant, by its entry in the manifest."""
+    return [files["file"], *([files["int8_cache"]] if "int8_cache" in files else [])]
 
 
 def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiara_runtime.commands.options import KV_CACHE
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import Terminated, tell
 
 if TYPE_CHECKING:
     from kiara_runtime.commands.conversation import Conversation, WhenFull
-    from kiara_runtime.engine import Device, Piece, Sequence
+    from kiara_runtime.engine import Device, KVCache, Piece, Sequence
     from kiara_runtime.stream import Stream
 
 HELP = """/reset          forget the conversation, keep the system message
@@ -201,6 +202,7 @@ def _line_history(file: Path | None) -> Generator[None]:
 @click.option("--threads", type=int, help="ONNX Runtime threads; by default one per core.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps the KV cache of prompts.")
+@KV_CACHE
 @click.option("--system", help="System message.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Most tokens of an answer.")
 @click.option("--temperature", type=float, help="0 always takes the likeliest token.")
@@ -218,7 +220,8 @@ def _line_history(file: Path | None) -> Generator[None]:
 @click.option("--stats", is_flag=True, help="Show tokens and speed of each answer.")
 def chat(
     bundle: Path, variant: str | None, threads: int | None, device: Device, prompt_cache: Path | None,
-    system: str | None, when_full: WhenFull, loaded: str | None, history: Path | None, stats: bool, **sampling: Any,
+    kv_cache: KVCache, system: str | None, when_full: WhenFull, loaded: str | None, history: Path | None, stats: bool,
+    **sampling: Any,
 ) -> None:  # fmt: skip
     """Talk with a model that has a chat template. /help lists what can be typed besides questions."""
     from kiara_runtime.commands.conversation import Conversation
@@ -229,7 +232,7 @@ def chat(
     given = {name: value for name, value in sampling.items() if value is not None}
     sampling_params(given)
     interrupts = _Interrupts()
-    with load(bundle, variant, threads, device, 1, prompt_cache=prompt_cache) as model:
+    with load(bundle, variant, threads, device, 1, prompt_cache=prompt_cache, kv_cache=kv_cache) as model:
         if not can_chat(model.tokenizer):
             raise UserError(bundle, "has no chat template", "continue a plain prompt with `kiara-run generate`")
         conversation = Conversation(model, given, system, when_full)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import sys
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiara_runtime.commands.bench import bench
 from kiara_runtime.commands.chat import chat
 from kiara_runtime.commands.embed import embed
 from kiara_runtime.commands.generate import generate_options, run_generate
-from kiara_runtime.commands.options import BUNDLE, THREADS, VARIANT
+from kiara_runtime.commands.options import BUNDLE, KV_CACHE, THREADS, VARIANT
 from kiara_runtime.commands.serve import serve
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import (
@@ -31,9 +31,7 @@ from kiara_runtime.system import (
 )
 
 if TYPE_CHECKING:
-    from kiara_runtime.engine import Device
-
-PROMPT_TOKENS, DECODE_TOKENS = 256, 128
+    from kiara_runtime.engine import Device, KVCache
 
 
 class Commands(click.Group):
@@ -85,7 +83,12 @@ def figures_line(name: str, figures: Mapping[str, Any]) -> str:
         f"{figures['bits_per_byte']:.4f} bits per byte ({figures['bits_per_byte_loss']:+.3%} against fp32), "
         f"{figures['top1_agreement']:.2%} top-1 agreement with fp32, "
         f"{figures['decode_tokens_per_second']:,.0f} tokens/s"
+        f"{_cache_note(figures.get('int8_cache'))}"
     )
+
+
+def _cache_note(figures: Mapping[str, Any] | None) -> str:
+    return "" if figures is None else f", int8 KV cache {figures['bits_per_byte_loss']:+.3%}"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,6 +97,7 @@ def main() -> None:
     """Run a language model that `kiara export` wrote: no network, no PyTorch."""
 
 
+main.add_command(bench)
 main.add_command(serve)
 main.add_command(chat)
 main.add_command(embed)
@@ -105,45 +109,24 @@ main.add_command(embed)
 @THREADS
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps the KV cache of prompts.")
+@KV_CACHE
 @generate_options
 def generate(
-    bundle: Path, variant: str | None, threads: int | None, device: Device, prompt_cache: Path | None, **options: Any
+    bundle: Path,
+    variant: str | None,
+    threads: int | None,
+    device: Device,
+    prompt_cache: Path | None,
+    kv_cache: KVCache,
+    **options: Any,
 ) -> None:
     """Continue a prompt, streaming the text."""
     from kiara_runtime.engine import SLOTS
     from kiara_runtime.loading import load
 
     slots = max(1, min(SLOTS, options["n"]))
-    run_generate(load(bundle, variant, threads, device, slots, prompt_cache=prompt_cache), **options)
-
-
-@main.command()
-@BUNDLE
-@VARIANT
-@THREADS
-@click.option("--prompt-tokens", type=click.IntRange(1), default=PROMPT_TOKENS, show_default=True)
-@click.option("--max-tokens", type=click.IntRange(2), default=DECODE_TOKENS, show_default=True)
-@click.option("--batch", type=click.IntRange(1, 64), multiple=True, default=(1, 4, 8), show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def bench(bundle: Path, variant: str | None, as_json: bool, **sizes: Any) -> None:
-    """Measure a bundle on this machine: load time, prefill, decode, batched decode, memory.
-
-    Shown next to the figures that the bundle's receipt recorded at export.
-    """
-    from kiara_runtime.bundle import Bundle
-    from kiara_runtime.system import machine
-    from kiara_runtime.verify import measure_in_subprocess
-
-    opened = Bundle.open(bundle)
-    name = variant or opened.variants[0]
-    speed = measure_in_subprocess(bundle, name, **sizes)
-    if as_json:
-        click.echo(json.dumps({"variant": name, "machine": machine(), **dataclasses.asdict(speed)}, indent=2))
-        return
-    recorded = opened.manifest["receipt"].get(name, {})
-    click.echo(f"{bundle} {name} on {' '.join(str(value) for value in machine().values())}")
-    for label, value in speed.rows(recorded):
-        click.echo(f"  {label:34} {value}")
+    model = load(bundle, variant, threads, device, slots, prompt_cache=prompt_cache, kv_cache=kv_cache)
+    run_generate(model, **options)
 
 
 @main.command()
@@ -151,8 +134,11 @@ def bench(bundle: Path, variant: str | None, as_json: bool, **sizes: Any) -> Non
 @click.argument("file", type=click.Path(path_type=Path))
 @VARIANT
 @THREADS
+@KV_CACHE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(bundle: Path, file: Path, variant: str | None, threads: int | None, as_json: bool) -> None:
+def evaluate(
+    bundle: Path, file: Path, variant: str | None, threads: int | None, kv_cache: KVCache, as_json: bool
+) -> None:
     """Bits per byte and perplexity of a text, on this machine."""
     from kiara_runtime.bundle import Bundle
     from kiara_runtime.verify import evaluate as run
@@ -161,7 +147,12 @@ def evaluate(bundle: Path, file: Path, variant: str | None, threads: int | None,
     text = read_text(file)
     with click.progressbar(length=1000, file=sys.stderr) as bar:
         metrics = run(
-            Bundle.open(bundle), text, variant, threads, lambda done, of: bar.update(1000 * done // of - bar.pos)
+            Bundle.open(bundle),
+            text,
+            variant,
+            threads,
+            lambda done, of: bar.update(1000 * done // of - bar.pos),
+            kv_cache == "int8",
         )
     if as_json:
         click.echo(json_text(metrics.named("")))
@@ -243,15 +234,16 @@ def verify(bundle: Path, deep: bool, public_key: Path | None) -> None:
         for found in verify_deep(opened):
             paths = found.paths
             click.echo(
-                f"{found.variant}: top-1 agreement with the recorded tokens {found.recorded_agreement:.1%}, "
+                f"{found.variant}{', int8 cache' if found.int8_cache else ''}: "
+                f"top-1 agreement with the recorded tokens {found.recorded_agreement:.1%}, "
                 f"log-likelihood within {found.nats_difference:.3%}; top-1 agreement with one prefill: single steps "
                 f"{paths.single_steps:.1%}, chunks {paths.chunked_prefill:.1%}, padded batch "
                 f"{paths.padded_batch:.1%}, end of context {paths.end_of_context:.1%}; batching changes "
                 f"{_what(paths.batch_exact)}, chunked prefill {_what(paths.chunks_exact)}"
             )
     else:
-        for name in opened.variants:
-            Session(opened.graph_of(name), opened.architecture).decoder()([opened.bos_token_id])
+        for graph in opened.graphs():
+            Session(opened.graph_of(*graph), opened.architecture).decoder()([opened.bos_token_id])
     click.echo(f"{bundle}: {len(files)} files, {sum(f['size'] for f in files.values()) / 1e6:.2f} MB, all as recorded")
 
 

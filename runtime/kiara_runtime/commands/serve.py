@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiara_runtime.commands.amounts import size_of
+from kiara_runtime.commands.options import KV_CACHE
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import tell
 
 if TYPE_CHECKING:
-    from kiara_runtime.engine import Device
+    from kiara_runtime.engine import Device, KVCache
 
 EXTRA = "pip install 'kiara-runtime[server]'"
 
@@ -31,6 +32,7 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 @click.option("--threads", type=click.IntRange(1, 1024), help="ONNX Runtime threads; by default one per core.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps the KV cache of prompts.")
+@KV_CACHE
 @click.option("--slots", type=click.IntRange(1, 64), default=8, show_default=True, help="Sequences that run at once.")
 @click.option(
     "--queue", type=click.IntRange(0, 1000), default=32, show_default=True, help="Requests that may wait for a slot."
@@ -90,6 +92,7 @@ def serve(
     threads: int | None,
     device: Device,
     prompt_cache: Path | None,
+    kv_cache: KVCache,
     slots: int,
     queue: int,
     api_key_file: Path | None,
@@ -137,7 +140,8 @@ def serve(
         Address(host, port, unix_socket),
         settings,
         variant,
-        lambda opened: load(opened, variant, threads, device, slots, room, prompt_cache),
+        kv_cache == "int8",
+        lambda opened: load(opened, variant, threads, device, slots, room, prompt_cache, kv_cache=kv_cache),
         tell,
     )
 

@@ -9,7 +9,7 @@ from kiara_runtime.engine.pooling import Pool, Pooling
 from kiara_runtime.engine.prompt_store import PromptStore
 from kiara_runtime.engine.runner import Runner, SequentialRunner
 from kiara_runtime.engine.sequence import FinishReason, ModelFacts, Piece, Sequence
-from kiara_runtime.engine.session import CHUNK, Device, Session
+from kiara_runtime.engine.session import CHUNK, Device, KVCache, Session, may_use_cuda
 
 __all__ = [
     "CHUNK",
@@ -18,6 +18,7 @@ __all__ = [
     "Device",
     "Engine",
     "FinishReason",
+    "KVCache",
     "ModelFacts",
     "Piece",
     "Pool",
@@ -27,4 +28,5 @@ __all__ = [
     "Sequence",
     "SequentialRunner",
     "Session",
+    "may_use_cuda",
 ]

@@ -27,8 +27,10 @@ from kiara_runtime.sampling import check_integer
 from kiara_runtime.system import give_back, threads_within_quota
 
 Device = Literal["auto", "cpu", "cuda"]
+KVCache = Literal["fp32", "int8"]
 CHUNK = 256  # tokens per pass of a `Decoder`; bounds the size of the logits
 _CUDA = "CUDAExecutionProvider"
+_CACHE_TYPES = {"float16": np.dtype(np.float16), "int8": np.dtype(np.int8)}  # by ONNX Runtime's names; else float32
 
 
 class Session:
@@ -41,11 +43,13 @@ class Session:
         threads: int | None = None,
         settings: Mapping[str, str] | None = None,
         device: Device = "cpu",
+        profile: Path | None = None,
     ) -> None:
         """threads: one per core by default, or as many as the CPU quota of a container keeps busy.
 
         settings: config entries of the ONNX Runtime session.
-        device: "auto" uses CUDA if it works. Raises UserError if it is "cuda" and that does not work.
+        device: "auto" uses CUDA if it works. profile: beginning of the name of a file that gets the time of each node,
+        once `graph.end_profiling` is called. Raises UserError if the device is "cuda" and that does not work.
         """
         if threads is not None:
             check_integer("threads", threads, 1, 1024)
@@ -54,6 +58,8 @@ class Session:
         options.intra_op_num_threads = threads or threads_within_quota() or 0
         # The exporter has fused everything already; higher levels take time and find nothing.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         for name, value in (settings or {}).items():
             options.add_session_config_entry(name, value)
         self.architecture, providers = architecture, _providers(device)
@@ -68,8 +74,7 @@ class Session:
             ) from None
         self.device = "cuda" if _CUDA in self.graph.get_providers() else "cpu"
         _check_device(device, self.device)
-        half = any(value.type == "tensor(float16)" for value in self.graph.get_inputs())
-        self.cache_type = np.dtype(np.float16 if half else np.float32)
+        self.cache_type = _cache_type(self.graph)
         self.hidden_size: int | None = None  # of the hidden states, where the graph gives them
         self._check_interface(graph)
         if self._tables:
@@ -183,18 +188,27 @@ class Cache:
         return self._bindings[first, end, hidden]
 
 
+def _cache_type(graph: ort.InferenceSession) -> np.dtype[np.generic]:
+    """The type of keys and values in the graph's cache."""
+    types = {value.type for value in graph.get_inputs()}
+    return next((kind for name, kind in _CACHE_TYPES.items() if f"tensor({name})" in types), np.dtype(np.float32))
+
+
+def may_use_cuda(device: Device) -> bool:
+    return device != "cpu" and _CUDA in ort.get_available_providers()
+
+
 def _providers(device: Device) -> list[str]:
     if device not in ("auto", "cpu", "cuda"):
         raise UserError("device", "is not a device", "use auto, cpu or cuda", value=device)
-    there = _CUDA in ort.get_available_providers()
-    if device == "cuda" and not there:
+    if device == "cuda" and not may_use_cuda(device):
         raise UserError("device", "this ONNX Runtime has no CUDA", "pip install 'kiara-runtime[gpu]', or use cpu")
-    return [_CUDA, "CPUExecutionProvider"] if there and device != "cpu" else ["CPUExecutionProvider"]
+    return [_CUDA, "CPUExecutionProvider"] if may_use_cuda(device) else ["CPUExecutionProvider"]
 
 
 def _check_device(wanted: Device, found: str) -> None:
     """Raise or warn if ONNX Runtime fell back to the CPU, as it does without CUDA's libraries or a GPU."""
-    if found == "cuda" or wanted == "cpu" or _CUDA not in ort.get_available_providers():
+    if found == "cuda" or not may_use_cuda(wanted):
         return
     if wanted == "cuda":
         raise UserError("device", "CUDA failed to start (it needs a driver, CUDA 12 and cuDNN 9)", "use cpu")

@@ -34,19 +34,20 @@ def serve(
     address: Address,
     settings: Settings,
     variant: str | None,
+    int8_cache: bool,
     load: Callable[[Bundle], Model],
     say: Callable[[str], None],
 ) -> None:
     """Serve bundles, or all bundles in folders, until a signal. The server answers while a model is still loading.
 
-    A single model is loaded at once, several when they are asked for. say: prints a message. Raises UserError if a
-    bundle, the address or a setting is invalid.
+    A single model is loaded at once, several when they are asked for. int8_cache: whether `load` wants one. say: prints
+    a message. Raises UserError if a bundle, the address or a setting is invalid.
     """
     check_integer("slots", settings.slots, 1, 1024)
     check_integer("queue", settings.queue, 0, 4096)
     bundles = [Bundle.open(folder) for path in paths for folder in _bundles(path)]
     for bundle in bundles:
-        bundle.variant_file(variant)
+        bundle.variant_file(variant, int8_cache)
     share_arena()
 
     def timed(bundle: Bundle) -> Model:

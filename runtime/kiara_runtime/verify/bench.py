@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kiara_runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from kiara_runtime.engine import KVCache
     from kiara_runtime.model import Model
     from kiara_runtime.stream import Generation
 
@@ -85,6 +86,7 @@ def measure(
     prompt_tokens: int = PROMPT_TOKENS,
     max_tokens: int = DECODE_TOKENS,
     batch: Sequence[int] = (),
+    kv_cache: KVCache = "fp32",
 ) -> Speed:
     """Load the bundle and time it, with tokens from all over the vocabulary, as their text does not matter.
 
@@ -94,7 +96,7 @@ def measure(
     from kiara_runtime.loading import load
 
     started = time.perf_counter()
-    model = load(bundle, variant, threads, slots=max(SLOTS, *batch, 1))
+    model = load(bundle, variant, threads, slots=max(SLOTS, *batch, 1), kv_cache=kv_cache)
     load_seconds = time.perf_counter() - started
     prompt = min(prompt_tokens, max(1, model.context_length // 2))
     steps = min(max_tokens, model.context_length - prompt) - 1

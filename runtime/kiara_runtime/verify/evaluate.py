@@ -38,11 +38,12 @@ def evaluate(
     variant: str | None = None,
     threads: int | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
+    int8_cache: bool = False,
 ) -> Metrics:
     """Score a text with a variant of the bundle. advance: called with the tokens done and their total."""
     bundle.check(bundle.files_of(variant))
     tokenizer = load_tokenizer(bundle)
-    session = Session(bundle.graph_of(variant), bundle.architecture, threads)
+    session = Session(bundle.graph_of(variant, int8_cache), bundle.architecture, threads)
     ids = np.array([tokenizer.first_token(bundle.bos_token_id), *tokenizer.encode(text)], dtype=np.int64)
     if len(ids) == 1:
         raise UserError("text", "the tokenizer has no token for any of it", "give another text")

@@ -25,12 +25,13 @@ MAX_NATS_DIFFERENCE = 0.01  # relative, of the text's negative log-likelihood
 
 @dataclass(frozen=True)
 class Found:
-    """The result for a variant.
+    """The result for a variant, with one of its kinds of KV cache.
 
     recorded_agreement: fraction of the recorded likeliest tokens that are the same here. nats_difference: relative.
     """
 
     variant: str
+    int8_cache: bool
     paths: PathAgreement
     recorded_agreement: float
     nats_difference: float
@@ -43,13 +44,14 @@ def probe(session: Session, ids: Ids) -> dict[str, Any]:
 
 
 def verify_deep(bundle: Bundle) -> Iterator[Found]:
-    """Check each variant in turn; raises UserError for the first whose results are outside its limits."""
+    """Check each graph in turn; raises UserError for the first whose results are outside its variant's limits."""
     ids, expected = _recorded(bundle)
-    for name in bundle.variants:
-        session = Session(bundle.graph_of(name), bundle.architecture)
-        here, there = probe(session, ids), expected[name]
+    for (name, int8_cache), there in expected.items():
+        session = Session(bundle.graph_of(name, int8_cache), bundle.architecture)
+        here = probe(session, ids)
         found = Found(
             variant=name,
+            int8_cache=int8_cache,
             paths=path_agreement(session, ids[None]),
             recorded_agreement=sum(a == b for a, b in zip(here["top1"], there["top1"], strict=True)) / len(ids),
             nats_difference=abs(here["nats"] / there["nats"] - 1),
@@ -58,17 +60,17 @@ def verify_deep(bundle: Bundle) -> Iterator[Found]:
         yield found
 
 
-def _recorded(bundle: Bundle) -> tuple[Ids, dict[str, dict[str, Any]]]:
-    """The probe in the receipt: token ids, and what each variant predicted for them."""
+def _recorded(bundle: Bundle) -> tuple[Ids, dict[tuple[str, bool], dict[str, Any]]]:
+    """The probe in the receipt: token ids, and what each variant, with each of its caches, predicted for them."""
     path, vocabulary = bundle.folder / "receipt.json", bundle.architecture.vocab_size
     recorded: Any = read_bounded_json(path, MAX_MANIFEST_BYTES).get("probe")
     try:
         ids = [int(token) for token in recorded["ids"]]
-        made: dict[str, dict[str, Any]] = {}
-        for name in bundle.variants:
-            one = recorded["variants"][name]
-            made[name] = {"nats": float(one["nats"]), "top1": [int(token) for token in one["top1"]]}
-            if len(made[name]["top1"]) != len(ids) or made[name]["nats"] <= 0:
+        made: dict[tuple[str, bool], dict[str, Any]] = {}
+        for name, int8_cache in bundle.graphs():
+            one = recorded["int8_caches" if int8_cache else "variants"][name]
+            made[name, int8_cache] = {"nats": float(one["nats"]), "top1": [int(token) for token in one["top1"]]}
+            if len(made[name, int8_cache]["top1"]) != len(ids) or made[name, int8_cache]["nats"] <= 0:
                 raise ValueError
         if not 2 <= len(ids) <= bundle.architecture.context_length or not all(0 <= i < vocabulary for i in ids):
             raise ValueError
@@ -79,18 +81,19 @@ def _recorded(bundle: Bundle) -> tuple[Ids, dict[str, dict[str, Any]]]:
 
 def _demand(found: Found) -> None:
     limits = (find_variant(found.variant) or FLOAT32).limits  # the strictest for an unknown variant
+    where = f"on this machine{', with its int8 cache,' if found.int8_cache else ''}"
     least = limits.elsewhere
     if found.paths.lowest() < least or found.paths.end_of_context < limits.end_of_context:
         raise UserError(
             found.variant,
-            f"on this machine single steps, chunks or batches give {found.paths.lowest():.1%} of "
+            f"{where} single steps, chunks or batches give {found.paths.lowest():.1%} of "
             f"the likeliest tokens of a prefill ({least:.0%} required)",
             "use another variant, or another ONNX Runtime",
         )
     if found.recorded_agreement < MIN_RECORDED_AGREEMENT or not found.nats_difference <= MAX_NATS_DIFFERENCE:
         raise UserError(
             found.variant,
-            f"on this machine it gives {found.recorded_agreement:.1%} of the recorded likeliest tokens, and "
+            f"{where} it gives {found.recorded_agreement:.1%} of the recorded likeliest tokens, and "
             f"the log-likelihood is {found.nats_difference:.2%} off",
             "use another variant, or another ONNX Runtime",
         )

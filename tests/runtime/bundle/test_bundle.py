@@ -96,7 +96,7 @@ def _rewrite(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"format_version": "2.0"}, "bundle format 2.0 is newer than this runtime's 1.0"),
+        ({"format_version": "2.0"}, "bundle format 2.0 is newer than this runtime's 1.1"),
         ({"variants": {"int8": {"file": "../outside.onnx"}}}, "not a valid file name in a bundle"),
         ({"variants": {"int8": {"file": "/etc/passwd"}}}, "not a valid file name in a bundle"),
         ({"architecture": {}}, "not a manifest of this format"),

@@ -133,7 +133,7 @@ def test_paths_without_a_bundle_are_refused(command: str, tmp_path: Path, kiara_
 def test_info_and_verify_of_a_good_bundle(bundle: Path, kiara_run: Callable[..., Result]) -> None:
     shown = kiara_run("info", bundle).stdout
     assert "int8:" in shown and "fp32:" in shown and "context 96 tokens" in shown
-    assert json.loads(kiara_run("info", bundle, "--json").stdout)["format_version"] == "1.0"
+    assert json.loads(kiara_run("info", bundle, "--json").stdout)["format_version"] == "1.1"
     result = kiara_run("verify", bundle)
     assert result.exit_code == 0 and "all as recorded" in result.stdout
 

@@ -15,15 +15,17 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kiara_runtime.engine.engine import Engine
+from kiara_runtime.engine.session import KVCache
 from kiara_runtime.errors import BusyError
 from kiara_runtime.loading import load
 from kiara_runtime.model import Model
 from kiara_runtime.stream import Stream
 
 
-@pytest.fixture(scope="module", params=["int8", "fp32"])
+@pytest.fixture(scope="module", params=[("int8", False), ("int8", True), ("fp32", False)])
 def pair(bundle: Path, request: pytest.FixtureRequest) -> tuple[Model, Model]:
-    return _model(bundle, request.param, slots=3), _alone(bundle, request.param)
+    """variant, and whether its KV cache is int8"""
+    return _model(bundle, *request.param, slots=3), _alone(bundle, *request.param)
 
 
 REQUESTS = st.fixed_dictionaries(
@@ -68,10 +70,11 @@ def test_other_requests_in_the_batch_change_nothing(
 
 
 @pytest.mark.slow
-def test_five_hundred_generations_are_identical_on_every_path(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_cache", ["fp32", "int8"])
+def test_five_hundred_generations_are_identical_on_every_path(bundle: Path, tmp_path: Path, kv_cache: KVCache) -> None:
     """SequentialRunner, in a batch of eight, streamed, after a cached prefix, from a stored prompt: all identical."""
-    plain, busy = _alone(bundle), load(bundle)
-    stored = [load(bundle, prompt_cache=tmp_path / "cache") for _ in range(2)]
+    plain, busy = _alone(bundle, int8_cache=kv_cache == "int8"), load(bundle, kv_cache=kv_cache)
+    stored = [load(bundle, prompt_cache=tmp_path / "cache", kv_cache=kv_cache) for _ in range(2)]
     differing = compared = 0
     for i in range(63):
         options: dict[str, Any] = {"max_tokens": 12, "temperature": (0.0, 0.8)[i % 2], "seed": i, "ignore_eos": True}

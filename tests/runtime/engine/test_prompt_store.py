@@ -122,7 +122,9 @@ def test_a_restored_prompt_gives_the_same_output_as_a_computed_one(bundle: Path,
     restored = load(bundle, prompt_cache=tmp_path).generate(prompt, **options)
     assert (computed.cached_tokens, restored.cached_tokens) == (0, len(prompt) - 2)
     assert (restored.tokens, restored.logprobs) == (computed.tokens, computed.logprobs)
-    assert load(bundle, "fp32", prompt_cache=tmp_path).generate(prompt, **options).cached_tokens == 0
+    for other in ({"variant": "fp32"}, {"kv_cache": "int8"}):
+        assert load(bundle, prompt_cache=tmp_path, **other).generate(prompt, **options).cached_tokens == 0
+    assert load(bundle, prompt_cache=tmp_path).generate(prompt, **options).cached_tokens == len(prompt) - 2
 
 
 def test_no_step_waits_for_the_disk(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,9 @@ def test_a_good_bundle_computes_the_recorded_values(bundle: Path, kiara_run: Cal
     result = kiara_run("verify", bundle, "--deep")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines[:2]] == ["int8", "fp32"]
-    assert "recorded tokens 100.0%, log-likelihood within 0.000%" in lines[0] and "batching changes nothing" in lines[0]
+    assert [line.split(":")[0] for line in lines[:3]] == ["int8", "int8, int8 cache", "fp32"]
+    for line in lines[:2]:
+        assert "recorded tokens 100.0%, log-likelihood within 0.000%" in line and "batching changes nothing" in line
 
 
 def test_a_probe_is_the_log_likelihood_of_its_text(bundle: Path) -> None:
@@ -47,15 +48,16 @@ def test_a_probe_is_the_log_likelihood_of_its_text(bundle: Path) -> None:
     assert probe(session, ids)["nats"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["variants", "int8_caches"])
 @pytest.mark.parametrize(
     ("what", "expected"), [("top1", "of the recorded likeliest"), ("nats", "off"), (None, "no valid probe")]
 )
 def test_a_graph_that_differs_from_the_record_is_refused(
-    what: str | None, expected: str, copy: Path, kiara_run: Callable[..., Result]
+    kind: str, what: str | None, expected: str, copy: Path, kiara_run: Callable[..., Result]
 ) -> None:
     """As on a machine whose kernels differ; here the record is changed instead."""
     receipt = json.loads((copy / "receipt.json").read_text("utf-8"))
-    recorded = receipt["probe"]["variants"]["int8"]
+    recorded = receipt["probe"][kind]["int8"]
     if what == "top1":
         recorded["top1"] = [token + 1 for token in recorded["top1"]]
     elif what == "nats":
