@@ -11,7 +11,7 @@ NPM := examples/browser examples/clients
 PROJECTS := pyproject.toml runtime/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train evaluate export serve test test-fast coverage mutation test-seeds lint docs session pictures docker-build release-check bench bench-gemma bench-engine bench-cache bench-builder bench-server bench-mixed bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-tool-calls check-lm-eval check-examples format
+.PHONY: help demo train evaluate export serve test test-fast coverage mutation test-seeds lint docs session pictures docker-build release-check bench bench-gemma bench-engine bench-cache bench-builder bench-server bench-mixed bench-prepare bench-finetuning bench-recipe bench-shapes bench-training models-page check-tokenizers check-presets soak check-import check-gate check-schemas check-templates check-api check-clients check-cuda check-tool-calls check-lm-eval check-examples format
 .PHONY: install install-dev install-web clean
 
 help: ## Show this list
@@ -182,6 +182,11 @@ check-examples: install-dev ## By hand: the examples with PyInstaller and OpenVI
 	$(PYTHON) -m venv .venv/examples
 	.venv/examples/bin/pip --disable-pip-version-check --quiet install -c constraints.txt "./runtime[server]" pyinstaller openvino tokenizers
 	$(BIN)/python benchmarks/check_examples.py $(BUNDLE) .venv/examples
+
+check-cuda: install-dev ## By hand, on a machine with an NVIDIA GPU: the runtime's CUDA path against the CPU (a minute)
+	$(PIP) uninstall --yes onnxruntime
+	$(PIP) install onnxruntime-gpu
+	$(BIN)/python -m pytest tests/runtime/test_cuda.py
 
 check-lm-eval: install-dev ## By hand: lm-evaluation-harness against a server of BUNDLE=bundles/demo (minutes)
 	$(PIP) install -c constraints.txt "lm-eval[api]"

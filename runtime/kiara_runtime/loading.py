@@ -9,7 +9,7 @@ from typing import get_args
 
 import onnxruntime as ort
 
-from kiara_runtime.bundle import GRAPH_FOLDER, Bundle
+from kiara_runtime.bundle import GRAPH_FOLDER, Bundle, find_variant
 from kiara_runtime.engine import QUEUE, SLOTS, Device, Engine, KVCache, PromptStore, Session, may_use_cuda
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
@@ -32,11 +32,11 @@ def load(
     """Load a bundle, given as a folder or an open `Bundle`, after checking the size and hash of every file it needs.
 
     variant: such as "int8", by default the first one that the bundle lists. threads: of ONNX Runtime, by default one
-    per core, or as many as the CPU quota of a container allows. device: "cpu", "cuda", or "auto" for CUDA where it
-    works. slots: sequences that run at once. queue: sequences that may wait for a slot. prompt_cache: a folder that
-    keeps the KV cache of prompts across restarts. settings: ONNX Runtime session options by name. kv_cache: "int8"
-    takes a quarter of the memory; it decodes faster, the more the longer the context, and reads prompts slower. Raises
-    UserError for a bundle that is missing, damaged or too new.
+    per core, or as many as the CPU quota of a container allows. device: "cpu", "cuda" (for the variant fp16 only), or
+    "auto" for CUDA where it works. slots: sequences that run at once. queue: sequences that may wait for a slot.
+    prompt_cache: a folder that keeps the KV cache of prompts across restarts. settings: ONNX Runtime session options by
+    name. kv_cache: "int8" takes a quarter of the memory; it decodes faster, the more the longer the context, and reads
+    prompts slower. Raises UserError for a bundle that is missing, damaged or too new.
     """
     check_integer("slots", slots, 1, 1024)
     check_integer("queue", queue, 0, 1 << 20)
@@ -47,7 +47,8 @@ def load(
         checking = hashing.submit(bundle.check, names)
         tokenizer = load_tokenizer(bundle)
         checking.result()
-    graph = bundle.graph_of(variant, _int8_cache(kv_cache, device))
+    device = _device(bundle, variant, device)
+    graph = bundle.graph_of(variant, _wants_int8(kv_cache, device))
     session = Session(graph, bundle.architecture, threads, settings, device)
     store = None
     if prompt_cache is not None and session.device == "cpu":
@@ -63,7 +64,21 @@ def load(
     )
 
 
-def _int8_cache(kv_cache: KVCache, device: Device) -> bool:
+def _device(bundle: Bundle, variant: str | None, device: Device) -> Device:
+    """The device to try. On CUDA, attention computes in float16 only (ONNX Runtime's list of kernels); a variant in
+    float32 would have its attention on the CPU, and its whole cache copied in every step.
+    """
+    name = variant or bundle.variants[0]
+    record = find_variant(name)
+    if record is None or record.cache == "float16" or not may_use_cuda(device):
+        return device
+    if device == "cuda":
+        remedy = "name the variant fp16 (`kiara export --quantize fp16`), or use cpu"
+        raise UserError("device", f"attention on CUDA needs float16, and {name} computes in float32", remedy)
+    return "cpu"
+
+
+def _wants_int8(kv_cache: KVCache, device: Device) -> bool:
     """Whether to open the graph with an int8 KV cache. Raises UserError if `kv_cache` is unknown or cannot be had."""
     if kv_cache not in get_args(KVCache):
         raise UserError("kv_cache", "is not a type of cache", "use int8 or fp32", value=kv_cache)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kiara_runtime.commands.options import KV_CACHE
+from kiara_runtime.commands.options import DEVICE, KV_CACHE
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import Terminated, tell
 
@@ -200,7 +200,7 @@ def _line_history(file: Path | None) -> Generator[None]:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--variant", help="Variant to run, such as int8; by default the bundle's first.")
 @click.option("--threads", type=int, help="ONNX Runtime threads; by default one per core.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@DEVICE
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps the KV cache of prompts.")
 @KV_CACHE
 @click.option("--system", help="System message.")

@@ -15,7 +15,7 @@ from kiara_runtime.commands.bench import bench
 from kiara_runtime.commands.chat import chat
 from kiara_runtime.commands.embed import embed
 from kiara_runtime.commands.generate import generate_options, run_generate
-from kiara_runtime.commands.options import BUNDLE, KV_CACHE, THREADS, VARIANT
+from kiara_runtime.commands.options import BUNDLE, DEVICE, KV_CACHE, THREADS, VARIANT
 from kiara_runtime.commands.serve import serve
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import (
@@ -107,7 +107,7 @@ main.add_command(embed)
 @BUNDLE
 @VARIANT
 @THREADS
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@DEVICE
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps the KV cache of prompts.")
 @KV_CACHE
 @generate_options

@@ -8,6 +8,13 @@ import click
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 THREADS = click.option("--threads", type=int, help="ONNX Runtime threads; by default one per core.")
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="cuda runs the variant fp16; auto uses it where it works.",
+)
 KV_CACHE = click.option(
     "--kv-cache",
     type=click.Choice(["fp32", "int8"]),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kiara_runtime.commands.amounts import size_of
-from kiara_runtime.commands.options import KV_CACHE
+from kiara_runtime.commands.options import DEVICE, KV_CACHE
 from kiara_runtime.errors import UserError
 from kiara_runtime.system import tell
 
@@ -30,7 +30,7 @@ EXTRA = "pip install 'kiara-runtime[server]'"
 )
 @click.option("--variant", help="Variant to serve, such as int8; by default the bundle's first.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="ONNX Runtime threads; by default one per core.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@DEVICE
 @click.option("--prompt-cache", type=click.Path(path_type=Path), help="Folder that keeps the KV cache of prompts.")
 @KV_CACHE
 @click.option("--slots", type=click.IntRange(1, 64), default=8, show_default=True, help="Sequences that run at once.")
