@@ -24,7 +24,7 @@ from kiara_runtime.verify.agreement import (
 from kiara_runtime.verify.bench import Speed, measure_in_subprocess
 from kiara_runtime.verify.evaluate import evaluate, read_text
 from kiara_runtime.verify.kernels import probe, verify_deep
-from kiara_runtime.verify.profile import Pass, Profile, profile
+from kiara_runtime.verify.profile import Profile, profile
 from kiara_runtime.verify.scoring import Metrics, Scorer
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "Ids",
     "Logits",
     "Metrics",
-    "Pass",
     "PathAgreement",
     "Profile",
     "Scorer",
