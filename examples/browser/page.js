@@ -15,10 +15,15 @@ env.useBrowserCache = false;
 env.backends.onnx.wasm.wasmPaths = new URL("vendor/onnxruntime/", location.href).href;
 
 const DTYPES = { int8: "q8", int4: "q4", "int8-dynamic": "int8", fp16: "fp16", fp32: "fp32" };
+const RUNS = { threads: "all threads", one: "one thread", webgpu: "WebGPU" };
+const MOST_THREADS = 8;
+const SPEEDS = "speeds"; // of this visit, in the session's storage
 const element = (id) => document.getElementById(id);
 const say = (text) => (element("status").textContent = text);
 const stopping = new InterruptableStoppingCriteria();
-let tokenizer, model, context;
+const query = new URLSearchParams(location.search);
+const run = query.get("run") in RUNS ? query.get("run") : "threads";
+let tokenizer, model, context, variant;
 
 /** Let the service worker see everything that is loaded from here on. */
 async function keepForOffline() {
@@ -32,19 +37,41 @@ async function keepForOffline() {
 
 async function load() {
   const manifest = await (await fetch("models/bundle/kiara.json")).json();
-  const variant = new URLSearchParams(location.search).get("variant") ?? Object.keys(manifest.variants)[0];
+  variant = query.get("variant") ?? Object.keys(manifest.variants)[0];
   if (!(variant in manifest.variants)) {
     throw new Error(`there is no variant ${variant}; it has ${Object.keys(manifest.variants).join(", ")}`);
   }
   context = manifest.architecture.context_length;
   tokenizer = await AutoTokenizer.from_pretrained("bundle");
-  model = await AutoModelForCausalLM.from_pretrained("bundle", { dtype: DTYPES[variant], device: "wasm" });
+  if (run === "webgpu" && !(await navigator.gpu?.requestAdapter())) {
+    throw new Error("this browser has no WebGPU here; choose threads under \u201cRun on\u201d");
+  }
+  const cores = crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MOST_THREADS) : 1; // needs shared memory
+  env.backends.onnx.wasm.numThreads = run === "one" ? 1 : cores;
+  const device = run === "webgpu" ? "webgpu" : "wasm";
+  model = await AutoModelForCausalLM.from_pretrained("bundle", { dtype: DTYPES[variant], device });
   element("name").textContent = manifest.name;
   element("facts").textContent =
     `${variant}, ${(manifest.parameters / 1e6).toFixed(1)}M parameters, context of ${context} tokens; ` +
-    `computed on this device, ${env.backends.onnx.wasm.numThreads ?? 1} threads`;
+    `computed on this device, ${run === "webgpu" ? "by WebGPU" : counted(env.backends.onnx.wasm.numThreads)}`;
+  compare();
   say("Ready.");
   element("generate").disabled = false;
+}
+
+const counted = (threads) => `${threads} thread${threads === 1 ? "" : "s"}`;
+
+/** Show the speeds of this visit, of this way to run and of others. */
+function compare(measured = {}) {
+  const speeds = { ...JSON.parse(sessionStorage.getItem(SPEEDS) ?? "{}"), ...measured };
+  sessionStorage.setItem(SPEEDS, JSON.stringify(speeds));
+  const rows = Object.entries(speeds).map(([name, speed]) => {
+    const row = document.createElement("tr");
+    row.insertCell().textContent = name;
+    row.insertCell().textContent = `${speed.toFixed(0)} tokens/s`;
+    return row;
+  });
+  element("speeds").replaceChildren(...rows);
 }
 
 async function generate(event) {
@@ -79,6 +106,7 @@ async function generate(event) {
     });
     const seconds = (performance.now() - started) / 1000;
     say(`${tokens} tokens, ${(tokens / seconds).toFixed(0)} tokens/s.`);
+    compare({ [`${variant}, ${RUNS[run]}`]: tokens / seconds });
   } catch (error) {
     say(`Failed: ${error.message}`);
   }
@@ -86,6 +114,11 @@ async function generate(event) {
   element("stop").disabled = true;
 }
 
+element("run").value = run;
+element("run").addEventListener("change", (event) => {
+  query.set("run", event.target.value); // the number of threads is fixed once the graph is loaded
+  location.search = query;
+});
 element("form").addEventListener("submit", generate);
 element("stop").addEventListener("click", () => stopping.interrupt());
 keepForOffline()

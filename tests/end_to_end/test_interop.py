@@ -116,6 +116,28 @@ def test_the_browser_page_matches_the_runtime_and_contacts_no_other_server(
     assert not errors and all(url.startswith((page_url, "blob:", "data:")) for url in asked)
 
 
+def test_the_browser_page_compares_one_thread_with_all(page_url: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.goto(f"{page_url}?run=one")
+        for choice, told in (("one", "1 thread"), ("threads", "thread")):
+            page.select_option("#run", choice)
+            page.wait_for_url(f"**/?run={choice}")
+            page.wait_for_selector("#generate:enabled", timeout=60_000)
+            assert page.input_value("#run") == choice and told in str(page.text_content("#facts"))
+            page.fill("#max-tokens", "4")
+            page.click("#generate")
+            page.wait_for_function("document.getElementById('status').textContent.includes('tokens/s')", timeout=60_000)
+        rows = [str(row) for row in page.locator("#speeds tr").all_text_contents()]
+        assert [row.split(",")[0] for row in rows] == ["int8", "int8"] and "one thread" in rows[0]
+        page.goto(f"{page_url}?run=webgpu")  # a browser without it, as in most tests, says so
+        page.wait_for_selector("#status:text-matches('Ready|no WebGPU')", timeout=60_000)
+        browser.close()
+
+
 def test_the_browser_page_opens_without_its_server(npm_packages: None, bundle: Path) -> None:
     from playwright.sync_api import sync_playwright
 
