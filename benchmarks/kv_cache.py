@@ -11,7 +11,7 @@ from kiara_runtime.bundle import Bundle
 from kiara_runtime.engine import Session
 from kiara_runtime.system import machine
 
-CACHED = (64, 256, 512, 1000, 1500, 2000, 4000)
+CACHED = (64, 256, 1000, 1500)
 STEPS, ROUNDS, CHUNK = 32, 5, 256
 
 

@@ -20,7 +20,7 @@ from kiara_runtime.bundle import Architecture, Variant
 from kiara_runtime.engine import Session
 from kiara_runtime.verify import path_agreement, probe
 
-TOKENS, MAX_LENGTH = 1 << 13, 1 << 10  # of calibration text, and of a window of it
+TOKENS, MAX_LENGTH = 1 << 12, 1 << 10  # of calibration text, and of a window of it
 MOST_LOST = 0.001  # of the bits per byte of the variant with its float32 cache
 
 
