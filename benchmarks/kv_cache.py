@@ -1,4 +1,4 @@
-"""An int8 KV cache against a float32 one: `make bench-cache`. Decode steps and prompts, in turn, medians of five rounds.
+"""An int8 KV cache beside a float32 one: `make bench-cache`. Decode steps and prompts in turn, medians of five rounds.
 
 python benchmarks/kv_cache.py BUNDLE [VARIANT]
 """
