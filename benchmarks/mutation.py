@@ -29,7 +29,7 @@ JOBS = 2
 # Part -> its files, and the tests that are to notice a change.
 PARTS = {
     "sampling": ("runtime/kiara_runtime/sampling/[cfps]*.py", "tests/runtime/sampling tests/runtime/test_model.py"),
-    "bundle": ("runtime/kiara_runtime/bundle/[gms]*.py", "tests/runtime/bundle tests/export/test_int8_cache.py"),
+    "bundle": ("runtime/kiara_runtime/bundle/[gms]*.py", "tests/runtime/bundle tests/runtime/verify"),
     "checkpoint": (
         "kiara/checkpoints/*.py",
         "tests/kiara/training/test_trainer.py tests/kiara/importing/test_import.py",

@@ -157,7 +157,7 @@ def _up_to_date(
     left_out = bundle.manifest.get("left_out", {})
     names = [order.variant.name for order in orders]
     made = [name for name in names if name not in left_out] or [FLOAT32.name]
-    same = bundle.variants == made and bundle.manifest.get("provenance") == provenance
+    same = bundle.current and bundle.variants == made and bundle.manifest.get("provenance") == provenance
     return dict(bundle.manifest["receipt"]) if same else None
 
 

@@ -165,3 +165,15 @@ def test_it_is_calibrated_on_text_that_is_not_reported(run: Path, tmp_path: Path
         assert (found.calibrate is not None) == enough
         whole = held_out_text(imported, Tokenizer.load(imported), request.text)
         assert found.report.tokens + (found.calibrate.tokens if found.calibrate else 0) == whole.tokens
+
+
+def test_a_bundle_of_an_older_format_is_exported_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara: Callable[..., Result]
+) -> None:
+    """Nothing else has changed, but older bundles have no int8 cache."""
+    with monkeypatch.context() as older:
+        older.setattr("kiara_runtime.bundle.manifest.FORMAT", (1, 0))
+        assert kiara("export", run, "--out", tmp_path / "bundle").exit_code == 0
+    assert "Up to date" not in kiara("export", run, "--out", tmp_path / "bundle").stderr
+    assert Bundle.open(tmp_path / "bundle").manifest["format_version"] == "1.1"
+    assert "Up to date" in kiara("export", run, "--out", tmp_path / "bundle").stderr

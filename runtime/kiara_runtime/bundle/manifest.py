@@ -71,6 +71,11 @@ class Bundle:
             raise UserError(path / MANIFEST, f"not a manifest of this format ({error!r})", "export it again") from None
 
     @property
+    def current(self) -> bool:
+        """Whether it has the format that this version writes, rather than an older one."""
+        return bool(self.manifest["format_version"] == _version())
+
+    @property
     def variants(self) -> list[str]:
         """Names of the variants inside, the default one first."""
         return list(self.manifest["variants"])
@@ -184,8 +189,7 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
         for name in names
         if name != MANIFEST
     }
-    version = ".".join(map(str, FORMAT))
-    manifest = {"format_version": version, **values, "files": files, "sha256": "0" * 64}
+    manifest = {"format_version": _version(), **values, "files": files, "sha256": "0" * 64}
     data = (json.dumps(manifest, indent=2) + "\n").encode()
     digest = hashlib.sha256(data).hexdigest()
     before, after = data.rsplit(b"0" * 64, 1)
@@ -218,9 +222,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = cast("dict[str, Any]", json.loads(data))
     version = str(manifest.get("format_version"))
     if int(version.split(".")[0]) > FORMAT[0]:
-        ours = ".".join(map(str, FORMAT))
-        raise UserError(path, f"bundle format {version} is newer than this runtime's {ours}", "update kiara-runtime")
+        problem = f"bundle format {version} is newer than this runtime's {_version()}"
+        raise UserError(path, problem, "update kiara-runtime")
     return manifest
+
+
+def _version() -> str:
+    return ".".join(map(str, FORMAT))
 
 
 def _check_name(name: str) -> str:

@@ -40,6 +40,43 @@ def test_a_protobuf_tag_of_more_than_32_bits_is_refused(tmp_path: Path) -> None:
         external_files(tmp_path / "model.onnx")
 
 
+def test_external_files_are_found_wherever_a_tensor_can_be(tmp_path: Path) -> None:
+    """In every field of onnx.proto that leads to a tensor, a name of its own."""
+    import onnx
+
+    names: list[str] = []
+
+    def tensor() -> onnx.TensorProto:
+        names.append(f"file{len(names)}")
+        made = onnx.TensorProto(name="t", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+        made.external_data.add(key="offset", value="0")
+        made.external_data.add(key="location", value=names[-1])
+        return made
+
+    def sparse() -> onnx.SparseTensorProto:
+        return onnx.SparseTensorProto(values=tensor(), indices=tensor())
+
+    def graph() -> onnx.GraphProto:
+        return onnx.GraphProto(initializer=[tensor()], sparse_initializer=[sparse()], node=[onnx.NodeProto()])
+
+    def attribute() -> onnx.AttributeProto:
+        return onnx.AttributeProto(
+            t=tensor(),
+            g=graph(),
+            tensors=[tensor()],
+            graphs=[graph()],
+            sparse_tensor=sparse(),
+            sparse_tensors=[sparse()],
+        )
+
+    model = onnx.ModelProto(graph=graph())
+    model.graph.node.append(onnx.NodeProto(attribute=[attribute()]))
+    model.training_info.add(initialization=graph(), algorithm=graph())
+    model.functions.add(node=[onnx.NodeProto(attribute=[attribute()])], attribute_proto=[attribute()])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert len(names) > 30 and external_files(tmp_path / "model.onnx") == set(names)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_parse_or_raise_value_error(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
