@@ -10,7 +10,17 @@ from typing import get_args
 import onnxruntime as ort
 
 from kiara_runtime.bundle import GRAPH_FOLDER, Bundle, find_variant
-from kiara_runtime.engine import QUEUE, SLOTS, Device, Engine, KVCache, PromptStore, Session, may_use_cuda
+from kiara_runtime.engine import (
+    QUEUE,
+    SLOTS,
+    Device,
+    Engine,
+    KVCache,
+    PromptStore,
+    Session,
+    check_int8_cache,
+    may_use_cuda,
+)
 from kiara_runtime.errors import UserError
 from kiara_runtime.model import Model
 from kiara_runtime.sampling import check_integer
@@ -84,6 +94,8 @@ def _wants_int8(kv_cache: KVCache, device: Device) -> bool:
         raise UserError("kv_cache", "is not a type of cache", "use int8 or fp32", value=kv_cache)
     if kv_cache == "int8" and may_use_cuda(device):
         raise UserError("kv_cache", "runs on the CPU only", "use fp32, or the device cpu", value=kv_cache)
+    if kv_cache == "int8":
+        check_int8_cache()
     return kv_cache == "int8"
 
 

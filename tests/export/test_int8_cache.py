@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from click.testing import Result
 from hypothesis import given, settings
@@ -177,3 +178,23 @@ def test_a_bundle_of_an_older_format_is_exported_again(
     assert "Up to date" not in kiara("export", run, "--out", tmp_path / "bundle").stderr
     assert Bundle.open(tmp_path / "bundle").manifest["format_version"] == "1.1"
     assert "Up to date" in kiara("export", run, "--out", tmp_path / "bundle").stderr
+
+
+def test_an_older_onnx_runtime_runs_everything_else(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kiara_run: Callable[..., Result]
+) -> None:
+    """The runtime allows versions of ONNX Runtime whose attention knows no int8 cache."""
+    monkeypatch.setattr(ort, "__version__", "1.26.0")
+    (tmp_path / "text.txt").write_text("def main(argv):\n    return argv\n", "utf-8")
+    assert load(bundle).generate("def ", max_tokens=2).tokens
+    for command in (
+        ("generate", bundle, "-p", "x"),
+        ("evaluate", bundle, tmp_path / "text.txt"),
+        ("bench", bundle, "--profile"),
+    ):
+        refused = kiara_run(*command, "--kv-cache", "int8")
+        assert refused.exit_code == 1 and "kv_cache: int8 needs ONNX Runtime 1.28, and this is 1.26.0" in refused.stderr
+    for options in ((), ("--deep",)):
+        verified = kiara_run("verify", bundle, *options)
+        assert verified.exit_code == 0 and "int8 KV caches were not run" in verified.stderr
+        assert "int8 cache:" not in verified.stdout

@@ -17,7 +17,7 @@ from kiara_export.graph import write_int8_cache
 from kiara_export.proof import MANY, Quality, shortfall
 from kiara_export.quantize import cache_scales
 from kiara_runtime.bundle import Architecture, Variant
-from kiara_runtime.engine import Session
+from kiara_runtime.engine import Session, int8_cache_runs
 from kiara_runtime.verify import path_agreement, probe
 
 TOKENS, MAX_LENGTH = 1 << 12, 1 << 10  # of calibration text, and of a window of it
@@ -36,8 +36,11 @@ class Int8Cache:
 def int8_caches(
     candidates: Candidates, made: Mapping[Variant, Made], config: ModelConfig, text: Split | None
 ) -> dict[Variant, Int8Cache]:
-    """Write and judge the graphs. text: to calibrate on; without it there are none."""
-    if text is None:
+    """Write and judge the graphs. text: to calibrate on; without it there are none.
+
+    Nor are there any if the installed ONNX Runtime cannot run them.
+    """
+    if text is None or not int8_cache_runs():
         return {}
     found: dict[Variant, Int8Cache] = {}
     for variant, graph in made.items():

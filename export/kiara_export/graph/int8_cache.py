@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from kiara_export.graph.onnx_file import places
 
 LEAST_BYTES = 1024  # smaller tensors are copied: shape inference reads some of them
-SCALES = 12  # number of the operator's first input for scales
+PAST_KEY, SCALES = 3, 12  # numbers of the operator's inputs: the cached keys, and the first of the scales
 BITS = 8
 
 
@@ -32,9 +32,10 @@ def write_int8_cache(source: Path, scales: Sequence[NDArray[np.float32]]) -> Pat
     for tensor in model.graph.initializer:
         if tensor.name in stored and stored[tensor.name][1] >= LEAST_BYTES:
             _refer(tensor, source.name, *stored[tensor.name])
-    attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
-    for node, keys, values in zip(attentions, scales[::2], scales[1::2], strict=True):
-        model.graph.initializer.extend(_quantised(node, keys, values))
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            layer = int(node.input[PAST_KEY].split(".")[1])  # past_key_values.{layer}.key
+            model.graph.initializer.extend(_quantised(node, *scales[2 * layer : 2 * layer + 2]))
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         if value.name.startswith(("past_key_values.", "present.")):
             value.type.tensor_type.elem_type = onnx.TensorProto.INT8

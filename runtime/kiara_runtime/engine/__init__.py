@@ -9,7 +9,15 @@ from kiara_runtime.engine.pooling import Pool, Pooling
 from kiara_runtime.engine.prompt_store import PromptStore
 from kiara_runtime.engine.runner import Runner, SequentialRunner
 from kiara_runtime.engine.sequence import FinishReason, ModelFacts, Piece, Sequence
-from kiara_runtime.engine.session import CHUNK, Device, KVCache, Session, may_use_cuda
+from kiara_runtime.engine.session import (
+    CHUNK,
+    Device,
+    KVCache,
+    Session,
+    check_int8_cache,
+    int8_cache_runs,
+    may_use_cuda,
+)
 
 __all__ = [
     "CHUNK",
@@ -28,5 +36,7 @@ __all__ = [
     "Sequence",
     "SequentialRunner",
     "Session",
+    "check_int8_cache",
+    "int8_cache_runs",
     "may_use_cuda",
 ]

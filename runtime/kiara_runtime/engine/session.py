@@ -29,6 +29,7 @@ from kiara_runtime.system import give_back, threads_within_quota
 Device = Literal["auto", "cpu", "cuda"]
 KVCache = Literal["fp32", "int8"]
 CHUNK = 256  # tokens per pass of a `Decoder`; bounds the size of the logits
+INT8_CACHE_SINCE = (1, 28)  # version of ONNX Runtime; tried: 1.24 and 1.26 fail, 1.28, 1.30 and 1.32 run
 _CUDA = "CUDAExecutionProvider"
 _CACHE_TYPES = {"float16": np.dtype(np.float16), "int8": np.dtype(np.int8)}  # by ONNX Runtime's names; else float32
 
@@ -192,6 +193,19 @@ def _cache_type(graph: ort.InferenceSession) -> np.dtype[np.generic]:
     """The type of keys and values in the graph's cache."""
     types = {value.type for value in graph.get_inputs()}
     return next((kind for name, kind in _CACHE_TYPES.items() if f"tensor({name})" in types), np.dtype(np.float32))
+
+
+def int8_cache_runs() -> bool:
+    """Whether this ONNX Runtime has attention with an int8 KV cache on the CPU."""
+    return tuple(map(int, ort.__version__.split(".")[:2])) >= INT8_CACHE_SINCE
+
+
+def check_int8_cache() -> None:
+    """Raise UserError if this ONNX Runtime cannot run a graph with an int8 KV cache."""
+    if not int8_cache_runs():
+        needed = ".".join(map(str, INT8_CACHE_SINCE))
+        problem = f"int8 needs ONNX Runtime {needed}, and this is {ort.__version__}"
+        raise UserError("kv_cache", problem, "pip install --upgrade onnxruntime, or use fp32")
 
 
 def may_use_cuda(device: Device) -> bool:

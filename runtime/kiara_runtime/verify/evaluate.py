@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kiara_runtime.bundle import Bundle
-from kiara_runtime.engine import CHUNK, Session
+from kiara_runtime.engine import CHUNK, Session, check_int8_cache
 from kiara_runtime.errors import UserError
 from kiara_runtime.tokens import load_tokenizer
 from kiara_runtime.verify.scoring import Metrics, Scorer, window_length, windows
@@ -42,6 +42,8 @@ def evaluate(
 ) -> Metrics:
     """Score a text with a variant of the bundle. advance: called with the tokens done and their total."""
     bundle.check(bundle.files_of(variant))
+    if int8_cache:
+        check_int8_cache()
     tokenizer = load_tokenizer(bundle)
     session = Session(bundle.graph_of(variant, int8_cache), bundle.architecture, threads)
     ids = np.array([tokenizer.first_token(bundle.bos_token_id), *tokenizer.encode(text)], dtype=np.int64)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kiara_runtime.bundle import Bundle
-from kiara_runtime.engine import CHUNK, Session
+from kiara_runtime.engine import CHUNK, Session, check_int8_cache
 from kiara_runtime.system import machine
 
 STEPS, PROMPTS = 33, 4  # passes of each kind; the first is a warm-up
@@ -66,6 +66,8 @@ def profile(
 ) -> Profile:
     """Profile a bundle. prompt_tokens: read in one pass, then cached at the decode steps; a short context has fewer."""
     bundle.check(bundle.files_of(variant))
+    if int8_cache:
+        check_int8_cache()
     length = max(2, min(prompt_tokens, CHUNK, bundle.architecture.context_length - STEPS - 1))
     ids = (7919 * np.arange(1, length + STEPS + 1)) % bundle.architecture.vocab_size
     graph = bundle.graph_of(variant, int8_cache)
