@@ -30,10 +30,7 @@ JOBS = 2
 PARTS = {
     "sampling": ("runtime/kiara_runtime/sampling/[cfps]*.py", "tests/runtime/sampling tests/runtime/test_model.py"),
     "bundle": ("runtime/kiara_runtime/bundle/[gms]*.py", "tests/runtime/bundle tests/runtime/verify"),
-    "checkpoint": (
-        "kiara/checkpoints/*.py",
-        "tests/kiara/training/test_trainer.py tests/kiara/importing/test_import.py",
-    ),
+    "checkpoint": ("kiara/checkpoints/*.py", "tests/kiara/test_checkpoints.py tests/kiara/training/test_trainer.py"),
     "scheduler": ("runtime/kiara_runtime/engine/s[cel]*.py", "tests/runtime/engine"),
     "tokenizer": ("runtime/kiara_runtime/tokens/*.py", "tests/runtime/tokens tests/kiara/importing/test_import.py"),
 }
