@@ -76,7 +76,7 @@ def test_the_first_whole_one_is_taken_and_all_damaged_ones_are_told(
     assert first_whole(reversed(list_checkpoints(tmp_path))) == oldest == trained_checkpoint(tmp_path)
     assert all(f"{damaged.folder}: skipped" in caplog.text for damaged in (newest, middle))
     (oldest.folder / STATE_FILE).write_text("{}", "utf-8")
-    with pytest.raises(UserError, match="damaged, .*; the run has no undamaged checkpoint") as error:
+    with pytest.raises(UserError, match=r"damaged, .*; the run has no undamaged checkpoint") as error:
         first_whole(reversed(list_checkpoints(tmp_path)))
     assert error.value.field == str(newest.folder / "model.safetensors")  # of the newest
     assert first_whole([]) is None
@@ -101,12 +101,12 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
 
 def test_missing_training_text_names_the_remedy(tmp_path: Path) -> None:
     imported = _write(tmp_path / "imported")
-    with pytest.raises(UserError, match="is imported, .*; start a new run"):
+    with pytest.raises(UserError, match=r"is imported, .*; start a new run"):
         trained_on(imported)
-    with pytest.raises(UserError, match="is imported, .*; give other text with --calibration"):
+    with pytest.raises(UserError, match=r"is imported, .*; give other text with --calibration"):
         trained_on(imported, "--calibration")
     gone = _write(tmp_path / "gone", dataset="../data")
-    with pytest.raises(UserError, match="its data folder .* is missing; restore it, or start a new run"):
+    with pytest.raises(UserError, match=r"its data folder .* is missing; restore it, or start a new run"):
         trained_on(gone)
 
 
