@@ -40,6 +40,13 @@ def test_a_protobuf_tag_of_more_than_32_bits_is_refused(tmp_path: Path) -> None:
         external_files(tmp_path / "model.onnx")
 
 
+def test_the_largest_field_number_is_skipped(tmp_path: Path) -> None:
+    """It fits the 32 bits of a tag: an unknown field of a valid file."""
+    tag, length = b"\xfa\xff\xff\xff\x0f", b"\x01"  # field 2^29 - 1, length-delimited
+    (tmp_path / "model.onnx").write_bytes(tag + length + b"x")
+    assert external_files(tmp_path / "model.onnx") == set()
+
+
 def test_external_files_are_found_wherever_a_tensor_can_be(tmp_path: Path) -> None:
     """In every field of onnx.proto that leads to a tensor, a name of its own."""
     import onnx
