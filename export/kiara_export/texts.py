@@ -34,7 +34,8 @@ def texts_of(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: l
 def _found(checkpoint: Path, tokenizer: Tokenizer, request: Request, orders: list[Order]) -> Texts:
     report = held_out_text(checkpoint, tokenizer, request.text)
     if not any(order.variant.calibrated for order in orders):
-        return _for_cache(checkpoint, report)
+        cached = any(order.variant.int8_cache for order in orders)
+        return _for_cache(checkpoint, report) if cached else Texts(report)
     if request.calibration is not None:
         tuning = held_out_text(checkpoint, tokenizer, request.calibration, "train")
     elif read_state(checkpoint).get("dataset") is not None:

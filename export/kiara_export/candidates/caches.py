@@ -44,7 +44,7 @@ def int8_caches(
         return {}
     found: dict[Variant, Int8Cache] = {}
     for variant, graph in made.items():
-        if variant.cache != "float32" or variant.lossless:
+        if not variant.int8_cache:
             continue
         base = _session(graph.path, candidates.shape)
         length = min(config.context_length, MAX_LENGTH) - 1

@@ -63,6 +63,11 @@ class Variant:
         return self.rounding == "none"
 
     @property
+    def int8_cache(self) -> bool:
+        """Whether the export adds a graph with an int8 KV cache."""
+        return self.cache == "float32" and not self.lossless
+
+    @property
     def bytes_per_weight(self) -> float:
         """On disk, including the share of a block's float16 scale and of its zero point."""
         shared = 2 + self.bits / 8 * self.zero_points
