@@ -51,14 +51,15 @@ def load(
     check_integer("slots", slots, 1, 1024)
     check_integer("queue", queue, 0, 1 << 20)
     bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+    device = _device(bundle, variant, device)
+    int8_cache = _wants_int8(kv_cache, device)
     bundle.check(name for name in bundle.files_of(variant) if not name.startswith(GRAPH_FOLDER))
     with ThreadPoolExecutor(1) as hashing:  # in parallel with loading the tokenizer
         names = [name for name in bundle.files_of(variant) if name.startswith(GRAPH_FOLDER)]
         checking = hashing.submit(bundle.check, names)
         tokenizer = load_tokenizer(bundle)
         checking.result()
-    device = _device(bundle, variant, device)
-    graph = bundle.graph_of(variant, _wants_int8(kv_cache, device))
+    graph = bundle.graph_of(variant, int8_cache)
     session = Session(graph, bundle.architecture, threads, settings, device)
     store = None
     if prompt_cache is not None and session.device == "cpu":
@@ -92,11 +93,12 @@ def _wants_int8(kv_cache: KVCache, device: Device) -> bool:
     """Whether to open the graph with an int8 KV cache. Raises UserError if `kv_cache` is unknown or cannot be had."""
     if kv_cache not in get_args(KVCache):
         raise UserError("kv_cache", "is not a type of cache", "use int8 or fp32", value=kv_cache)
-    if kv_cache == "int8" and may_use_cuda(device):
+    if kv_cache == "fp32":
+        return False
+    if may_use_cuda(device):
         raise UserError("kv_cache", "runs on the CPU only", "use fp32, or the device cpu", value=kv_cache)
-    if kv_cache == "int8":
-        check_int8_cache()
-    return kv_cache == "int8"
+    check_int8_cache()
+    return True
 
 
 def _make_folder(folder: Path) -> None:
